@@ -1,0 +1,75 @@
+"""What can go wrong with a file, a backbone or a picture, as one tree of exceptions.
+
+It does not know HTTP: ``service.errors`` gives each class its status.
+
+AdaptError
+├── BackboneError            the model cannot be loaded, or is of a family without sites
+├── MediaError
+│   ├── UnsupportedMedia     not a picture or clip in a format we read
+│   ├── BrokenMedia          a known format that does not decode
+│   └── MediaTooLarge        more bytes, pixels, frames or seconds than the limits allow
+├── AdapterError
+│   ├── NotAnAdapter         not a safetensors file at all (a pickle, a picture, ...)
+│   ├── BrokenAdapter        safetensors, but truncated, wrongly named, wrongly shaped, not finite
+│   ├── WrongBase            made for another backbone
+│   └── AdapterTooLarge      more bytes, rank or classes than the server has room for
+└── NoRoom                   no slot, cache or disk space left
+"""
+
+from __future__ import annotations
+
+
+class AdaptError(Exception):
+    """Base of all our errors: one sentence for people, and named facts for machines.
+
+    ``facts`` are JSON values such as ``tensor``, ``expected``, ``got``, ``limit``, ``value``.
+    """
+
+    def __init__(self, message: str, **facts: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+
+class BackboneError(AdaptError):
+    """The backbone cannot be loaded or has no place for adapters."""
+
+
+class MediaError(AdaptError):
+    """The picture or clip cannot be used."""
+
+
+class UnsupportedMedia(MediaError):
+    """The first bytes belong to no picture or clip format that we read."""
+
+
+class BrokenMedia(MediaError):
+    """The format is known, the content does not decode."""
+
+
+class MediaTooLarge(MediaError):
+    """The picture or clip is larger than a limit."""
+
+
+class AdapterError(AdaptError):
+    """The adapter file cannot be used."""
+
+
+class NotAnAdapter(AdapterError):
+    """The bytes are not a safetensors file."""
+
+
+class BrokenAdapter(AdapterError):
+    """The file is safetensors, and its content is not a valid adapter."""
+
+
+class WrongBase(AdapterError):
+    """The adapter was made for another backbone."""
+
+
+class AdapterTooLarge(AdapterError):
+    """The adapter is larger than a limit."""
+
+
+class NoRoom(AdaptError):
+    """A bounded store is full."""

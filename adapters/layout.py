@@ -1,0 +1,97 @@
+"""Where a backbone can be adapted, as plain numbers, and the tensors an adapter must therefore hold.
+
+It does not know torch or timm: ``backbone.py`` makes a Layout from a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from adapters.config import AdapterConfig, SiteName
+from adapters.errors import AdapterTooLarge, BrokenAdapter, WrongBase
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A backbone's name, fingerprint and sizes.
+
+    ``sites[site][block]`` is (width at the tap, width where it is added). ``width`` is that of the
+    pooled feature, ``input_size`` the side of the square input in pixels, ``parameters`` the count
+    without a classifier.
+    """
+
+    model: str
+    fingerprint: str
+    parameters: int
+    width: int
+    input_size: int
+    blocks: int
+    sites: Mapping[SiteName, tuple[tuple[int, int], ...]]
+    pools: tuple[str, ...] = ("backbone", "cls", "avg")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", MappingProxyType(dict(self.sites)))
+
+    def check(self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> None:
+        """Raise WrongBase, BrokenAdapter or AdapterTooLarge unless the config fits this backbone."""
+        if config.base.fingerprint != self.fingerprint:
+            raise WrongBase(
+                f"the adapter was made for {config.base.model} with fingerprint {config.base.fingerprint[:12]}, "
+                f"this server holds {self.model} with fingerprint {self.fingerprint[:12]}; "
+                "train it on this backbone or start a server with that one",
+                field="base.fingerprint", expected=self.fingerprint, got=config.base.fingerprint,
+            )  # fmt: skip
+        if config.input.size != self.input_size:
+            raise BrokenAdapter(
+                f"input.size is {config.input.size}, the backbone takes {self.input_size} pixels",
+                field="input.size", expected=self.input_size, got=config.input.size,
+            )  # fmt: skip
+        if config.pool not in self.pools:
+            raise BrokenAdapter(
+                f"pool '{config.pool}' does not exist on {self.model}; it has {', '.join(self.pools)}",
+                field="pool", expected=list(self.pools), got=config.pool,
+            )  # fmt: skip
+        for site in config.sites:
+            if site.site not in self.sites:
+                raise BrokenAdapter(
+                    f"site '{site.site}' does not exist on {self.model}; it has {', '.join(self.sites)}",
+                    field="sites.site", expected=list(self.sites), got=site.site,
+                )  # fmt: skip
+            if site.blocks[-1] >= self.blocks:
+                raise BrokenAdapter(
+                    f"site '{site.site}' names block {site.blocks[-1]}, {self.model} has blocks 0 to {self.blocks - 1}",
+                    field="sites.blocks", expected=self.blocks - 1, got=site.blocks[-1],
+                )  # fmt: skip
+            _bound("sites.rank", "rank", site.rank, max_rank)
+        _bound("labels", "classes", len(config.labels), max_classes)
+        _bound("video.frames", "frames", config.frames, max_frames)
+
+    def tensors(self, config: AdapterConfig) -> dict[str, Shape]:
+        """Name and shape of every tensor the file must hold, and of none besides."""
+        shapes: dict[str, Shape] = {}
+        for site in config.sites:
+            for block in site.blocks:
+                width_in, width_out = self.sites[site.site][block]
+                prefix = f"{site.site}.{block}"
+                shapes[f"{prefix}.down.weight"] = (site.rank, width_in)
+                shapes[f"{prefix}.down.bias"] = (site.rank,)
+                shapes[f"{prefix}.up.weight"] = (width_out, site.rank)
+                shapes[f"{prefix}.up.bias"] = (width_out,)
+                if site.temporal:
+                    shapes[f"{prefix}.time.weight"] = (site.rank, 1, 3)
+        if config.norm == "trained":
+            shapes["norm.weight"] = shapes["norm.bias"] = (self.width,)
+        shapes["head.weight"] = (len(config.labels), self.width)
+        shapes["head.bias"] = (len(config.labels),)
+        return shapes
+
+
+def _bound(field: str, noun: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise AdapterTooLarge(
+            f"the adapter has {value} {noun}, this server takes at most {limit}", field=field, limit=limit, value=value
+        )

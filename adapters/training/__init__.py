@@ -1,0 +1,1 @@
+"""Turn a folder of labelled pictures or clips into an adapter file."""

@@ -1,0 +1,1 @@
+"""The server: settings, engine, repository and HTTP around the adapters."""

@@ -50,7 +50,9 @@ class SiteConfig(_Frozen):
     """
 
     site: SiteName
-    blocks: Annotated[tuple[Annotated[int, Field(ge=0, lt=MAX_BLOCKS)], ...], Field(min_length=1, max_length=MAX_BLOCKS)]
+    blocks: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=MAX_BLOCKS)], ...], Field(min_length=1, max_length=MAX_BLOCKS)
+    ]
     rank: Annotated[int, Field(ge=1, le=MAX_RANK)]
     act: Activation = "relu"
     scale: Finite = 0.1

@@ -7,7 +7,8 @@ AdaptError
 ├── MediaError
 │   ├── UnsupportedMedia     not a picture or clip in a format we read
 │   ├── BrokenMedia          a known format that does not decode
-│   └── MediaTooLarge        more bytes, pixels, frames or seconds than the limits allow
+│   ├── MediaTooLarge        more bytes, pixels, frames or seconds than the limits allow
+│   └── WrongModality        a clip for a task that takes pictures, or the reverse
 ├── AdapterError
 │   ├── NotAnAdapter         not a safetensors file at all (a pickle, a picture, ...)
 │   ├── BrokenAdapter        safetensors, but truncated, wrongly named, wrongly shaped, not finite
@@ -49,6 +50,10 @@ class BrokenMedia(MediaError):
 
 class MediaTooLarge(MediaError):
     """The picture or clip is larger than a limit."""
+
+
+class WrongModality(MediaError):
+    """A clip came for a task that takes pictures, or the reverse."""
 
 
 class AdapterError(AdaptError):

@@ -36,6 +36,11 @@ class Layout:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", MappingProxyType(dict(self.sites)))
 
+    def default_rank(self, share: float = 0.014) -> int:
+        """The multiple of 8 whose ``parallel`` residuals come closest to ``share`` of the backbone: 64 on ViT-B."""
+        widths = sum(width_in + width_out for width_in, width_out in self.sites["parallel"])
+        return max(8, round(share * self.parameters / widths / 8) * 8)
+
     def check(self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> None:
         """Raise WrongBase, BrokenAdapter or AdapterTooLarge unless the config fits this backbone."""
         if config.base.fingerprint != self.fingerprint:

@@ -1,0 +1,155 @@
+"""Bring an adapter into the exact form that a slot holds: transposed, padded to the slot's rank, scale folded in.
+
+Packing happens on a loader thread, so that filling a slot is a few plain copies. It knows no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.config import Activation, AdapterConfig, Pool, SiteConfig, SiteName
+from adapters.file import Adapter
+from adapters.layout import Layout
+from adapters.sites import SlotWeights
+
+PAGE = 16
+"""Classes per page of a head. A head of C classes takes ceil(C / PAGE) pages, the last one zero-padded."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """How one site's tensors of all blocks lie in one slot: ``elements`` numbers, block after block."""
+
+    site: SiteName
+    rank: int
+    widths: tuple[tuple[int, int], ...]
+
+    @property
+    def elements(self) -> int:
+        return sum(sum(self._sizes(*w)) for w in self.widths)
+
+    def views(self, flat: Tensor) -> tuple[SlotWeights, ...]:
+        """Each block's tensors as views of ``flat`` (slots, elements)."""
+        blocks, slots, rank = [], flat.shape[0], self.rank
+        pieces = iter(flat.split([n for w in self.widths for n in self._sizes(*w)], dim=1))
+        for width_in, width_out in self.widths:
+            down, down_bias, up, up_bias, time = (next(pieces) for _ in range(5))
+            blocks.append(
+                SlotWeights(
+                    down.unflatten(1, (width_in, rank)), down_bias,
+                    up.unflatten(1, (rank, width_out)), up_bias,
+                    time.view(slots, 3, rank) if time.is_contiguous() else time.unflatten(1, (3, rank)),
+                )
+            )  # fmt: skip
+        return tuple(blocks)
+
+    def _sizes(self, width_in: int, width_out: int) -> tuple[int, int, int, int, int]:
+        return width_in * self.rank, self.rank, self.rank * width_out, width_out, 3 * self.rank
+
+
+@dataclass(frozen=True)
+class AdapterMeta:
+    """What the engine must know of a resident adapter, without its tensors."""
+
+    digest: str
+    modality: str
+    frames: int
+    classes: int
+    score: str
+    pool: Pool
+    norm: str
+    acts: Mapping[SiteName, Activation]
+    temporal: frozenset[SiteName]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class PackedAdapter:
+    """A host copy ready for a slot.
+
+    ``planes[site]`` (elements,) in the compute dtype; ``vector`` (6 + 2 width,) float32: mean, std, norm weight,
+    norm bias; ``pages`` (pages, PAGE, width) and ``page_bias`` (pages, PAGE) float32: the head.
+    """
+
+    meta: AdapterMeta
+    planes: Mapping[SiteName, Tensor]
+    vector: Tensor
+    pages: Tensor
+    page_bias: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.planes.values(), self.vector, self.pages, self.page_bias))
+
+
+def plane_of(layout: Layout, site: SiteName, rank: int) -> Plane:
+    return Plane(site, rank, layout.sites[site])
+
+
+def pack(adapter: Adapter, layout: Layout, rank: int, dtype: torch.dtype, *, pinned: bool = False) -> PackedAdapter:
+    """Pack an adapter that ``read_adapter`` accepted. ``rank`` is the slot's, at least the adapter's.
+
+    Padding is exact: the padded columns of ``up`` are zero, and every activation is finite.
+    """
+    config = adapter.config
+    planes: dict[SiteName, Tensor] = {}
+    for site in config.sites:
+        plane = plane_of(layout, site.site, rank)
+        flat = torch.zeros(1, plane.elements, dtype=torch.float32)
+        _fill(plane.views(flat), site, adapter.tensors)
+        planes[site.site] = flat[0].to(dtype)
+    count = -(-len(config.labels) // PAGE)
+    pages = torch.zeros(count * PAGE, layout.width)
+    bias = torch.zeros(count * PAGE)
+    pages[: len(config.labels)] = adapter.tensors["head.weight"].float()
+    bias[: len(config.labels)] = adapter.tensors["head.bias"].float()
+    packed = PackedAdapter(
+        _meta(adapter, config), planes, _vector(adapter, layout), pages.view(count, PAGE, -1), bias.view(count, PAGE)
+    )
+    if not pinned:
+        return packed
+    return PackedAdapter(
+        packed.meta, {k: v.pin_memory() for k, v in planes.items()},
+        packed.vector.pin_memory(), packed.pages.pin_memory(), packed.page_bias.pin_memory(),
+    )  # fmt: skip
+
+
+def _fill(blocks: tuple[SlotWeights, ...], site: SiteConfig, tensors: Mapping[str, Tensor]) -> None:
+    for block in site.blocks:
+        prefix, slot = f"{site.site}.{block}", blocks[block]
+        slot.down[0, :, : site.rank] = tensors[f"{prefix}.down.weight"].float().T
+        slot.down_bias[0, : site.rank] = tensors[f"{prefix}.down.bias"].float()
+        slot.up[0, : site.rank] = tensors[f"{prefix}.up.weight"].float().T * site.scale
+        slot.up_bias[0] = tensors[f"{prefix}.up.bias"].float() * site.scale
+        if site.temporal:
+            slot.time[0, :, : site.rank] = tensors[f"{prefix}.time.weight"].float()[:, 0].T
+    if not site.temporal:
+        for slot in blocks:
+            slot.time[0, 1] = 1.0
+
+
+def _vector(adapter: Adapter, layout: Layout) -> Tensor:
+    config = adapter.config
+    weight, bias = torch.ones(layout.width), torch.zeros(layout.width)
+    if config.norm == "trained":
+        weight, bias = adapter.tensors["norm.weight"].float(), adapter.tensors["norm.bias"].float()
+    return torch.cat([torch.tensor(config.input.mean), torch.tensor(config.input.std), weight, bias])
+
+
+def _meta(adapter: Adapter, config: AdapterConfig) -> AdapterMeta:
+    return AdapterMeta(
+        digest=adapter.digest,
+        modality=config.modality,
+        frames=config.frames,
+        classes=len(config.labels),
+        score=config.score,
+        pool=config.pool,
+        norm=config.norm,
+        acts={s.site: s.act for s in config.sites},
+        temporal=frozenset(s.site for s in config.sites if s.temporal),
+        parameters=adapter.parameters,
+    )

@@ -1,0 +1,152 @@
+"""The one operator: a low-rank residual, for one adapter (training) and for many at once (serving).
+
+``y = tap``; ``out += scale * (up @ act(mix(down @ y + b_down)) + b_up)`` (AdaptFormer, Chen et al. 2022,
+eq. 2 and 3; LoRA, Hu et al. 2021, with no activation). It does not know where in a model it is applied.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.config import Activation, SiteConfig
+
+ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "gelu")
+
+
+def activate(hidden: Tensor, act: Activation) -> Tensor:
+    """Apply the bottleneck's activation; GELU is the exact one."""
+    if act == "relu":
+        return F.relu(hidden)
+    return F.gelu(hidden) if act == "gelu" else hidden
+
+
+class LowRankResidual(nn.Module):
+    """One residual with its own parameters, started as the identity: only ``down.weight`` is not zero.
+
+    ``learn_scale`` makes the scale a parameter; a file folds it into ``up``.
+    """
+
+    def __init__(
+        self, site: SiteConfig, width_in: int, width_out: int, *, dropout: float = 0.0, learn_scale: bool = False
+    ) -> None:
+        super().__init__()
+        self.act: Activation = site.act
+        self.down = nn.Linear(width_in, site.rank)
+        self.up = nn.Linear(site.rank, width_out)
+        self.time = (
+            nn.Conv1d(site.rank, site.rank, 3, padding=1, groups=site.rank, bias=False) if site.temporal else None
+        )
+        scale = torch.tensor(site.scale)
+        self.scale: Tensor
+        if learn_scale:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
+        self.dropout = dropout
+        self.reset()
+
+    def reset(self) -> None:
+        """Kaiming-uniform ``down``, everything else zero, time mixing the identity."""
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+        if self.time is not None:
+            with torch.no_grad():
+                self.time.weight.zero_()[:, 0, 1] = 1.0
+
+    def forward(self, tap: Tensor, frames: int = 1) -> Tensor:
+        """Residual (rows, tokens, width out) of ``tap`` (rows, tokens, width in); ``frames`` rows make a clip."""
+        hidden = self.down(tap)
+        if self.time is not None:
+            hidden = self._mix(hidden, frames)
+        hidden = F.dropout(activate(hidden, self.act), self.dropout, self.training)
+        return self.scale * self.up(hidden)
+
+    def _mix(self, hidden: Tensor, frames: int) -> Tensor:
+        """Depthwise convolution over the frames of each clip, every token for itself, zeros beyond the ends."""
+        assert self.time is not None
+        rows, tokens, rank = hidden.shape
+        clips = hidden.view(rows // frames, frames, tokens, rank).permute(0, 2, 3, 1)
+        mixed = self.time(clips.reshape(-1, rank, frames))
+        return mixed.view(rows // frames, tokens, rank, frames).permute(0, 3, 1, 2).reshape(rows, tokens, rank)
+
+
+@dataclass(frozen=True)
+class SlotWeights:
+    """One site of one block for every slot of the bank, ``scale`` folded into ``up``; views of one slab.
+
+    ``down`` (slots, width in, rank), ``down_bias`` (slots, rank), ``up`` (slots, rank, width out),
+    ``up_bias`` (slots, width out), ``time`` (slots, 3, rank). Slot 0 is all zeros and adds nothing.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    time: Tensor
+
+
+@dataclass(frozen=True)
+class SiteRows:
+    """What a batch does at one kind of site. Tensors are (rows,) on the device.
+
+    ``slots``: each row's slot. ``acts``: the activations that occur, in the order of ``ACTIVATIONS``;
+    ``act_of`` picks one per row and is only read if there are several. ``clips`` is set when any row mixes in time.
+    """
+
+    slots: Tensor
+    acts: tuple[Activation, ...]
+    act_of: Tensor
+    clips: ClipRows | None
+
+
+@dataclass(frozen=True)
+class ClipRows:
+    """Each row's neighbours in time: their row numbers, itself where there is none, and 0/1 masks (rows, 1, 1)."""
+
+    before: Tensor
+    after: Tensor
+    has_before: Tensor
+    has_after: Tensor
+
+
+def banked_residual(tap: Tensor, out: Tensor, weights: SlotWeights, rows: SiteRows) -> Tensor:
+    """Add each row's own residual to ``out`` (rows, tokens, width out) in place, and return it.
+
+    Weights are gathered per row and multiplied as one batch, so a row's bits do not depend on its
+    neighbours: the same matrix product runs for it whatever slots the other rows use.
+    """
+    slots = rows.slots
+    hidden = torch.baddbmm(weights.down_bias[slots].unsqueeze(1), tap, weights.down[slots])
+    if rows.clips is not None:
+        hidden = _mix_rows(hidden, weights.time[slots], rows.clips)
+    hidden = _activate_rows(hidden, rows)
+    if out.is_contiguous():
+        return out.baddbmm_(hidden, weights.up[slots]).add_(weights.up_bias[slots].unsqueeze(1))
+    return out + torch.baddbmm(weights.up_bias[slots].unsqueeze(1), hidden, weights.up[slots])
+
+
+def _mix_rows(hidden: Tensor, time: Tensor, clips: ClipRows) -> Tensor:
+    """Three taps over time; rows that do not mix have the weights (0, 1, 0) and only ever read themselves."""
+    before, here, after = (time[:, i].unsqueeze(1) for i in range(3))
+    return (
+        here * hidden
+        + (clips.has_before * before) * hidden[clips.before]
+        + (clips.has_after * after) * hidden[clips.after]
+    )
+
+
+def _activate_rows(hidden: Tensor, rows: SiteRows) -> Tensor:
+    if len(rows.acts) == 1:
+        return activate(hidden, rows.acts[0])
+    result = hidden
+    for act in rows.acts:
+        if act != "none":
+            chosen = (rows.act_of == ACTIVATIONS.index(act)).view(-1, 1, 1)
+            result = torch.where(chosen, activate(hidden, act), result)
+    return result

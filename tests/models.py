@@ -1,0 +1,122 @@
+"""Small models of real timm architectures, random adapters for them, and an independent reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapters.backbone import Backbone, load_backbone
+from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig, VideoConfig
+from adapters.file import Adapter
+from adapters.layout import Layout
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}),
+    "dinov2": (
+        "vit_small_patch14_reg4_dinov2",
+        {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3, "init_values": 0.5},
+    ),
+    "gap": ("vit_medium_patch16_gap_240", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "eva02": ("eva02_tiny_patch14_224", {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "dinov3": ("vit_small_patch16_dinov3", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "beit": ("beit_base_patch16_224", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 32, "embed_dim": 24, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4},
+    ),
+    "swinv2": (
+        "swinv2_tiny_window8_256",
+        {"img_size": 32, "embed_dim": 24, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4},
+    ),
+    "relpos": ("vit_relpos_small_patch16_224", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+}
+
+
+def small_backbone(folder: Path, family: str = "vit", device: str = "cpu", dtype: str = "float32") -> Backbone:
+    """A family's real architecture with a few small blocks and weights from seed 0, large enough to matter."""
+    architecture, args = FAMILIES[family]
+    folder.mkdir(parents=True, exist_ok=True)
+    size = args["img_size"]
+    cfg = {"input_size": [3, size, size], "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3], "crop_pct": 0.9}
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": architecture, "num_classes": 0, "model_args": args, "pretrained_cfg": cfg})
+    )
+    backbone = load_backbone(str(folder), "random:0", device, dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.05
+            parameter.add_(noise.to(parameter))
+    return backbone
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a random adapter should look like."""
+
+    sites: tuple[SiteConfig, ...] = ()
+    classes: int = 5
+    pool: str = "backbone"
+    norm: str = "frozen"
+    frames: int = 1
+    score: str = "softmax"
+
+
+def random_adapter(backbone: Backbone, spec: Spec, seed: int, size: float = 0.3, task: str = "t") -> Adapter:
+    """Random values in every tensor, so that nothing can be left out unnoticed."""
+    config = config_of(backbone, spec, task)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(shape, generator=generator) * size for name, shape in backbone.layout.tensors(config).items()
+    }
+    return Adapter(config, tensors, f"{seed:064x}")
+
+
+def config_of(backbone: Backbone, spec: Spec, task: str = "t") -> AdapterConfig:
+    layout: Layout = backbone.layout
+    return AdapterConfig(
+        task=task,
+        modality="video" if spec.frames > 1 else "image",
+        labels=tuple(f"label {i}" for i in range(spec.classes)),
+        score=spec.score,
+        base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
+        sites=spec.sites,
+        pool=spec.pool,
+        norm=spec.norm,
+        input=backbone.input,
+        video=VideoConfig(frames=spec.frames) if spec.frames > 1 else None,
+    )
+
+
+def residual(adapter: Adapter, site: str, block: int, tap: Tensor) -> Tensor | float:
+    """The paper's formula, written out once more; ``tap`` is (rows, ..., width)."""
+    chosen = [s for s in adapter.config.sites if s.site == site and block in s.blocks]
+    if not chosen:
+        return 0.0
+    config, t, p = chosen[0], adapter.tensors, f"{site}.{block}"
+    hidden = tap @ t[f"{p}.down.weight"].T + t[f"{p}.down.bias"]
+    if config.temporal:
+        frames = adapter.config.frames
+        kernel = t[f"{p}.time.weight"][:, 0]
+        clips = hidden.reshape(-1, frames, *hidden.shape[1:])
+        padded = F.pad(clips.movedim(1, -1), (1, 1)).movedim(-1, 1)
+        mixed = sum(padded[:, k : k + frames] * kernel[:, k] for k in range(3))
+        hidden = mixed.reshape(hidden.shape)
+    act = {"none": lambda v: v, "relu": torch.relu, "gelu": F.gelu}[config.act]
+    return config.scale * (act(hidden) @ t[f"{p}.up.weight"].T + t[f"{p}.up.bias"])
+
+
+def head_of(backbone: Backbone, adapter: Adapter, pooled: Tensor) -> Tensor:
+    """Mean over frames, the file's own norm if it has one, the linear head."""
+    pooled = pooled.float().reshape(-1, adapter.config.frames, pooled.shape[-1]).mean(1)
+    t: Mapping[str, Tensor] = adapter.tensors
+    if adapter.config.norm == "trained":
+        pooled = F.layer_norm(pooled, pooled.shape[-1:], t["norm.weight"], t["norm.bias"], backbone.norm_eps)
+    return pooled @ t["head.weight"].T + t["head.bias"]

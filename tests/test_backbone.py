@@ -1,0 +1,322 @@
+"""Every family: timm's own answer without an adapter, the written-out formula with one, and honest sites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adapters.backbone import Backbone, fingerprint_of, load_backbone
+from adapters.bank import Slabs, pack
+from adapters.config import SiteConfig
+from adapters.errors import BackboneError
+from adapters.file import Adapter
+from adapters.forward import BankedForward, Job
+from tests.models import FAMILIES, Spec, head_of, random_adapter, residual, small_backbone
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return small_backbone(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+def pixels(backbone: Backbone, frames: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    size = backbone.layout.input_size
+    return torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def normalised(backbone: Backbone, images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.input.mean, backbone.input.std))
+    return images.float().div(255).sub(mean).div(std)
+
+
+class Bench:
+    """Slots filled with adapters, and jobs for them."""
+
+    def __init__(self, backbone: Backbone, adapters: list[Adapter], rank: int = 16) -> None:
+        self.slabs = Slabs(
+            backbone.layout, slots=len(adapters), rank=rank, pages=4 * len(adapters),
+            dtype=backbone.dtype, device=backbone.device,
+        )  # fmt: skip
+        self.forward = BankedForward(backbone, self.slabs)
+        self.packed = []
+        for slot, adapter in enumerate(adapters, 1):
+            packed = pack(adapter, backbone.layout, rank, backbone.dtype)
+            pages = tuple(range(4 * slot - 3, 4 * slot - 3 + len(packed.pages)))
+            self.slabs.write(slot, pages, packed)
+            self.packed.append((slot, pages, packed.meta))
+
+    def job(self, index: int, images: Tensor) -> Job:
+        slot, pages, meta = self.packed[index]
+        return Job(images, slot, pages, meta)
+
+
+def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
+    """The backbone's forward with every block written out by hand; tokens before the last norm."""
+
+    def rest(block: Any, index: int, x: Tensor, pre_norm: bool) -> Tensor:
+        """From x' on: MLP with its sequential and LoRA sites, then the residuals at the block's end."""
+        post = x.reshape(x.shape[0], -1, x.shape[-1])
+        branch = mlp(block.mlp, index, block.norm2(post) if pre_norm else post)
+        branch = branch + residual(adapter, "sequential", index, branch)
+        if not pre_norm:
+            branch = block.norm2(branch)
+        gamma = getattr(block, "gamma_2", None)
+        branch = branch * gamma if gamma is not None else getattr(block, "ls2", nn.Identity())(branch)
+        out = post + branch + residual(adapter, "parallel", index, post)
+        out = out + residual(adapter, "output", index, out)
+        return out.reshape(x.shape)
+
+    def mlp(module: Any, index: int, x: Tensor) -> Tensor:
+        hidden = module.fc1(x) + residual(adapter, "fc1", index, x)
+        if type(module).__name__ == "GluMlp":
+            gate, value = hidden.chunk(2, dim=-1)
+            hidden = module.norm(module.act(gate) * value)
+        else:
+            assert type(module).__name__ == "Mlp"
+            hidden = module.norm(module.act(hidden))
+        return module.fc2(hidden) + residual(adapter, "fc2", index, hidden)
+
+    model, x = backbone.model, images
+    x = model.patch_embed(x)
+    extra: dict[str, Any] = {}
+    kind = type(backbone._blocks[0].module).__name__
+    if "Swin" in kind:
+        index = 0
+        for stage in model.layers:
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                normed_first = "V2" not in kind
+                x = x + (block._attn(block.norm1(x)) if normed_first else block.norm1(block._attn(x)))
+                x = rest(block, index, x, normed_first)
+                index += 1
+        return x
+    if kind == "EvaBlock":
+        x, rope = model._pos_embed(x)
+        extra = {"rope": rope}
+        x = model.norm_pre(x)
+    elif type(model).__name__ == "Beit":
+        x = torch.cat((model.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        x = x + model.pos_embed if model.pos_embed is not None else x
+        extra = {"shared_rel_pos_bias": model.rel_pos_bias() if model.rel_pos_bias is not None else None}
+    elif "RelPos" in kind:
+        x = x if model.cls_token is None else torch.cat((model.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        shared = model.shared_rel_pos.get_bias() if model.shared_rel_pos is not None else None
+        extra = {"shared_rel_pos": shared}
+    else:
+        x = model.norm_pre(model._pos_embed(x))
+    for index, block in enumerate(model.blocks):
+        attended = block.attn(block.norm1(x), **extra)
+        gamma = getattr(block, "gamma_1", None)
+        attended = attended * gamma if gamma is not None else getattr(block, "ls1", nn.Identity())(attended)
+        x = rest(block, index, x + attended, pre_norm=True)
+    return x
+
+
+def reference(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
+    """Logits of one adapter alone, in plain PyTorch."""
+    model = backbone.model
+    raw = reference_tokens(backbone, adapter, normalised(backbone, images))
+    config = adapter.config
+    if config.pool == "backbone":
+        return head_of(backbone, adapter, model.forward_head(model.norm(raw), pre_logits=True))
+    tokens = (raw if config.norm == "trained" else model.norm(raw)).flatten(1, -2)
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    pooled = tokens[:, 0] if config.pool == "cls" else tokens[:, prefix:].mean(1)
+    if config.norm == "frozen" and isinstance(model.norm, nn.Identity):
+        pooled = model.fc_norm(pooled)
+    return head_of(backbone, adapter, pooled)
+
+
+def name_of(backbone: Backbone, wanted: nn.Module) -> str:
+    return next(name for name, module in backbone.model.named_modules() if module is wanted)
+
+
+def all_sites(backbone: Backbone, name: str, temporal: bool = False, act: str = "relu", rank: int = 5) -> SiteConfig:
+    blocks = tuple(range(backbone.layout.blocks))
+    return SiteConfig(site=name, blocks=blocks, rank=rank, act=act, scale=0.6, temporal=temporal)
+
+
+@torch.inference_mode()
+def test_hooks_without_an_adapter_change_nothing(backbone: Backbone) -> None:
+    images = normalised(backbone, pixels(backbone, 3))
+    architecture, args = FAMILIES[backbone.layout.model.split("+")[0]]
+    bare = timm.create_model(architecture, pretrained=False, num_classes=0, **args).eval()
+    bare.load_state_dict(backbone.model.state_dict())
+    features = backbone.features(images)
+    assert torch.equal(features.normed, bare.forward_features(images))
+    vector = backbone.pool(features, "backbone", "frozen")
+    assert torch.equal(vector, bare.forward_head(bare.forward_features(images), pre_logits=True))
+
+
+@torch.inference_mode()
+def test_an_adapter_with_zero_up_weights_is_timms_own_model(backbone: Backbone) -> None:
+    spec = Spec((all_sites(backbone, "parallel"), all_sites(backbone, "output", act="gelu")), classes=4)
+    adapter = random_adapter(backbone, spec, 3)
+    for name, tensor in adapter.tensors.items():
+        if ".up." in name:
+            tensor.zero_()
+    images = pixels(backbone, 3)
+    bench = Bench(backbone, [adapter])
+    found = bench.forward([bench.job(0, images[i : i + 1]) for i in range(3)])
+    vector = backbone.model.forward_head(backbone.model.forward_features(normalised(backbone, images)), pre_logits=True)
+    expected = head_of(backbone, adapter, vector)
+    torch.testing.assert_close(torch.tensor(found[0]), expected[0], rtol=1e-6, atol=1e-5)
+    features = backbone.features(normalised(backbone, images))
+    assert torch.equal(backbone.pool(features, "backbone", "frozen"), vector)
+
+
+@torch.inference_mode()
+def test_every_site_and_pool_equals_the_reference(backbone: Backbone) -> None:
+    images = pixels(backbone, 2)
+    for i, name in enumerate(backbone.layout.sites):
+        for pool in backbone.layout.pools:
+            for norm in ("frozen",) if pool == "backbone" else ("frozen", "trained"):
+                if name in ("qkv", "q", "k", "v", "proj"):
+                    continue  # inside attention: `test_lora_on_attention` adds them to the weights
+                act = ("none", "relu", "gelu")[i % 3]
+                adapter = random_adapter(backbone, Spec((all_sites(backbone, name, act=act),), 5, pool, norm), i)
+                bench = Bench(backbone, [adapter])
+                found = bench.forward([bench.job(0, images[:1]), bench.job(0, images[1:])])
+                expected = reference(backbone, adapter, images)
+                torch.testing.assert_close(
+                    torch.from_numpy(np.stack(found)),
+                    expected,
+                    rtol=1e-3,
+                    atol=2e-4,
+                    msg=lambda m, n=name, p=pool: f"{n} {p}: {m}",
+                )
+
+
+@torch.inference_mode()
+def test_lora_on_attention_equals_changed_weights(backbone: Backbone) -> None:
+    """LoRA without an activation is a change of the Linear's weight and bias: make it, run timm, compare."""
+    images = pixels(backbone, 2)
+    for i, name in enumerate(n for n in backbone.layout.sites if n in ("qkv", "q", "k", "v", "proj")):
+        adapter = random_adapter(backbone, Spec((all_sites(backbone, name, act="none"),)), i, size=0.2)
+        bench = Bench(backbone, [adapter])
+        found = torch.from_numpy(np.stack(bench.forward([bench.job(0, images[:1]), bench.job(0, images[1:])])))
+        state = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+        for b, block in enumerate(backbone._blocks):
+            attn, t = block.module.attn, adapter.tensors
+            linear = getattr(attn, f"{name}_proj", None) or (attn.proj if name == "proj" else attn.qkv)
+            weight = 0.6 * t[f"{name}.{b}.up.weight"] @ t[f"{name}.{b}.down.weight"]
+            bias = 0.6 * (t[f"{name}.{b}.up.weight"] @ t[f"{name}.{b}.down.bias"] + t[f"{name}.{b}.up.bias"])
+            third = linear.out_features // 3
+            start = {"k": third, "v": 2 * third}.get(name, 0) if linear.out_features > len(bias) else 0
+            if linear.bias is None:
+                linear.bias = nn.Parameter(torch.zeros(linear.out_features), requires_grad=False)
+            linear.weight[start : start + len(bias)] += weight
+            linear.bias[start : start + len(bias)] += bias
+        head = {k: v for k, v in adapter.tensors.items() if k.startswith("head.")}
+        vector = backbone.model.forward_head(
+            backbone.model.forward_features(normalised(backbone, images)), pre_logits=True
+        )
+        expected = vector.float() @ head["head.weight"].T + head["head.bias"]
+        for block in backbone._blocks:
+            for linear in (block.module.attn.qkv, block.module.attn.proj):
+                linear.bias = linear.bias if f"{name_of(backbone, linear)}.bias" in state else None
+        backbone.model.load_state_dict(state)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@torch.inference_mode()
+def test_sixteen_tasks_in_one_batch_answer_as_each_alone(backbone: Backbone) -> None:
+    names = list(backbone.layout.sites)
+    adapters = []
+    for i in range(16):
+        frames = (1, 1, 2, 3)[i % 4]
+        site = all_sites(backbone, names[i % len(names)], temporal=frames > 1, act=("relu", "none", "gelu")[i % 3])
+        pool = backbone.layout.pools[i % len(backbone.layout.pools)]
+        norm = "trained" if pool != "backbone" and i % 2 else "frozen"
+        adapters.append(random_adapter(backbone, Spec((site,), 3 + 5 * (i % 7), pool, norm, frames), i))
+    bench = Bench(backbone, adapters)
+    jobs = [bench.job(i, pixels(backbone, a.config.frames, seed=i)) for i, a in enumerate(adapters)]
+    together = bench.forward(jobs)
+    for job, adapter, logits in zip(jobs, adapters, together, strict=True):
+        alone = torch.tensor(bench.forward([job])[0])
+        torch.testing.assert_close(torch.tensor(logits), alone, rtol=1e-3, atol=2e-4)
+        if adapter.config.sites[0].site in ("parallel", "sequential", "output"):
+            torch.testing.assert_close(alone, reference(backbone, adapter, job.pixels)[0], rtol=1e-3, atol=2e-4)
+
+
+@torch.inference_mode()
+def test_same_shape_of_batch_same_bits(tmp_path: Path) -> None:
+    backbone = small_backbone(tmp_path)
+    adapters = [random_adapter(backbone, Spec((all_sites(backbone, "parallel"),), 3 + i), i) for i in range(4)]
+    bench = Bench(backbone, adapters)
+    mine = pixels(backbone, 1, seed=99)
+    others = [pixels(backbone, 1, seed=i) for i in range(7)]
+    first = bench.forward([bench.job(1, mine)] + [bench.job(1, o) for o in others])[0]
+    mixed = bench.forward([bench.job(1, mine)] + [bench.job(i % 4, o) for i, o in enumerate(others)])[0]
+    last = bench.forward([bench.job(i % 4, o) for i, o in enumerate(others)] + [bench.job(1, mine)])[-1]
+    assert (first == mixed).all()
+    assert (first == last).all()
+
+
+def test_an_unknown_family_is_an_error() -> None:
+    with pytest.raises(BackboneError, match="no transformer blocks|no known sites"):
+        load_backbone("resnet18", "random:0", "cpu")
+
+
+def test_a_mistyped_name_gets_suggestions() -> None:
+    with pytest.raises(BackboneError, match="close: .*vit_tiny_patch16_224"):
+        load_backbone("vit_tiny_patch16", "random:0")
+    with pytest.raises(BackboneError, match="random:SEED"):
+        load_backbone("vit_tiny_patch16_224", "random:abc")
+
+
+def test_local_weights_must_fill_the_whole_model(tmp_path: Path) -> None:
+    backbone = small_backbone(tmp_path)
+    state = dict(backbone.model.state_dict())
+    save_file(state, tmp_path / "whole.safetensors")
+    torch.save({"model": state}, tmp_path / "whole.pth")
+    for name in ("whole.safetensors", "whole.pth"):
+        again = load_backbone(str(tmp_path), str(tmp_path / name), "cpu")
+        assert again.layout.fingerprint == fingerprint_of(backbone.model)
+    del state["blocks.1.mlp.fc1.weight"]
+    save_file(state, tmp_path / "part.safetensors")
+    with pytest.raises(BackboneError, match=r"lacks 1 tensors of the model, such as blocks\.1\.mlp\.fc1\.weight"):
+        load_backbone(str(tmp_path), str(tmp_path / "part.safetensors"), "cpu")
+    with pytest.raises(BackboneError, match="does not exist"):
+        load_backbone(str(tmp_path), str(tmp_path / "none.safetensors"), "cpu")
+
+
+def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "trapped",))
+
+    backbone = small_backbone(tmp_path)
+    torch.save({"model": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(BackboneError, match="cannot be read"):
+        load_backbone(str(tmp_path), str(tmp_path / "trap.pth"), "cpu")
+    assert not (tmp_path / "trapped").exists()
+    assert backbone.layout.sites
+
+
+def test_the_fingerprint_sees_values_names_and_nothing_of_dtype(tmp_path: Path) -> None:
+    first = small_backbone(tmp_path)
+    half = small_backbone(tmp_path, dtype="bfloat16")
+    assert (
+        load_backbone(str(tmp_path), "random:0").layout.fingerprint
+        == load_backbone(str(tmp_path), "random:0", dtype="bfloat16").layout.fingerprint
+    )
+    assert half.dtype == torch.bfloat16
+    before = fingerprint_of(first.model)
+    with torch.no_grad():
+        first.model.pos_embed[0, 0, 0] += 1
+    assert fingerprint_of(first.model) != before
+
+
+def test_two_threads_in_one_backbone_is_an_error(tmp_path: Path) -> None:
+    backbone = small_backbone(tmp_path)
+    with backbone._busy, pytest.raises(RuntimeError, match="two threads"):
+        backbone.features(torch.zeros(1, 3, 32, 32))

@@ -1,0 +1,134 @@
+"""The pure policy: fair between tasks, first in first out within one, nothing lost, nothing too large."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.scheduler import Scheduler, Ticket
+
+MAX = 8
+tickets = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, MAX), st.integers(0, 20)), min_size=1, max_size=60)
+
+
+def ticket(task: str, rows: int = 1, deadline: float = 1e9) -> Ticket[int]:
+    return Ticket(task, rows, deadline, 0)
+
+
+def drain(scheduler: Scheduler[int], now: float = 0.0) -> list[list[Ticket[int]]]:
+    batches = []
+    while len(scheduler):
+        batch, _ = scheduler.take(now)
+        batches.append(batch)
+    return batches
+
+
+def test_one_row_is_not_starved_by_a_thousand() -> None:
+    scheduler: Scheduler[int] = Scheduler(32)
+    for _ in range(1000):
+        scheduler.add(ticket("flood"))
+    single = ticket("single")
+    scheduler.add(single)
+    batch, _ = scheduler.take(0.0)
+    assert single in batch
+    assert len(batch) == 32
+
+
+def test_busy_tasks_get_equal_rows_whatever_their_clip_length() -> None:
+    scheduler: Scheduler[int] = Scheduler(16)
+    for _ in range(400):
+        scheduler.add(ticket("pictures", 1))
+    for _ in range(100):
+        scheduler.add(ticket("clips", 8))
+    served = {"pictures": 0, "clips": 0}
+    for _ in range(20):
+        for t in scheduler.take(0.0)[0]:
+            served[t.task] += t.rows
+    assert abs(served["pictures"] - served["clips"]) <= 16
+
+
+def test_a_clip_as_large_as_the_batch_is_served_among_pictures() -> None:
+    scheduler: Scheduler[int] = Scheduler(MAX)
+    clip = ticket("clip", MAX)
+    scheduler.add(clip)
+    for turn in range(4 * MAX):
+        scheduler.add(ticket("a"))
+        scheduler.add(ticket("b"))
+        if clip in scheduler.take(0.0)[0]:
+            break
+    else:
+        pytest.fail("the clip never got its turn")
+    assert turn <= 2 * MAX
+
+
+def test_a_batch_fills_up_when_only_one_task_waits() -> None:
+    scheduler: Scheduler[int] = Scheduler(32)
+    for _ in range(40):
+        scheduler.add(ticket("only"))
+    assert [len(b) for b in drain(scheduler)] == [32, 8]
+
+
+def test_a_ticket_that_can_never_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="9 rows do not fit a batch of 8"):
+        Scheduler[int](MAX).add(ticket("a", MAX + 1))
+
+
+def test_removed_tickets_are_not_served() -> None:
+    scheduler: Scheduler[int] = Scheduler(MAX)
+    first, second = ticket("a", 3), ticket("a", 2)
+    scheduler.add(first)
+    scheduler.add(second)
+    assert scheduler.remove(first)
+    assert not scheduler.remove(first)
+    assert scheduler.waiting_rows == 2
+    assert scheduler.take(0.0)[0] == [second]
+    assert scheduler.take(0.0) == ([], [])
+
+
+@given(tickets)
+def test_everything_is_served_once_in_order_and_within_the_bound(items: list[tuple[str, int, int]]) -> None:
+    scheduler: Scheduler[int] = Scheduler(MAX)
+    added = [ticket(task, rows) for task, rows, _ in items]
+    for t in added:
+        scheduler.add(t)
+    assert scheduler.waiting_rows == sum(t.rows for t in added)
+    batches = drain(scheduler)
+    assert all(0 < sum(t.rows for t in b) <= MAX for b in batches)
+    served = [t for b in batches for t in b]
+    assert len(served) == len(added)
+    for task in "abcd":
+        assert [t for t in served if t.task == task] == [t for t in added if t.task == task]
+    assert scheduler.waiting_rows == 0
+
+
+@given(tickets, st.integers(0, 20))
+def test_expired_tickets_come_back_apart(items: list[tuple[str, int, int]], now: int) -> None:
+    scheduler: Scheduler[int] = Scheduler(MAX)
+    for task, rows, deadline in items:
+        scheduler.add(ticket(task, rows, deadline))
+    served, expired = [], []
+    while len(scheduler):
+        batch, late = scheduler.take(now)
+        served += batch
+        expired += late
+    assert all(t.deadline > now for t in served)
+    assert all(t.deadline <= now for t in expired)
+    assert len(served) + len(expired) == len(items)
+
+
+@given(tickets)
+def test_no_waiting_task_falls_behind_by_more_than_a_clip(items: list[tuple[str, int, int]]) -> None:
+    """While two tasks both wait, their served rows differ by at most a clip and a turn: the DRR bound."""
+    scheduler: Scheduler[int] = Scheduler(MAX)
+    for task, rows, _ in items:
+        scheduler.add(ticket(task, rows))
+    waiting = {task: sum(1 for i in items if i[0] == task) for task in "abcd"}
+    rows = dict.fromkeys("abcd", 0)
+    while len(scheduler):
+        for t in scheduler.take(0.0)[0]:
+            rows[t.task] += t.rows
+            waiting[t.task] -= 1
+        busy = [rows[task] for task in "abcd" if waiting[task] > 0]
+        if len(busy) > 1:
+            assert max(busy) - min(busy) <= 2 * MAX + 1

@@ -69,7 +69,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.model.parameters())).device
+        return cast(torch.device, next(iter(self.model.parameters())).device)
 
     @property
     def norm_eps(self) -> float:
@@ -138,7 +138,7 @@ class Backbone:
         return hook
 
     def _site(self, site: SiteName, index: int, part: tuple[int, int] | None = None) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        def hook(_module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
             if self._operator is None or site not in self._operator.active:
                 return None
             tap = out if site == "sequential" else args[0]
@@ -186,7 +186,7 @@ class _Probe:
 
     active = frozenset[str](get_args(SiteName))
 
-    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
+    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002
         return out
 
 

@@ -65,14 +65,15 @@ class LowRankResidual(nn.Module):
         if self.time is not None:
             hidden = self._mix(hidden, frames)
         hidden = F.dropout(activate(hidden, self.act), self.dropout, self.training)
-        return self.scale * self.up(hidden)
+        update: Tensor = self.up(hidden)
+        return self.scale * update
 
     def _mix(self, hidden: Tensor, frames: int) -> Tensor:
         """Depthwise convolution over the frames of each clip, every token for itself, zeros beyond the ends."""
         assert self.time is not None
         rows, tokens, rank = hidden.shape
         clips = hidden.view(rows // frames, frames, tokens, rank).permute(0, 2, 3, 1)
-        mixed = self.time(clips.reshape(-1, rank, frames))
+        mixed: Tensor = self.time(clips.reshape(-1, rank, frames))
         return mixed.view(rows // frames, tokens, rank, frames).permute(0, 3, 1, 2).reshape(rows, tokens, rank)
 
 

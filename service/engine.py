@@ -74,11 +74,11 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._forward, self._bank, self._clock = forward, bank, clock
-        self._on_batch = on_batch or (lambda report: None)
+        self._on_batch = on_batch or (lambda _: None)
         self._max_queue_rows = max_queue_rows
         self._scheduler: Scheduler[_Work] = Scheduler(max_batch_rows)
         self._wake = threading.Condition()
-        self._queued_rows = 0  # accepted and not yet taken, those that wait for a slot included
+        self._queued_rows = 0  # accepted and not yet answered: waiting for a slot, for a turn, or running
         self._rows_per_s = 0.0
         self._accepting, self._running = True, True
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -88,6 +88,7 @@ class Engine:
 
     @property
     def queued_rows(self) -> int:
+        """Rows accepted and not yet answered."""
         return self._queued_rows
 
     def submit(

@@ -52,14 +52,13 @@ def test_a_clip_as_large_as_the_batch_is_served_among_pictures() -> None:
     scheduler: Scheduler[int] = Scheduler(MAX)
     clip = ticket("clip", MAX)
     scheduler.add(clip)
-    for turn in range(4 * MAX):
+    for _ in range(2 * MAX):
         scheduler.add(ticket("a"))
         scheduler.add(ticket("b"))
         if clip in scheduler.take(0.0)[0]:
             break
     else:
         pytest.fail("the clip never got its turn")
-    assert turn <= 2 * MAX
 
 
 def test_a_batch_fills_up_when_only_one_task_waits() -> None:

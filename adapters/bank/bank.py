@@ -67,7 +67,7 @@ class Bank:
     def __init__(self, slabs: Slabs, *, host_cache_bytes: int, on_load: Callable[[float], None] | None = None) -> None:
         self.slabs = slabs
         self._host_limit = host_cache_bytes
-        self._on_load = on_load or (lambda seconds: None)
+        self._on_load = on_load or (lambda _: None)
         self._change = threading.Condition()
         self._free_slots = list(range(slabs.slots, 0, -1))
         self._free_pages = list(range(slabs.page_count, 0, -1))

@@ -1,0 +1,61 @@
+"""What the benchmarks share: random adapters, slots filled with them, the machine's name."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from adapters.backbone import Backbone
+from adapters.bank import AdapterMeta, Slabs, pack
+from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig
+from adapters.file import Adapter
+
+
+def random_adapter(backbone: Backbone, seed: int, classes: int = 10, task: str = "bench") -> Adapter:
+    """AdaptFormer in every block at about 1.4 % of the backbone, every tensor random."""
+    layout = backbone.layout
+    site = SiteConfig(site="parallel", blocks=tuple(range(layout.blocks)), rank=layout.default_rank())
+    config = AdapterConfig(
+        task=task,
+        labels=tuple(f"class {i}" for i in range(classes)),
+        base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
+        sites=(site,),
+        input=backbone.input,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: torch.randn(shape, generator=generator) * 0.02 for name, shape in layout.tensors(config).items()}
+    return Adapter(config, tensors, f"{seed:064x}")
+
+
+def fill(backbone: Backbone, count: int) -> tuple[Slabs, list[tuple[int, tuple[int, ...], AdapterMeta]]]:
+    """``count`` slots, each with its own random adapter: (slot, head pages, meta)."""
+    rank = backbone.layout.default_rank()
+    slabs = Slabs(backbone.layout, slots=count, rank=rank, pages=count, dtype=backbone.dtype, device=backbone.device)
+    held = []
+    for slot in range(1, count + 1):
+        packed = pack(random_adapter(backbone, slot), backbone.layout, rank, backbone.dtype)
+        slabs.write(slot, (slot,), packed)
+        held.append((slot, (slot,), packed.meta))
+    return slabs, held
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """Where and when a number was taken."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor() or "cpu"

@@ -1,0 +1,168 @@
+"""Service failures as exceptions, and the one table from failure to HTTP status and problem document.
+
+It knows no web framework; the scheduler and the repository raise from here too.
+
+AdaptError (adapters.errors)
+├── BadRequest               400  the request itself is malformed
+│   └── BadTaskName          400
+├── Unauthorised             401
+├── Forbidden                403
+├── UnknownTask              404
+├── UnknownVersion           404
+├── Conflict                 409  the state forbids it (deleting the active version, a locked folder)
+├── BodyTooLarge             413
+├── BadScores                422  the adapter's scores are not finite numbers
+├── QueueFull                429  with retry_after
+├── ClientGone               499  never sent: there is nobody to send it to
+├── ComputeFailed            500  our own fault
+├── NotReady                 503
+├── Draining                 503
+├── StorageReadOnly          503
+├── DeadlineExceeded         504
+└── StorageFull              507
+"""
+
+from __future__ import annotations
+
+import re
+
+from adapters.errors import (
+    AdapterError,
+    AdaptError,
+    AdapterTooLarge,
+    BackboneError,
+    BrokenAdapter,
+    BrokenMedia,
+    MediaError,
+    MediaTooLarge,
+    NoRoom,
+    NotAnAdapter,
+    UnsupportedMedia,
+    WrongBase,
+    WrongModality,
+)
+
+
+class BadRequest(AdaptError):
+    """The request is malformed."""
+
+
+class BadTaskName(BadRequest):
+    """The task name is not one we allow."""
+
+
+class Unauthorised(AdaptError):
+    """No valid key came with the request."""
+
+
+class Forbidden(AdaptError):
+    """The key lacks the scope."""
+
+
+class UnknownTask(AdaptError):
+    """There is no such task."""
+
+
+class UnknownVersion(AdaptError):
+    """The task has no such version."""
+
+
+class Conflict(AdaptError):
+    """What is asked contradicts the present state."""
+
+
+class BodyTooLarge(AdaptError):
+    """The body passes its bound."""
+
+
+class BadScores(AdaptError):
+    """The adapter computed scores that are not finite."""
+
+
+class QueueFull(AdaptError):
+    """A bounded queue is full; ``retry_after`` says in how many seconds to try again."""
+
+    def __init__(self, message: str, *, retry_after: float, **facts: object) -> None:
+        super().__init__(message, **facts)
+        self.retry_after = retry_after
+
+
+class ClientGone(AdaptError):
+    """The client closed the connection before its answer."""
+
+
+class ComputeFailed(AdaptError):
+    """The forward pass raised."""
+
+
+class NotReady(AdaptError):
+    """The server is starting, or its device does not answer."""
+
+
+class Draining(AdaptError):
+    """The server is stopping."""
+
+
+class StorageReadOnly(AdaptError):
+    """The data folder cannot be written."""
+
+
+class DeadlineExceeded(AdaptError):
+    """The request's time ran out."""
+
+
+class StorageFull(AdaptError):
+    """The disk is full."""
+
+
+STATUS: dict[type[AdaptError], int] = {
+    AdaptError: 500,
+    BackboneError: 503,
+    MediaError: 422,
+    UnsupportedMedia: 415,
+    BrokenMedia: 422,
+    WrongModality: 422,
+    MediaTooLarge: 413,
+    AdapterError: 422,
+    NotAnAdapter: 415,
+    BrokenAdapter: 422,
+    WrongBase: 422,
+    AdapterTooLarge: 413,
+    NoRoom: 507,
+    BadRequest: 400,
+    BadTaskName: 400,
+    Unauthorised: 401,
+    Forbidden: 403,
+    UnknownTask: 404,
+    UnknownVersion: 404,
+    Conflict: 409,
+    BodyTooLarge: 413,
+    BadScores: 422,
+    QueueFull: 429,
+    ClientGone: 499,
+    ComputeFailed: 500,
+    NotReady: 503,
+    Draining: 503,
+    StorageReadOnly: 503,
+    DeadlineExceeded: 504,
+    StorageFull: 507,
+}
+
+
+def status_of(error: AdaptError) -> int:
+    """The status of the nearest class in the table."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def problem(error: AdaptError, instance: str | None = None) -> dict[str, object]:
+    """An RFC 9457 problem document; the error's facts are its extension members."""
+    words = re.findall(r"[A-Z][a-z]+", type(error).__name__)
+    document: dict[str, object] = {
+        "type": "urn:adaptserve:problem:" + "-".join(words).lower(),
+        "title": " ".join(words).capitalize(),
+        "status": status_of(error),
+        "detail": error.message,
+    }
+    if instance:
+        document["instance"] = instance
+    return document | {k: v for k, v in error.facts.items() if k not in document and k != "instance"}

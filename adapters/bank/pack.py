@@ -34,17 +34,19 @@ class Plane:
 
     def views(self, flat: Tensor) -> tuple[SlotWeights, ...]:
         """Each block's tensors as views of ``flat`` (slots, elements)."""
-        blocks, rank = [], self.rank
+        blocks, slots, rank = [], flat.shape[0], self.rank
         pieces = iter(torch.split(flat, [n for w in self.widths for n in self._sizes(*w)], dim=1))
         for width_in, width_out in self.widths:
             down, down_bias, up, up_bias, time = (next(pieces) for _ in range(5))
             blocks.append(
                 SlotWeights(
-                    down.unflatten(1, (width_in, rank)), down_bias,
-                    up.unflatten(1, (rank, width_out)), up_bias,
-                    time.unflatten(1, (3, rank)),
+                    down=down.view(slots, width_in, rank),
+                    down_bias=down_bias,
+                    up=up.view(slots, rank, width_out),
+                    up_bias=up_bias,
+                    time=time.view(slots, 3, rank),
                 )
-            )  # fmt: skip
+            )
         return tuple(blocks)
 
     def _sizes(self, width_in: int, width_out: int) -> tuple[int, int, int, int, int]:

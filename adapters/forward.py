@@ -6,52 +6,44 @@ It owns the device while it runs, so one thread calls it. It knows slots; it kno
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters.backbone import Backbone, Features
-from adapters.bank import PAGE, AdapterMeta, Slabs
+from adapters.backbone import Backbone
+from adapters.bank import PAGE, Slabs
 from adapters.config import SiteName
+from adapters.graphs import Graphs
 from adapters.media import normalise
-from adapters.sites import ACTIVATIONS, ClipRows, SiteRows, banked_residual
+from adapters.plan import AFTER, BEFORE, HAS_AFTER, HAS_BEFORE, SITES, SLOTS, BatchKey, Job, Plan, plan_of
+from adapters.sites import ClipRows, SiteRows, banked_residual
 
-
-@dataclass(frozen=True)
-class Job:
-    """One input and the slot that answers it: ``pixels`` uint8 (frames, 3, size, size), on the CPU."""
-
-    pixels: Tensor
-    slot: int
-    pages: tuple[int, ...]
-    meta: AdapterMeta
+__all__ = ["BankedForward", "Job"]
 
 
 class BankedForward:
     """Callable on a list of jobs; the sum of their frames is the batch's rows.
 
     A job's logits depend on its pixels and its slot's content alone, and for one shape of batch they are the
-    same bits whatever the other jobs are.
+    same bits whatever the other jobs are. On CUDA the part up to the pooled vectors is replayed from a graph
+    unless ``cuda_graphs`` is off.
     """
 
-    def __init__(self, backbone: Backbone, slabs: Slabs) -> None:
+    def __init__(self, backbone: Backbone, slabs: Slabs, *, cuda_graphs: bool = True) -> None:
         self.backbone, self.slabs = backbone, slabs
         self._staging = torch.empty(0, dtype=torch.uint8)
+        on_cuda = slabs.device.type == "cuda"
+        self._graphs = Graphs(self._compute, slabs.device) if on_cuda and cuda_graphs else None
 
     def __call__(self, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
         """Logits (classes,) float32 per job."""
         with torch.inference_mode():
-            frames = np.array([job.pixels.shape[0] for job in jobs])
-            slots = self._to_device(np.repeat([job.slot for job in jobs], frames))
-            operator = _RowOperator(self.slabs, self._site_rows(jobs, frames))
-            vectors = self.slabs.vectors[slots]
-            images = normalise(self._pixels(jobs), vectors[:, 0:3], vectors[:, 3:6])
-            features = self.backbone.features(images, operator if operator.active else None)
-            pooled = self._pool(features, jobs, frames)
-            return self._heads(pooled, jobs)
+            plan = plan_of(jobs)
+            table, pixels = self._to_device(plan.table), self._pixels(jobs)
+            pooled = (self._graphs or self._compute)(plan.key, table, pixels)
+            return self._heads(self._vectors(pooled, plan, jobs), jobs)
 
     def _to_device(self, values: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.slabs.device, non_blocking=True)
@@ -66,73 +58,47 @@ class BankedForward:
         pixels = torch.cat([job.pixels for job in jobs], out=self._staging[: shape[0]])
         return pixels.to(self.slabs.device, non_blocking=True)
 
-    def _site_rows(self, jobs: Sequence[Job], frames: NDArray[np.int64]) -> dict[SiteName, SiteRows]:
-        """Per site in use: each row's slot (0 where its adapter has no such site), activation and neighbours."""
-        rows: dict[SiteName, SiteRows] = {}
-        clips: ClipRows | None = None
-        for site in dict.fromkeys(s for job in jobs for s in job.meta.acts):
-            slots = np.repeat([job.slot if site in job.meta.acts else 0 for job in jobs], frames)
-            codes = np.repeat([ACTIVATIONS.index(job.meta.acts.get(site, "none")) for job in jobs], frames)
-            acts = tuple(ACTIVATIONS[c] for c in np.unique(codes[slots > 0]))
-            if any(site in job.meta.temporal for job in jobs):
-                clips = clips or self._clip_rows(frames)
-            rows[site] = SiteRows(
-                slots=self._to_device(slots),
-                acts=acts,
-                act_of=self._to_device(codes),
-                clips=clips if any(site in job.meta.temporal for job in jobs) else None,
-            )
-        return rows
+    def _compute(self, key: BatchKey, table: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Normalise, run the frozen blocks with every row's residuals, pool: (rows, width) float32 per mode."""
+        vectors = self.slabs.vectors[table[SLOTS]]
+        images = normalise(pixels, vectors[:, 0:3], vectors[:, 3:6])
+        features = self.backbone.features(images, _RowOperator(self.slabs, key, table) if key.sites else None)
+        return tuple(self.backbone.pool(features, *mode).float() for mode in key.modes)
 
-    def _clip_rows(self, frames: NDArray[np.int64]) -> ClipRows:
-        index = np.arange(frames.sum())
-        position = np.concatenate([np.arange(n) for n in frames])
-        first, last = position == 0, position == np.repeat(frames, frames) - 1
-        masks = [self._to_device(~end).to(self.slabs.dtype).view(-1, 1, 1) for end in (first, last)]
-        return ClipRows(
-            before=self._to_device(np.where(first, index, index - 1)),
-            after=self._to_device(np.where(last, index, index + 1)),
-            has_before=masks[0],
-            has_after=masks[1],
-        )
+    def _vectors(self, pooled: tuple[Tensor, ...], plan: Plan, jobs: Sequence[Job]) -> Tensor:
+        """One vector per job: pooled as its config says, the mean over its frames, its own norm."""
+        vector = pooled[0]
+        for mode, other in zip(plan.key.modes[1:], pooled[1:], strict=True):
+            chosen = np.repeat([(job.meta.pool, job.meta.norm) == mode for job in jobs], plan.frames)
+            vector = torch.where(self._to_device(chosen)[:, None], other, vector)
+        if (plan.frames > 1).any():
+            vector = self._mean_over_frames(vector, plan.frames)
+        if any(norm == "trained" for _, norm in plan.key.modes):
+            vector = self._own_norm(vector, jobs)
+        return vector
 
-    def _pool(self, features: Features, jobs: Sequence[Job], frames: NDArray[np.int64]) -> Tensor:
-        """One float32 vector per job: tokens pooled as its config says, the mean over its frames, its own norm."""
-        modes = list(dict.fromkeys((job.meta.pool, job.meta.norm) for job in jobs))
-        pooled = self.backbone.pool(features, *modes[0]).float()
-        for mode in modes[1:]:
-            chosen = self._to_device(np.repeat([(j.meta.pool, j.meta.norm) == mode for j in jobs], frames))
-            pooled = torch.where(chosen[:, None], self.backbone.pool(features, *mode).float(), pooled)
-        if (frames > 1).any():
-            pooled = self._mean_over_frames(pooled, frames)
-        if any(job.meta.norm == "trained" for job in jobs):
-            pooled = self._own_norm(pooled, jobs)
-        return pooled
-
-    def _mean_over_frames(self, pooled: Tensor, frames: NDArray[np.int64]) -> Tensor:
+    def _mean_over_frames(self, vector: Tensor, frames: NDArray[np.int64]) -> Tensor:
         """Mean of each job's rows, added one frame after another so that longer neighbours change no bit."""
         starts = np.cumsum(frames) - frames
-        total = pooled[self._to_device(starts)]
+        total = vector[self._to_device(starts)]
         for t in range(1, int(frames.max())):
             here = self._to_device(t < frames)
-            frame = pooled[self._to_device(starts + np.minimum(t, frames - 1))]
+            frame = vector[self._to_device(starts + np.minimum(t, frames - 1))]
             total = torch.where(here[:, None], total + frame, total)
         return total / self._to_device(frames.astype(np.float32))[:, None]
 
-    def _own_norm(self, pooled: Tensor, jobs: Sequence[Job]) -> Tensor:
+    def _own_norm(self, vector: Tensor, jobs: Sequence[Job]) -> Tensor:
         weight, bias = self.slabs.vectors[self._to_device(np.array([j.slot for j in jobs]))][:, 6:].chunk(2, dim=1)
         trained = self._to_device(np.array([j.meta.norm == "trained" for j in jobs]))
-        return torch.where(trained[:, None], self.backbone.normalise_vector(pooled) * weight + bias, pooled)
+        return torch.where(trained[:, None], self.backbone.normalise_vector(vector) * weight + bias, vector)
 
-    def _heads(self, pooled: Tensor, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
+    def _heads(self, vector: Tensor, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
         """Each job against each page of its own head, as one batched product; then every job takes its classes."""
         pages = self._to_device(np.concatenate([job.pages for job in jobs]))
         counts = np.array([len(job.pages) for job in jobs])
         owner = self._to_device(np.repeat(np.arange(len(jobs)), counts))
-        scores = (
-            torch.bmm(self.slabs.pages[pages], pooled[owner].unsqueeze(-1)).squeeze(-1) + self.slabs.page_bias[pages]
-        )
-        flat: NDArray[np.float32] = scores.cpu().numpy().reshape(-1)
+        scores = torch.bmm(self.slabs.pages[pages], vector[owner].unsqueeze(-1)).squeeze(-1)
+        flat: NDArray[np.float32] = (scores + self.slabs.page_bias[pages]).cpu().numpy().reshape(-1)
         starts = (np.cumsum(counts) - counts) * PAGE
         return [flat[s : s + job.meta.classes].copy() for s, job in zip(starts, jobs, strict=True)]
 
@@ -140,9 +106,22 @@ class BankedForward:
 class _RowOperator:
     """The backbone's operator for one batch: every row's own slot at every site."""
 
-    def __init__(self, slabs: Slabs, rows: dict[SiteName, SiteRows]) -> None:
-        self._slabs, self._rows = slabs, rows
-        self.active: frozenset[str] = frozenset(rows)
+    def __init__(self, slabs: Slabs, key: BatchKey, table: Tensor) -> None:
+        self._slabs = slabs
+        self.active = frozenset[str](site.site for site in key.sites)
+        clips = None
+        if any(site.temporal for site in key.sites):
+            masks = table[[HAS_BEFORE, HAS_AFTER]].to(slabs.dtype).view(2, -1, 1, 1)
+            clips = ClipRows(table[BEFORE], table[AFTER], masks[0], masks[1])
+        self._rows: dict[SiteName, SiteRows] = {
+            site.site: SiteRows(
+                slots=table[SITES + 2 * i],
+                acts=site.acts,
+                act_of=table[SITES + 2 * i + 1],
+                clips=clips if site.temporal else None,
+            )
+            for i, site in enumerate(key.sites)
+        }
 
     def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
         return banked_residual(tap, out, self._slabs.weights[site][block], self._rows[site])

@@ -83,7 +83,7 @@ def learning_rate(progress: float, config: PretrainConfig) -> float:
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy on (N, 3, H, W) uint8 images."""
     model.eval()
-    hits = [
+    hits: list[float] = [
         (model(normalise(x)).argmax(1) == y).sum().item()
         for x, y in zip(images.split(500), labels.split(500), strict=True)
     ]
@@ -102,11 +102,12 @@ def pretrain(data: Path, out: Path, config: PretrainConfig) -> dict[str, object]
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.99)
+        [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        betas=(0.9, 0.99),
     )
     steps = len(images) // config.batch
     start = time.monotonic()
-    log: list[dict[str, float]] = []
+    log: list[dict[str, object]] = []
     epoch, done = 0, False
     with Progress() as bar:
         task = bar.add_task("pretraining", total=1.0)
@@ -124,7 +125,9 @@ def pretrain(data: Path, out: Path, config: PretrainConfig) -> dict[str, object]
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(progress, config)
                 loss = F.cross_entropy(
-                    model(normalise(augment(images[index], generator))), labels[index], label_smoothing=config.label_smoothing
+                    model(normalise(augment(images[index], generator))),
+                    labels[index],
+                    label_smoothing=config.label_smoothing,
                 )
                 optimizer.zero_grad()
                 loss.backward()

@@ -1,0 +1,76 @@
+# The project's habits, one target each. `make` alone lists them.
+# Everything lands in .venv; a stamp file there makes the second call instant.
+
+HERE := $(abspath $(dir $(lastword $(MAKEFILE_LIST))))
+
+ifneq ($(HERE),$(CURDIR))
+# Called as `make -f elsewhere/Makefile`: go where the files are.
+.DEFAULT_GOAL := help
+.PHONY: FORCE
+Makefile $(lastword $(MAKEFILE_LIST)): ;
+%: FORCE
+	@$(MAKE) --no-print-directory -C "$(HERE)" $@
+help: FORCE
+	@$(MAKE) --no-print-directory -C "$(HERE)" help
+FORCE: ;
+else
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help serve test check fix bench torture clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-14s %s\n' "$$name" "$$what"; done
+
+serve: .venv/.serve  ## run the server (HOST=127.0.0.1 PORT=8000 ARGS="more options")
+	@exec $(BIN)/adaptserve serve --host $(HOST) --port $(PORT) $(ARGS)
+
+test: .venv/.test  ## quick tests; those that need a GPU are skipped where there is none (ARGS="tests/test_x.py -k name")
+	@$(BIN)/python -m pytest -rs -m "not torture" $(ARGS)
+
+torture: .venv/.test  ## long tests that try to break the server
+	@$(BIN)/python -m pytest -rs -m torture --timeout 3600 $(ARGS)
+
+check: .venv/.test  ## lint, format, types and import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+fix: .venv/.test  ## apply what the linter and the formatter can do by themselves
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: .venv/.serve  ## is it as fast as the bare model? (ARGS="--device cuda")
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+clean:  ## remove the environment and the tools' caches
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"AdaptServe needs Python 3.11 or later, and $(PYTHON) is {v.major}.{v.minor}: call make PYTHON=python3.11" if v < (3, 11) else 0)'
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.serve: .venv/.python pyproject.toml constraints.txt
+	@echo "Installing into .venv (once; torch is large, so this takes some minutes) ..." >&2
+	@$(PIP) -e .
+	@touch $@
+
+# The test extra holds all that serving needs, so one install serves both stamps.
+.venv/.test: .venv/.python pyproject.toml constraints.txt
+	@echo "Installing into .venv with the test tools (once; torch is large, so this takes some minutes) ..." >&2
+	@$(PIP) -e '.[test,train]'
+	@touch .venv/.serve $@
+
+endif

@@ -1,0 +1,128 @@
+"""What a body is, from its first bytes: an allow-list of picture formats and clip containers.
+
+It does not decode anything, and trusts neither file names nor content types.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from adapters.errors import BrokenMedia, UnsupportedMedia
+
+Kind = Literal["image", "video"]
+
+READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF pictures, and MP4, MOV, WebM, MKV and AVI clips"
+
+# Prefix -> Pillow's format name.
+_PICTURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+_BMP_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
+_QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+_STILL_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "an AVIF picture"),
+    **dict.fromkeys(
+        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"),
+        "a HEIC or AVIF picture",
+    ),
+    b"crx ": "a camera's raw picture",
+}  # fmt: skip
+
+# Prefix -> what to call it in the refusal; only for people, never a decision.
+_STRANGERS = (
+    (b"\x80\x02", "a pickle"),
+    (b"\x80\x03", "a pickle"),
+    (b"\x80\x04", "a pickle"),
+    (b"\x80\x05", "a pickle"),
+    (b"PK\x03\x04", "a zip archive (a .pth file, a document, ...)"),
+    (b"%PDF", "a PDF document"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL picture"),
+    (b"\xff\x0a", "a JPEG XL picture"),
+    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 picture"),
+    (b"8BPS", "a Photoshop document"),
+    (b"\x00\x00\x01\x00", "an icon"),
+    (b"ID3", "an MP3 recording"),
+    (b"OggS", "an Ogg file"),
+    (b"fLaC", "a FLAC recording"),
+    (b"FLV", "a Flash video"),
+    (b"\x00\x00\x01\xba", "an MPEG program stream"),
+    (b"\x47\x40", "an MPEG transport stream"),
+    (b"\x30\x26\xb2\x75", "a Windows Media file"),
+    (b"#EXTM3U", "a playlist"),
+    (b"ffconcat", "a playlist"),
+)
+
+
+def sniff(data: bytes) -> Kind:
+    """``image`` or ``video``; raises UnsupportedMedia for anything else, BrokenMedia for an empty body."""
+    return media_format(data)[0]
+
+
+def media_format(data: bytes) -> tuple[Kind, str]:
+    """Kind, and Pillow's format name or FFmpeg's demuxer name. Raises as ``sniff`` does."""
+    if not data:
+        raise BrokenMedia("the body is empty; send the bytes of one picture or clip", field="body", got=0)
+    picture = _picture(data)
+    if picture:
+        return "image", picture
+    container = _container(data)
+    if container:
+        return "video", container
+    looks = _describe(data)
+    raise UnsupportedMedia(
+        f"this is no picture or clip that can be read{f'; it looks like {looks}' if looks else ''}: send {READABLE}",
+        field="body", expected=READABLE, got=looks or data[:8].hex(),
+    )  # fmt: skip
+
+
+def _picture(data: bytes) -> str | None:
+    for prefix, name in _PICTURES:
+        if data.startswith(prefix):
+            return name
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    # Two letters are too little to go by: text may start with BM.
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
+        return "BMP"
+    return None
+
+
+def _container(data: bytes) -> str | None:
+    box, brand = data[4:8], data[8:12]
+    if (box == b"ftyp" and brand not in _STILL_BRANDS) or box in _QUICKTIME_BOXES:
+        return "mov"
+    if data.startswith(b"\x1a\x45\xdf\xa3"):
+        return "matroska"
+    if data.startswith(b"RIFF") and data[8:11] == b"AVI":
+        return "avi"
+    return None
+
+
+def _describe(data: bytes) -> str | None:
+    if data[4:8] == b"ftyp":
+        return _STILL_BRANDS.get(data[8:12])
+    for prefix, name in _STRANGERS:
+        if data.startswith(prefix):
+            return name
+    if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
+        return "a WAV recording"
+    if data[8:9] == b"{" and data[5:8] == b"\0\0\0":
+        return "a safetensors file"
+    text = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in text:
+        return "an SVG drawing"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if text.startswith((b"data:image", b"ivborw0kggo", b"/9j/")):
+        return "base64 text"
+    if text.startswith((b"{", b"[")):
+        return "JSON"
+    return None

@@ -1,0 +1,106 @@
+"""Small pictures and clips, made in memory for the media tests.
+
+It does not know what is tested with them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+STEP = 8  # grey levels between the frames of a clip
+
+
+def scene(width: int = 48, height: int = 32) -> Image.Image:
+    """A smooth picture whose four corners differ, so that every flip and turn shows."""
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
+
+
+def encode(picture: Image.Image, name: str, **options: Any) -> bytes:
+    """The picture's bytes in a format that Pillow writes."""
+    file = io.BytesIO()
+    picture.save(file, name, **options)
+    return file.getvalue()
+
+
+def clip(
+    container: str = "mp4",
+    codec: str = "libx264",
+    count: int = 10,
+    size: tuple[int, int] = (64, 48),
+    times: Sequence[int] | None = None,
+    rotation: tuple[float, bool, bool] | None = None,
+    picture: Image.Image | None = None,
+    audio: bool = False,
+    gop: int = 12,
+    b_frames: int = 2,
+    options: dict[str, str] | None = None,
+    movflags: str = "",
+) -> bytes:
+    """A clip of plain grey frames, the i-th of level ``16 + STEP * i`` (or of one picture), at 25 a second.
+
+    ``times`` gives starts in milliseconds instead; ``rotation`` is degrees, hflip, vflip.
+    """
+    # The x265 encoder writes past its buffers for narrower pictures, and the process dies later, anywhere.
+    assert codec != "libx265" or size[0] >= 64
+    file = io.BytesIO()
+    with av.open(file, "w", format=container, options={"movflags": movflags} if movflags else {}) as output:
+        stream: Any = output.add_stream(codec, rate=25, options=options or _fast(codec))
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.max_b_frames = b_frames if codec in ("libx264", "libx265", "mpeg4") else 0
+        stream.codec_context.thread_count = 1
+        if times is not None:
+            stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        if rotation is not None:
+            stream.set_display_rotation(rotation[0], hflip=rotation[1], vflip=rotation[2])
+        sound: Any = output.add_stream("aac", rate=44100) if audio else None
+        for i in range(count):
+            image = picture or Image.new("RGB", size, (16 + STEP * i,) * 3)
+            frame = av.VideoFrame.from_ndarray(np.asarray(image))
+            frame.pts = i if times is None else times[i]
+            frame.time_base = Fraction(1, 25 if times is None else 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+        if sound is not None:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+            silence.sample_rate, silence.pts = 44100, 0
+            output.mux(sound.encode(silence))
+            output.mux(sound.encode(None))
+    return file.getvalue()
+
+
+def sound_only() -> bytes:
+    """An MP4 that holds nothing but a short silence."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        sound: Any = output.add_stream("aac", rate=44100)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        silence.sample_rate, silence.pts = 44100, 0
+        output.mux(sound.encode(silence))
+        output.mux(sound.encode(None))
+    return file.getvalue()
+
+
+def levels(pictures: Sequence[Image.Image]) -> list[int]:
+    """Which frame of a grey clip each picture shows."""
+    return [round((float(np.asarray(picture).mean()) - 16) / STEP) for picture in pictures]
+
+
+def _fast(codec: str) -> dict[str, str]:
+    return {
+        "libx264": {"preset": "ultrafast"},
+        "mpeg4": {"b": "4M", "qmin": "1", "qmax": "2"},  # its default bitrate turns 144 into 147
+        "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"},
+        "libvpx": {"deadline": "realtime", "cpu-used": "8"},
+        "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+        "libsvtav1": {"preset": "13", "svtav1-params": "lp=1"},
+    }.get(codec, {})

@@ -1,0 +1,142 @@
+"""The pixels a backbone sees: timm's eval transform to the last bit; and bodies meeting tasks."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from adapters.config import AdapterConfig, InputConfig
+from adapters.errors import BackboneError, BrokenMedia, MediaTooLarge, WrongModality
+from adapters.media import MediaLimits, Preprocess, decode, input_config, normalise, rows
+from tests.media_samples import clip, encode, levels, scene
+
+LIMITS = MediaLimits()
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIZES = [(500, 375), (97, 331), (33, 32), (301, 10), (7, 9)]
+
+
+def config(**changes: Any) -> InputConfig:
+    return InputConfig(**{"size": 32, "mean": MEAN, "std": STD, **changes})
+
+
+def timms(wanted: InputConfig) -> Any:
+    return create_transform(
+        (3, wanted.size, wanted.size), is_training=False, interpolation=wanted.interpolation, mean=wanted.mean,
+        std=wanted.std, crop_pct=wanted.crop_pct, crop_mode=wanted.crop_mode,
+    )  # fmt: skip
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    return Image.merge("RGB", [Image.effect_noise(size, 90) for _ in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "crop_pct", "crop_mode"),
+    list(
+        product(
+            ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"],
+            [1.0, 0.875, 0.9, 0.55],
+            ["center", "squash", "border"],
+        )
+    ),
+)
+def test_equal_to_timm_to_the_last_bit(interpolation: str, crop_pct: float, crop_mode: str) -> None:
+    wanted = config(interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode)
+    pre, reference = Preprocess(wanted), timms(wanted)
+    pictures = [noise(size) for size in SIZES]
+    pixels = rows(pictures, pre)
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (len(SIZES), 3, 32, 32))
+    mean = torch.tensor([wanted.mean] * len(SIZES))
+    std = torch.tensor([wanted.std] * len(SIZES))
+    expected = torch.stack([reference(picture) for picture in pictures])
+    assert torch.equal(normalise(pixels, mean, std), expected)
+
+
+def test_rows_of_different_tasks_are_normalised_each_their_own_way() -> None:
+    every = torch.arange(256, dtype=torch.uint8).repeat(3 * 4).view(1, 3, 32, 32).expand(2, -1, -1, -1)
+    mean, std = torch.tensor([MEAN, (0.5, 0.5, 0.5)]), torch.tensor([STD, (0.5, 0.25, 1.0)])
+    got = normalise(every, mean, std)
+    assert got.dtype == torch.float32
+    for row in range(2):
+        scaled = every[row].to(torch.float32) / 255
+        assert torch.equal(got[row], (scaled - mean[row][:, None, None]) / std[row][:, None, None])
+    assert every.dtype == torch.uint8  # the input is left alone
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_divides_as_the_cpu_does() -> None:
+    every = torch.arange(256, dtype=torch.uint8).repeat(12).view(1, 3, 32, 32)
+    mean, std = torch.tensor([MEAN]), torch.tensor([STD])
+    got = normalise(every.cuda(), mean.cuda(), std.cuda()).cpu()
+    assert torch.equal(got, normalise(every, mean, std))
+
+
+def test_a_repeated_picture_is_resized_once() -> None:
+    calls: list[Image.Image] = []
+
+    class Counted(Preprocess):
+        def __call__(self, picture: Image.Image) -> torch.Tensor:
+            calls.append(picture)
+            return super().__call__(picture)
+
+    one, two = noise((40, 40)), noise((40, 40))
+    pixels = rows([one, one, two, one], Counted(config()))
+    assert len(calls) == 2
+    assert torch.equal(pixels[0], pixels[3])
+    assert not torch.equal(pixels[0], pixels[2])
+
+
+@pytest.mark.parametrize("size", [(16_384, 1), (1, 16_384)])
+def test_strips_are_refused_before_they_are_blown_up(size: tuple[int, int]) -> None:
+    strip = Image.new("RGB", size)
+    with pytest.raises(MediaTooLarge, match="long and thin"):
+        Preprocess(config(size=224))(strip)
+    with pytest.raises(BrokenMedia, match="long and thin"):
+        Preprocess(config(size=224, crop_mode="border"))(strip)
+    assert Preprocess(config(size=224, crop_mode="squash"))(strip).shape == (3, 224, 224)
+
+
+def test_input_config_of_a_model() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=1)
+    data = timm.data.resolve_model_data_config(model)
+    got = input_config(model)
+    assert (got.size, got.mean, got.std) == (224, tuple(data["mean"]), tuple(data["std"]))
+    assert (got.interpolation, got.crop_pct, got.crop_mode) == (
+        data["interpolation"], data["crop_pct"], data["crop_mode"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"), [({"input_size": (1, 28, 28)}, "square"), ({"interpolation": "random"}, "interpolation")]
+)
+def test_input_config_that_cannot_be_expressed(changes: dict[str, Any], word: str) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=1)
+    model.pretrained_cfg = {**model.pretrained_cfg, **changes}
+    with pytest.raises(BackboneError, match=word):
+        input_config(model)
+
+
+def task(modality: str) -> AdapterConfig:
+    video = {"frames": 4} if modality == "video" else None
+    base = {"model": "vit_tiny_patch16_224", "fingerprint": "0" * 64}
+    return AdapterConfig.model_validate(
+        {"task": "t", "modality": modality, "labels": ["a"], "base": base, "input": config(), "video": video}
+    )
+
+
+def test_decode_by_task() -> None:
+    assert [p.size for p in decode(encode(scene(), "PNG"), task("image"), LIMITS)] == [(48, 32)]
+    assert levels(decode(clip(count=8), task("video"), LIMITS)) == [1, 3, 5, 7]
+
+
+@pytest.mark.parametrize(("modality", "other"), [("image", "clip"), ("video", "picture")])
+def test_wrong_modality(modality: str, other: str) -> None:
+    data = clip(count=2) if modality == "image" else encode(scene(), "PNG")
+    with pytest.raises(WrongModality, match=f"a {other} came") as caught:
+        decode(data, task(modality), LIMITS)
+    assert caught.value.facts["expected"] == modality

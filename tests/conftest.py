@@ -1,18 +1,56 @@
-"""For all tests: no network, few threads, and GPU tests skipped with a reason where there is no GPU."""
+"""What every test run shares: few threads, no network, and a reason for each skipped GPU test.
+
+It knows no fixtures of the domain: small backbones, adapters and media are made in the modules that tests import.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' models are tiny; more threads only wait for each other
+import sys
 
 import pytest
-import torch
+
+# Before torch is imported: as many threads as the smallest machine has, so that parallel runs do not starve each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Child processes inherit it; weights come from the tests themselves.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _refuse_network(event: str, args: tuple[object, ...]) -> None:
+    """An audit hook: a connection or a name look-up beyond this machine fails the test that asked for it."""
+    if event == "socket.connect":
+        address = args[1]
+        host = address[0] if isinstance(address, tuple) else None  # a str or bytes is a Unix socket
+    elif event == "socket.getaddrinfo":
+        host = args[0]
+    else:
+        return
+    name = host.decode() if isinstance(host, bytes) else host
+    if isinstance(name, str) and not _is_local(name):
+        raise PermissionError(f"tests stay on this machine, and this one wants to reach {name!r}")
+
+
+def _is_local(host: str) -> bool:
+    if host in {"", "localhost"}:
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+sys.addaudithook(_refuse_network)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` run where CUDA is, and say why not elsewhere."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
     if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none"))

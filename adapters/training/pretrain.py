@@ -83,11 +83,11 @@ def learning_rate(progress: float, config: PretrainConfig) -> float:
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy on (N, 3, H, W) uint8 images."""
     model.eval()
-    hits: list[float] = [
-        (model(normalise(x)).argmax(1) == y).sum().item()
-        for x, y in zip(images.split(500), labels.split(500), strict=True)
-    ]
-    return sum(hits) / len(labels)
+    hits = 0.0
+    for start in range(0, len(labels), 500):
+        part = slice(start, start + 500)
+        hits += (model(normalise(images[part])).argmax(1) == labels[part]).sum().item()
+    return hits / len(labels)
 
 
 def pretrain(data: Path, out: Path, config: PretrainConfig) -> dict[str, object]:
@@ -114,7 +114,8 @@ def pretrain(data: Path, out: Path, config: PretrainConfig) -> dict[str, object]
         while not done:
             model.train()
             total = 0.0
-            for step, index in enumerate(torch.randperm(len(images), generator=generator).split(config.batch)[:steps]):
+            order = torch.randperm(len(images), generator=generator)
+            for step, index in enumerate(order[: steps * config.batch].view(steps, config.batch)):
                 elapsed = (time.monotonic() - start) / 60
                 progress = max((epoch * steps + step) / (config.epochs * steps), elapsed / config.minutes)
                 done = progress >= 1.0
@@ -130,7 +131,7 @@ def pretrain(data: Path, out: Path, config: PretrainConfig) -> dict[str, object]
                     label_smoothing=config.label_smoothing,
                 )
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 total += loss.item()

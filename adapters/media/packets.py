@@ -41,7 +41,7 @@ class Chosen:
     order: list[int]
 
 
-class _TimesLie(Exception):  caught here, never seen outside
+class _TimesLie(Exception):  # caught here, never seen outside
     """The decoder's frames do not come at the times that the packets promised."""
 
 

@@ -74,7 +74,7 @@ class Graphs:
         """Warm up on a side stream, capture, replay once and compare with the eager result."""
         try:
             table, pixels = table.clone(), pixels.clone()
-            side = torch.cuda.Stream(self._device)
+            side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(side):
                 for _ in range(2):

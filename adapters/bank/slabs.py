@@ -37,7 +37,7 @@ class Slabs:
         self.vectors[0, 3:6] = 1.0
         self.pages = torch.zeros(pages + 1, PAGE, layout.width, device=device)
         self.page_bias = torch.zeros(pages + 1, PAGE, device=device)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.open("parallel")
 
     def open(self, site: SiteName) -> None:

@@ -1,0 +1,78 @@
+"""An upload on its way to the repository: a bounded, hashed file, and what a sick disk means.
+
+It knows nothing of tasks, versions or HTTP.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapters.errors import AdapterTooLarge
+from service.errors import StorageFull, StorageReadOnly
+
+
+class Staging:
+    """An upload in progress: bytes into a file under ``root/staging``, hashed and counted on the way."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+        self.path, self.size, self._max_bytes = Path(name), 0, max_bytes
+        self._file = os.fdopen(handle, "wb")
+        self._hash = hashlib.sha256()
+
+    def write(self, chunk: bytes) -> None:
+        """Raises AdapterTooLarge, StorageFull or StorageReadOnly."""
+        self.size += len(chunk)
+        if self.size > self._max_bytes:
+            raise AdapterTooLarge(
+                f"the file has {self.size} bytes or more, the limit is {self._max_bytes} (max_adapter_bytes)",
+                field="max_adapter_bytes", limit=self._max_bytes, value=self.size,
+            )  # fmt: skip
+        with disk_errors():
+            self._file.write(chunk)
+        self._hash.update(chunk)
+
+    def finish(self) -> str:
+        """Flush to disk; the digest."""
+        with disk_errors():
+            if not self._file.closed:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+        return self._hash.hexdigest()
+
+    def discard(self) -> None:
+        """Remove the file unless it was published; safe to repeat."""
+        with disk_errors():
+            try:
+                self._file.close()
+            finally:
+                self.path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """A full or read-only disk as our own errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("the disk with the data folder is full; free some space and try again") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StorageReadOnly(f"the data folder cannot be written ({error.strerror})") from error
+        raise

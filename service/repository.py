@@ -30,7 +30,6 @@ from adapters.errors import NoRoom
 from service.errors import BadTaskName, Conflict, UnknownTask, UnknownVersion
 from service.staging import Staging, disk_errors, sync_folder
 
-
 __all__ = ["Repository", "Staging", "TaskInfo", "VersionInfo"]
 
 

@@ -1,0 +1,116 @@
+"""Train the demo's adapters on the demo backbone, and score the shipped files through the serving path."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from adapters.backbone import Backbone
+from adapters.bank import PAGE, Slabs, pack
+from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig, VideoConfig
+from adapters.file import Adapter, FileLimits, read_adapter, write_adapter
+from adapters.forward import BankedForward, Job
+from adapters.training.demo.tasks import DemoTask
+from adapters.training.fit import FitResult, accuracy_of, fit, parameters_of
+from adapters.training.model import AdaptedModel
+
+SCORE_BATCH_ROWS = 64
+
+
+def config_for(task: DemoTask, backbone: Backbone, *, temporal: bool) -> AdapterConfig:
+    """AdaptFormer in every block at about 1.4 % of the backbone, and a trained norm over the mean of the tokens."""
+    layout = backbone.layout
+    site = SiteConfig(
+        site="parallel",
+        blocks=tuple(range(layout.blocks)),
+        rank=layout.default_rank(),
+        scale=task.scale,
+        temporal=temporal,
+    )
+    return AdapterConfig(
+        task=task.name,
+        modality="video" if task.frames > 1 else "image",
+        labels=task.labels,
+        score=task.score,
+        base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
+        sites=(site,),
+        pool="avg",
+        norm="trained",
+        input=backbone.input,
+        video=VideoConfig(frames=task.frames) if task.frames > 1 else None,
+    )
+
+
+def train_task(task: DemoTask, backbone: Backbone, bar: Progress, *, temporal: bool) -> tuple[AdaptedModel, FitResult]:
+    """Fit one adapter; the same seed gives the same weights."""
+    torch.manual_seed(task.fit.seed)
+    model = AdaptedModel(backbone, config_for(task, backbone, temporal=temporal))
+    train, held_out = task.data()
+    line = bar.add_task(task.name, total=1.0)
+    result = fit(
+        model, TensorDataset(*train), TensorDataset(*held_out), task.fit, augment=task.augment,
+        on_step=lambda done, loss: bar.update(line, completed=done, description=f"{task.name} loss {loss:.3f}"),
+    )  # fmt: skip
+    bar.update(line, completed=1.0)
+    return model, result
+
+
+def write_task(task: DemoTask, model: AdaptedModel, result: FitResult, path: Path, notes: dict[str, object]) -> None:
+    """The adapter file, with an honest account of its training inside."""
+    count, share = parameters_of(model)
+    train, held_out = task.data()
+    training = {
+        "about": task.about,
+        "train_examples": len(train[0]),
+        "held_out_examples": len(held_out[0]),
+        "held_out_accuracy": round(result.accuracy, 4),
+        "best_epoch": result.epoch,
+        "parameters": count,
+        "share_of_backbone": round(share, 5),
+        "seconds": round(result.seconds),
+        "recipe": dataclasses.asdict(task.fit),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "tool": f"adaptserve {_version()}",
+        **notes,
+    }
+    config = model.exported_config().model_copy(update={"training": training})
+    write_adapter(path, config, model.tensors())
+
+
+def score_file(path: Path, task: DemoTask, backbone: Backbone) -> tuple[Adapter, float]:
+    """Held-out accuracy of a shipped file, computed as the server computes it."""
+    adapter = read_adapter(path, backbone.layout, FileLimits())
+    rank = max(site.rank for site in adapter.config.sites)
+    packed = pack(adapter, backbone.layout, rank, backbone.dtype)
+    pages = tuple(range(1, 1 + len(packed.pages)))
+    slabs = Slabs(
+        backbone.layout, slots=1, rank=rank, pages=-(-len(task.labels) // PAGE), dtype=backbone.dtype,
+        device=backbone.device,
+    )  # fmt: skip
+    slabs.write(1, pages, packed)
+    forward = BankedForward(backbone, slabs)
+    pixels, labels = task.data()[1]
+    jobs = [Job(item, 1, pages, packed.meta) for item in pixels]
+    logits = _in_batches(forward, jobs, max(1, SCORE_BATCH_ROWS // task.frames))
+    return adapter, accuracy_of(logits, labels)
+
+
+def _in_batches(forward: BankedForward, jobs: Sequence[Job], size: int) -> Tensor:
+    found = [logits for start in range(0, len(jobs), size) for logits in forward(jobs[start : start + size])]
+    return torch.from_numpy(np.stack(found))
+
+
+def _version() -> str:
+    try:
+        return version("adaptserve")
+    except PackageNotFoundError:
+        return "from source"

@@ -1,0 +1,162 @@
+"""Fit one adapter: AdamW, warm-up and cosine, the best epoch kept; and score a model on held-out data.
+
+It knows tensors of pixels and labels; it does not know files, folders or where pictures come from.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from adapters.media import normalise
+from adapters.training.model import AdaptedModel
+
+Examples = Dataset[tuple[Tensor, ...]]
+"""Items are (pixels uint8 (frames, 3, size, size), label): int64 () or, for many labels, float32 (classes,)."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """The recipe; its defaults work for adapters on most ViTs."""
+
+    epochs: int = 20
+    batch: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    patience: int = 0
+    workers: int = 0
+    seed: int = 0
+
+
+@dataclass
+class FitResult:
+    """Per epoch: loss, held-out accuracy, seconds; and the best epoch's accuracy."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    accuracy: float = 0.0
+    epoch: int = 0
+    seconds: float = 0.0
+
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Pixels uint8 (items, frames, 3, size, size) -> the same shape, changed at random."""
+
+
+def learning_rate(progress: float, config: FitConfig) -> float:
+    """Linear warm-up, then cosine to zero; ``progress`` runs from 0 to 1."""
+    if progress < config.warmup:
+        return config.lr * progress / config.warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+
+
+def fit(
+    model: AdaptedModel,
+    train: Examples,
+    held_out: Examples,
+    config: FitConfig,
+    *,
+    augment: Augment | None = None,
+    on_step: Callable[[float, float], None] | None = None,
+) -> FitResult:
+    """Train in place; the model ends with the weights of its best epoch. ``on_step`` gets progress and loss."""
+    start, result = time.monotonic(), FitResult()
+    generator = torch.Generator().manual_seed(config.seed)
+    torch.manual_seed(config.seed)
+    loader = _loader(train, config, generator)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=config.weight_decay)
+    best = copy.deepcopy(model.state_dict())
+    for epoch in range(config.epochs):
+        model.train()
+        losses = []
+        for step, (pixels, labels) in enumerate(loader):
+            progress = (epoch + step / len(loader)) / config.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(progress, config)
+            images = images_of(model, augment(pixels, generator) if augment else pixels)
+            loss = loss_of(model(images), labels.to(model.backbone.device), config.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.item())
+            if on_step:
+                on_step(progress, losses[-1])
+        accuracy = accuracy_of(*predict(model, held_out, config))
+        mean_loss = sum(losses) / len(losses)
+        result.history.append({"epoch": epoch + 1, "loss": mean_loss, "accuracy": accuracy,
+                               "seconds": time.monotonic() - start})  # fmt: skip
+        if accuracy >= result.accuracy:
+            result.accuracy, result.epoch, best = accuracy, epoch + 1, copy.deepcopy(model.state_dict())
+        elif config.patience and epoch + 1 - result.epoch >= config.patience:
+            break
+    model.load_state_dict(best)
+    model.eval()
+    result.seconds = time.monotonic() - start
+    return result
+
+
+def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy for one label each, binary cross-entropy for many."""
+    if labels.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+@torch.inference_mode()
+def predict(model: AdaptedModel, data: Examples, config: FitConfig) -> tuple[Tensor, Tensor]:
+    """Logits and labels of a whole data set, on the CPU, in its order."""
+    model.eval()
+    logits, labels = [], []
+    for pixels, truth in _loader(data, config, None):
+        logits.append(model(images_of(model, pixels)).cpu())
+        labels.append(truth)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def accuracy_of(logits: Tensor, labels: Tensor) -> float:
+    """Share of right answers; for many labels, the share of single yes-or-no answers that are right."""
+    if labels.is_floating_point():
+        return ((logits > 0) == (labels > 0.5)).float().mean().item()
+    return (logits.argmax(1) == labels).float().mean().item()
+
+
+def images_of(model: AdaptedModel, pixels: Tensor) -> Tensor:
+    """Pixels (items, frames, 3, size, size) uint8 -> normalised rows (items * frames, 3, size, size)."""
+    rows = pixels.flatten(0, 1).to(model.backbone.device)
+    config = model.config.input
+    mean, std = (torch.tensor([v], device=rows.device).expand(len(rows), 3) for v in (config.mean, config.std))
+    return normalise(rows, mean, std)
+
+
+def _loader(data: Examples, config: FitConfig, generator: torch.Generator | None) -> DataLoader[tuple[Tensor, ...]]:
+    """Shuffled when a generator is given; then a last batch of one is left out, which BatchNorm cannot take."""
+    size = len(data)  # type: ignore[arg-type]
+    return DataLoader(
+        data,
+        batch_size=config.batch,
+        shuffle=generator is not None,
+        generator=generator,
+        num_workers=config.workers,
+        drop_last=generator is not None and size > config.batch and size % config.batch == 1,
+    )
+
+
+def parameters_of(model: AdaptedModel) -> tuple[int, float]:
+    """Trainable parameters, and their share of the backbone."""
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return count, count / model.backbone.layout.parameters
+
+
+def trainable(model: AdaptedModel) -> Iterator[str]:
+    """Names of what gets gradients."""
+    return (name for name, p in model.named_parameters() if p.requires_grad)

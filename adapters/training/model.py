@@ -1,0 +1,96 @@
+"""One adapter on the frozen backbone, with gradients: the model that training fits and a file is exported from.
+
+It knows the operator and the config; it knows no data, optimiser or file.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from adapters.backbone import Backbone
+from adapters.config import AdapterConfig, SiteName
+from adapters.sites import LowRankResidual
+
+HEAD_BN_EPS = 1e-6
+
+
+class AdaptedModel(nn.Module):
+    """The backbone's operator for one adapter. Only residuals, own norm and head are parameters.
+
+    The head is BatchNorm without affine and a Linear (AdaptFormer's official code); ``tensors`` folds it into one
+    Linear. Nothing before the first adapted site enters the graph, since nothing there needs a gradient.
+    """
+
+    def __init__(
+        self, backbone: Backbone, config: AdapterConfig, *, dropout: float = 0.0, learn_scale: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone, self.config, self._learn_scale = backbone, config, learn_scale
+        self.active = frozenset[str](site.site for site in config.sites)
+        layout = backbone.layout
+        self.residuals = nn.ModuleDict(
+            {
+                f"{site.site}_{block}": LowRankResidual(
+                    site, *layout.sites[site.site][block], dropout=dropout, learn_scale=learn_scale
+                )
+                for site in config.sites
+                for block in site.blocks
+            }
+        )
+        self.norm = nn.LayerNorm(layout.width, eps=backbone.norm_eps) if config.norm == "trained" else None
+        self.head_norm = nn.BatchNorm1d(layout.width, affine=False, eps=HEAD_BN_EPS)
+        self.head = nn.Linear(layout.width, len(config.labels))
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        self.to(backbone.device)
+
+    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
+        """The backbone calls it at every site; see ``Operator``."""
+        key = f"{site}_{block}"
+        if key not in self.residuals:
+            return out
+        update: Tensor = self.residuals[key](tap.float(), self.config.frames)
+        return out + update.to(out.dtype)
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """Normalised images (items * frames, 3, size, size) -> one vector (items, width) each, before the head."""
+        features = self.backbone.features(images, self if self.active else None)
+        pooled = self.backbone.pool(features, self.config.pool, self.config.norm).float()
+        pooled = pooled.view(-1, self.config.frames, pooled.shape[-1]).mean(1)
+        return pooled if self.norm is None else self.norm(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (items, classes) float32."""
+        logits: Tensor = self.head(self.head_norm(self.vectors(images)))
+        return logits
+
+    @torch.no_grad()
+    def tensors(self) -> dict[str, Tensor]:
+        """What the adapter file holds, on the CPU: BatchNorm folded into the head, a learnt scale into ``up``."""
+        found: dict[str, Tensor] = {}
+        for key, residual in self.residuals.items():
+            assert isinstance(residual, LowRankResidual)
+            prefix = key.replace("_", ".")
+            factor = residual.scale if self._learn_scale else 1.0
+            found[f"{prefix}.down.weight"] = residual.down.weight
+            found[f"{prefix}.down.bias"] = residual.down.bias
+            found[f"{prefix}.up.weight"] = residual.up.weight * factor
+            found[f"{prefix}.up.bias"] = residual.up.bias * factor
+            if residual.time is not None:
+                found[f"{prefix}.time.weight"] = residual.time.weight
+        if self.norm is not None:
+            found["norm.weight"], found["norm.bias"] = self.norm.weight, self.norm.bias
+        mean, variance = self.head_norm.running_mean, self.head_norm.running_var
+        assert mean is not None
+        assert variance is not None
+        weight = self.head.weight * (variance + HEAD_BN_EPS).rsqrt()
+        found["head.weight"], found["head.bias"] = weight, self.head.bias - weight @ mean
+        return {name: t.detach().float().cpu().clone() for name, t in found.items()}
+
+    def exported_config(self) -> AdapterConfig:
+        """The config that belongs to ``tensors``: a learnt scale is 1 in the file."""
+        if not self._learn_scale:
+            return self.config
+        sites = tuple(site.model_copy(update={"scale": 1.0}) for site in self.config.sites)
+        return self.config.model_copy(update={"sites": sites})

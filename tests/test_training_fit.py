@@ -1,0 +1,116 @@
+"""Training: the file answers as the model did, the same seed gives the same tensors, nothing frozen moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from adapters.backbone import Backbone, fingerprint_of
+from adapters.bank import Slabs, pack
+from adapters.config import AdapterConfig, SiteConfig
+from adapters.file import FileLimits, read_adapter, write_adapter
+from adapters.forward import BankedForward, Job
+from adapters.training.fit import FitConfig, accuracy_of, fit, images_of, predict, trainable
+from adapters.training.model import AdaptedModel
+from tests.models import Spec, config_of, small_backbone
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return small_backbone(tmp_path_factory.mktemp("training") / "vit")
+
+
+def sites(*names: str, temporal: bool = False) -> tuple[SiteConfig, ...]:
+    return tuple(SiteConfig(site=n, blocks=(0, 1, 2), rank=4, scale=0.5, temporal=temporal) for n in names)
+
+
+def bars(count: int, frames: int = 1, seed: int = 0) -> TensorDataset:
+    """Noise with a bright bar on the left or on the right: two classes that a few steps can learn."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 100, (count, frames, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 2
+    for item, label in zip(pixels, labels, strict=True):
+        item[..., :8] += 150 * (label == 0)
+        item[..., 24:] += 150 * (label == 1)
+    return TensorDataset(pixels, labels)
+
+
+SPECS = [
+    Spec(sites("parallel"), 2, "avg", "trained"),
+    Spec(sites("q", "v", "output"), 2, "backbone", "frozen"),
+    Spec(sites("parallel", temporal=True), 2, "cls", "trained", frames=3),
+    Spec((), 2, "cls", "frozen"),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("learn_scale", [False, True])
+def test_the_written_file_answers_as_the_trained_model(
+    backbone: Backbone, tmp_path: Path, spec: Spec, learn_scale: bool
+) -> None:
+    torch.manual_seed(0)
+    model = AdaptedModel(backbone, config_of(backbone, spec), learn_scale=learn_scale)
+    data = bars(24, spec.frames)
+    fit(model, data, data, FitConfig(epochs=2, batch=8, lr=5e-3))
+    expected, _ = predict(model, data, FitConfig())
+    write_adapter(tmp_path / "a.safetensors", model.exported_config(), model.tensors())
+    adapter = read_adapter(tmp_path / "a.safetensors", backbone.layout, FileLimits())
+    packed = pack(adapter, backbone.layout, 8, torch.float32)
+    slabs = Slabs(backbone.layout, slots=1, rank=8, pages=1, dtype=torch.float32, device=torch.device("cpu"))
+    slabs.write(1, [1], packed)
+    found = BankedForward(backbone, slabs)([Job(p, 1, (1,), packed.meta) for p in data.tensors[0]])
+    torch.testing.assert_close(torch.from_numpy(np.stack(found)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_learns_and_the_backbone_stays_as_it_was(backbone: Backbone) -> None:
+    before = fingerprint_of(backbone.model)
+    torch.manual_seed(0)
+    model = AdaptedModel(backbone, config_of(backbone, SPECS[0]))
+    result = fit(model, bars(64), bars(32, seed=1), FitConfig(epochs=20, batch=8, lr=1e-2))
+    assert result.accuracy >= 0.95
+    assert result.history[-1]["loss"] < result.history[0]["loss"] / 2
+    assert fingerprint_of(backbone.model) == before
+    assert all(p.grad is None for p in backbone.model.parameters())
+    assert all(name.startswith(("residuals.", "norm.", "head.")) for name in trainable(model))
+
+
+def test_the_same_seed_gives_the_same_tensors(backbone: Backbone) -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = AdaptedModel(backbone, config_of(backbone, SPECS[0]), dropout=0.1)
+        fit(model, bars(16), bars(8), FitConfig(epochs=2, batch=8, dropout=0.1))
+        made.append(model.tensors())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_a_fresh_adapter_is_the_bare_backbone(backbone: Backbone) -> None:
+    model = AdaptedModel(
+        backbone, config_of(backbone, Spec(sites("parallel", "sequential", "output", "qkv"), 2))
+    ).eval()
+    images = images_of(model, bars(4).tensors[0])
+    with torch.inference_mode():
+        bare = backbone.pool(backbone.features(images), "backbone", "frozen")
+        assert torch.equal(model.vectors(images), bare)
+
+
+def test_nothing_before_the_first_adapted_block_is_kept_for_gradients(backbone: Backbone) -> None:
+    last = (SiteConfig(site="parallel", blocks=(2,), rank=4),)
+    config: AdapterConfig = config_of(backbone, Spec(last, 2))
+    model, kept = AdaptedModel(backbone, config), []
+    hooks = [
+        block.register_forward_hook(lambda m, a, out: kept.append(out.requires_grad)) for block in backbone.model.blocks
+    ]
+    model(images_of(model, bars(4).tensors[0]))
+    for hook in hooks:
+        hook.remove()
+    assert kept == [False, False, True]
+
+
+def test_accuracy_counts() -> None:
+    assert accuracy_of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1])) == 0.5
+    assert accuracy_of(torch.tensor([[1.0, -2.0], [3.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])) == 0.75

@@ -43,7 +43,7 @@ def slots_of(modules: list[tuple[SiteConfig, LowRankResidual]], rank: int) -> Sl
         weights.up_bias[i] = m.up.bias * m.scale
         weights.time[i, 1] = 1.0
         if m.time is not None:
-            weights.time[i, :, : config.rank] = m.time.weight[:, 0].T
+            weights.time[i, :, : config.rank] = m.time[:, 0].T
     return weights
 
 

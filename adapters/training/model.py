@@ -78,7 +78,7 @@ class AdaptedModel(nn.Module):
             found[f"{prefix}.up.weight"] = residual.up.weight * factor
             found[f"{prefix}.up.bias"] = residual.up.bias * factor
             if residual.time is not None:
-                found[f"{prefix}.time.weight"] = residual.time.weight
+                found[f"{prefix}.time.weight"] = residual.time
         if self.norm is not None:
             found["norm.weight"], found["norm.bias"] = self.norm.weight, self.norm.bias
         mean, variance = self.head_norm.running_mean, self.head_norm.running_var

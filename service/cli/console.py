@@ -1,0 +1,65 @@
+"""How the command speaks: results on stdout, one line per error on stderr, exit codes 0, 1 and 2.
+
+It does not know what the commands do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import typer
+from rich.console import Console
+
+from adapters.errors import AdaptError
+
+FAILED, USAGE = 1, 2
+"""Exit codes: what was asked did not work; the command line itself is wrong."""
+
+
+def out() -> Console:
+    """For results; plain text where stdout is no terminal."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def complain(message: str, kind: str = "error") -> None:
+    """One line on stderr."""
+    line = " ".join(message.split())
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"{kind}: {line}", markup=False)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Our errors, those of files and those of the network end the command with one line and exit code 1."""
+    try:
+        yield
+    except AdaptError as error:
+        complain(error.message)
+        raise typer.Exit(FAILED) from error
+    except httpx.TimeoutException as error:
+        complain(f"the server at {error.request.url.netloc.decode()} did not answer in time; is it overloaded?")
+        raise typer.Exit(FAILED) from error
+    except httpx.TransportError as error:
+        complain(f"no answer from {error.request.url}: {error or type(error).__name__}; is `adaptserve serve` running?")
+        raise typer.Exit(FAILED) from error
+    except httpx.InvalidURL as error:
+        complain(f"the address cannot be used: {error}; write it like http://127.0.0.1:8000")
+        raise typer.Exit(FAILED) from error
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        complain(f"{(error.strerror or str(error)).lower()}:{where}")
+        raise typer.Exit(FAILED) from error
+
+
+def accept(response: httpx.Response) -> httpx.Response:
+    """The response if it is a success; its problem document in one line and exit code 1 otherwise."""
+    if response.is_success:
+        return response
+    try:
+        document = response.json()
+        detail = f"{document['detail']} ({response.status_code} {document['title'].lower()})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        detail = f"{response.status_code} {response.reason_phrase} from {response.url}"
+    complain(detail)
+    raise typer.Exit(FAILED)

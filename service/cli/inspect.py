@@ -1,0 +1,104 @@
+"""`inspect`: what an adapter file says of itself, and whether it is whole; no server and no backbone needed.
+
+It does not know HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from adapters.file import FileLimits, Header, digest_of, read_header
+from service.cli.console import one_line_errors, out
+
+MAX_LABELS_SHOWN = 10
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors adapter file.")],
+    backbone_parameters: Annotated[
+        int | None,
+        typer.Option("--backbone-parameters", min=1, metavar="N", help="Show the share of a backbone of N parameters."),
+    ] = None,
+) -> None:
+    """Show FILE's config, tensors, parameters and digest; exit 1 with one line if it is no valid adapter.
+
+    Only the header is parsed. The server checks the values too, and the base model.
+
+    Example:  adaptserve inspect digits.safetensors
+    """
+    with one_line_errors():
+        header = read_header(file, FileLimits())
+        digest = digest_of(file)
+        size = file.stat().st_size
+    console = out()
+    console.print(_config_table(file, header, digest, size, backbone_parameters or _told_parameters(header)))
+    console.print(_tensor_table(header))
+
+
+def _config_table(file: Path, header: Header, digest: str, size: int, backbone: int | None) -> Table:
+    config = header.config
+    table = Table(title=str(file), show_header=False, title_justify="left")
+    table.add_column("field", style="bold", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    labels = ", ".join(config.labels[:MAX_LABELS_SHOWN])
+    more = len(config.labels) - MAX_LABELS_SHOWN
+    rows = {
+        "task": config.task,
+        "modality": f"video, {config.frames} frames" if config.video else "image",
+        "labels": f"{len(config.labels)}: {labels}{f', and {more} more' if more > 0 else ''}",
+        "score": config.score,
+        "base model": config.base.model,
+        "base fingerprint": config.base.fingerprint,
+        "sites": "; ".join(
+            f"{s.site} in blocks {_ranges(s.blocks)}, rank {s.rank}, {s.act}, scale {s.scale:g}"
+            f"{', over time' if s.temporal else ''}"
+            for s in config.sites
+        )
+        or "none (head only)",
+        "pool, norm": f"{config.pool}, {config.norm}",
+        "input": f"{config.input.size} pixels, {config.input.interpolation}, crop {config.input.crop_pct:g} "
+        f"({config.input.crop_mode}), mean {_numbers(config.input.mean)}, std {_numbers(config.input.std)}",
+        "parameters": f"{header.parameters:,}"
+        + (f" ({100 * header.parameters / backbone:.2f} % of the backbone's {backbone:,})" if backbone else ""),
+        "training": ", ".join(f"{k}: {v}" for k, v in config.training.items())[:500] or "not told",
+        "bytes": f"{size:,}",
+        "sha256": digest,
+    }
+    for name, value in rows.items():
+        table.add_row(name, _plain(value))
+    return table
+
+
+def _tensor_table(header: Header) -> Table:
+    table = Table(title="tensors", title_justify="left")
+    for column in ("name", "dtype", "shape", "parameters"):
+        table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold")
+    for name, (dtype, shape) in sorted(header.tensors.items()):
+        table.add_row(_plain(name), dtype, " x ".join(map(str, shape)), f"{math.prod(shape):,}")
+    return table
+
+
+def _told_parameters(header: Header) -> int | None:
+    """The training report may say how large the backbone was; nothing else in a file does."""
+    told = header.config.training.get("backbone_parameters")
+    return told if isinstance(told, int) and told > 0 else None
+
+
+def _plain(text: str) -> str:
+    """A file's own words, without what a terminal or rich would act on."""
+    return "".join(c if c.isprintable() else "?" for c in text).replace("[", r"\[")
+
+
+def _ranges(blocks: tuple[int, ...]) -> str:
+    if len(blocks) > 2 and blocks == tuple(range(blocks[0], blocks[-1] + 1)):
+        return f"{blocks[0]} to {blocks[-1]}"
+    return ", ".join(map(str, blocks))
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)

@@ -1,0 +1,56 @@
+"""The command line's frame: the commands, the version, and how it ends.
+
+It does not know what the commands do; heavy imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.cli.client import predict, push
+from service.cli.console import out
+from service.cli.inspect import inspect
+from service.cli.serve import serve
+from service.version import installed_version
+
+app = typer.Typer(
+    name="adaptserve",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""One frozen Vision Transformer, many tasks: each task is a small adapter file with its own endpoint.
+
+    Start with `adaptserve serve`: it comes up on a small shipped backbone with demo tasks.
+    `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it.
+
+    Exit codes: 0 done, 1 it did not work (one line on stderr says why), 2 the command line is wrong.
+    """,
+)
+app.command()(serve)
+app.command()(inspect)
+app.command()(push)
+app.command()(predict)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out().print(f"adaptserve {installed_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _frame(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()

@@ -1,0 +1,166 @@
+"""`serve`: read the settings, build the parts, say what is there, listen until told to stop.
+
+It knows uvicorn and the terminal; everything else is ``service.app``'s.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+
+from service.cli.console import FAILED, USAGE, complain, one_line_errors, out
+from service.settings import PREFIX, Settings, read_settings
+
+if TYPE_CHECKING:
+    from service.serving.parts import Parts
+
+BACKLOG = 2048
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.  [default: 8000]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the tasks.  [default: data]")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.  [default: demo]")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A .safetensors or .pth file instead of the model's pretrained weights.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.  [default: auto]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.  [default: auto]")] = None,
+    slots: Annotated[int | None, typer.Option(help="Adapters resident at once.  [default: 64]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 0 leaves torch's default.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond this machine without keys.")
+    ] = None,
+    env_file: Annotated[Path | None, typer.Option(help="File with ADAPTSERVE_ settings.")] = None,
+) -> None:
+    """Serve every task in the data folder on one frozen backbone.
+
+    Without options it starts on the shipped demo. Every option is also a setting of the same name with the prefix
+    ADAPTSERVE_ in the environment; docs/SETTINGS.md lists them all.
+
+    Examples:
+
+    adaptserve serve
+
+    adaptserve serve --backbone vit_base_patch16_224 --weights vit_b.safetensors --data-dir /srv/tasks --port 9000
+    """
+    settings = _settings(
+        env_file, host=host, port=port, data_dir=data_dir, backbone=backbone, weights=weights, device=device,
+        dtype=dtype, slots=slots, threads=threads, insecure=insecure,
+    )  # fmt: skip
+    with one_line_errors():
+        _refuse_open_door(settings)
+        listener = _listen(settings)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        # uvicorn raises the signal again once it has stopped; the parts must still be closed then.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        from service.app import build, create_app  # torch takes seconds; the door is checked before
+
+        with build(settings) as parts:
+            _say(settings, parts, listener.getsockname()[1])
+            _run(settings, create_app(parts), listener)
+
+
+def _settings(env_file: Path | None, **given: object) -> Settings:
+    try:
+        return read_settings(env_file, **given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        complain(f"setting {name} ({PREFIX}{name.upper()}): {first['msg']}, got {first.get('input')!r}")
+        raise typer.Exit(USAGE) from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_open_door(settings: Settings) -> None:
+    if not _is_loopback(settings.host) and not settings.insecure:
+        complain(
+            f"{settings.host} can be reached from other machines and anybody there could upload and delete tasks; "
+            "listen on 127.0.0.1 behind a proxy that checks who asks, or add --insecure if the network is trusted"
+        )
+        raise typer.Exit(USAGE)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        complain(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; choose another --port")
+        raise typer.Exit(FAILED) from error
+    return listener
+
+
+def _say(settings: Settings, parts: Parts, port: int) -> None:
+    from service.serving.demo import samples
+
+    layout, slabs = parts.backbone.layout, parts.bank.slabs
+    console = out()
+    if "+random:" in layout.model:
+        complain("the weights are random; answers mean nothing, this is for tests and benchmarks only", kind="warning")
+    dtype = str(slabs.dtype).removeprefix("torch.")
+    console.print(
+        f"backbone {layout.model} ({layout.parameters / 1e6:.1f} M parameters, fingerprint {layout.fingerprint[:12]}) "
+        f"on {slabs.device}, {dtype}"
+    )
+    console.print(f"bank     {slabs.slots} slots of rank {slabs.rank}, {slabs.nbytes / 2**20:.0f} MiB")
+    names = parts.catalogue.names()
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    console.print(f"tasks    {shown or 'none yet: adaptserve push FILE'}  (in {settings.data_dir})")
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else host}:{port}"  # noqa: S104
+    sample = next((s for s in samples() if any(s.name.startswith(f"{n}-") for n in names)), None)
+    task = next((n for n in sorted(names, key=len, reverse=True) if sample and sample.name.startswith(f"{n}-")), None)
+    console.print(f"serving  {url}  (API: {url}/docs)")
+    if sample and task:
+        console.print(f"try      curl --data-binary @{_short(sample)} {url}/v1/tasks/{task}/predict")
+    else:
+        console.print(f"try      curl {url}/v1/tasks")
+
+
+def _short(path: Path) -> str:
+    """Relative to here where that is possible and shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _run(settings: Settings, app: object, listener: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_level=settings.log_level if settings.log_level == "debug" else "warning",
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=int(settings.drain_s),
+        h11_max_incomplete_event_size=settings.max_request_header_bytes,
+        lifespan="off",
+    )
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,65 @@
+"""RequestContext: every request gets an id, a count and a last resort; plain ASGI, so that streams stay streams.
+
+It does not know what a route does; routes name their tasks in ``scope["state"]["tasks"]``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import respond_plain
+
+log = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+OnDone = Callable[[Sequence[str], int, float], None]
+"""Called with the tasks, the status and the seconds of each request under /v1."""
+
+
+class RequestContext:
+    """Adds ``X-Request-Id`` (the caller's own where it is sane), reports the outcome, and answers the unforeseen."""
+
+    def __init__(self, app: ASGIApp, on_done: OnDone) -> None:
+        self._app, self._on_done = app, on_done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id = _request_id(scope)
+        state["tasks"] = ()
+        status = 0
+
+        async def tagged(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tagged)
+        except Exception:
+            log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            if status:
+                raise  # half an answer is out; the connection must break
+            detail = f"the server made a mistake; its log has the details under {request_id}"
+            await respond_plain(500, detail, request_id)(scope, receive, tagged)
+        finally:
+            if scope["path"].startswith("/v1/"):
+                self._on_done(state["tasks"], status or 499, time.perf_counter() - start)
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(8)

@@ -1,0 +1,219 @@
+"""Bodies off the wire: raw or one multipart field, counted while they stream, into memory or a file.
+
+It does not know what the bytes are. Nothing here trusts Content-Length, Content-Type or a file name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.errors import BadRequest, BodyTooLarge, ClientGone
+from service.serving.caller import Caller
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+MULTIPART_OVERHEAD = 64 * 1024
+"""Bytes that a form may hold besides the file: boundaries, headers, other fields."""
+MAX_PARTS = 16
+DRAIN_BYTES = 64 * 2**20
+DRAIN_S = 2.0
+"""What is still read, and thrown away, of a body that is refused: many clients listen only when they have sent all."""
+
+
+class Sink(Protocol):
+    """Where the bytes go."""
+
+    async def write(self, chunk: bytes) -> None: ...
+
+
+class Memory:
+    """A sink that keeps everything."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+
+    async def write(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+
+    def take(self) -> bytes:
+        """The bytes so far; they are kept once only."""
+        whole = b"".join(self._chunks)
+        self._chunks.clear()
+        return whole
+
+
+async def receive(
+    request: Request, sink: Sink, caller: Caller, *, limit: int, limit_name: str, fields: Sequence[str]
+) -> str | None:
+    """Stream the body, or the first multipart field of that name, into ``sink``; returns the file's name if given.
+
+    Raises BodyTooLarge past ``limit`` bytes, BadRequest for a broken form, ClientGone, DeadlineExceeded.
+    """
+    try:
+        async with asyncio.timeout(caller.left):
+            return await _receive(request, sink, limit, limit_name, fields)
+    except TimeoutError as error:
+        raise caller.too_late("receiving the body") from error
+    except BodyTooLarge:
+        await _drain(request)
+        raise
+
+
+async def gone(request: Request) -> None:
+    """Returns when the client has closed the connection. Only after the whole body was received."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _receive(request: Request, sink: Sink, limit: int, limit_name: str, fields: Sequence[str]) -> str | None:
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    form = _Form(options.get(b"boundary"), fields) if kind == b"multipart/form-data" else None
+    room = _Room(limit, limit_name)
+    whole = _Room(limit + MULTIPART_OVERHEAD, limit_name) if form else room
+    claimed = request.headers.get("content-length", "")
+    if claimed.isdecimal():
+        whole.check(int(claimed))
+    async for chunk in _chunks(request):
+        if form is None:
+            room.take(len(chunk))
+            await sink.write(chunk)
+            continue
+        whole.take(len(chunk))
+        for piece in form.feed(chunk):
+            room.take(len(piece))
+            await sink.write(piece)
+    if form is not None:
+        form.check_complete()
+        return form.filename
+    _, disposition = parse_options_header(request.headers.get("content-disposition"))
+    return _text(disposition.get(b"filename"))
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client left before it had sent the whole body")
+        if message.get("body"):
+            yield message["body"]
+        if not message.get("more_body"):
+            return
+
+
+async def _drain(request: Request) -> None:
+    """Read on for a bounded while. A client that waits for ``100 Continue`` has sent nothing and hears at once."""
+    if request.headers.get("expect"):
+        return
+    left = DRAIN_BYTES
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            async for chunk in _chunks(request):
+                left -= len(chunk)
+                if left < 0:
+                    return
+    except (TimeoutError, ClientGone):
+        return
+
+
+class _Room:
+    """Counts bytes up to a limit."""
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit, self._name, self._taken = limit, name, 0
+
+    def take(self, count: int) -> None:
+        self._taken += count
+        self.check(self._taken)
+
+    def check(self, count: int) -> None:
+        if count > self._limit:
+            raise BodyTooLarge(
+                f"the body has {count} bytes or more, the limit is {self._limit} ({self._name}); send a smaller file",
+                field=self._name, limit=self._limit, value=count,
+            )  # fmt: skip
+
+
+class _Form:
+    """A multipart form, fed in chunks; gives the data of the first part that has one of the names."""
+
+    def __init__(self, boundary: bytes | None, fields: Sequence[str]) -> None:
+        if not boundary:
+            raise BadRequest("the Content-Type is multipart/form-data without a boundary; let your client set it")
+        self._fields = fields
+        self._seen: list[str] = []
+        self._wanted = self._found = self._ended = False
+        self.filename: str | None = None
+        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
+        self._pieces: list[bytes] = []
+        callbacks: MultipartCallbacks = {
+            "on_part_begin": self._part_begin,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._part_data,
+            "on_end": self._end,
+        }
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise BadRequest(f"the multipart boundary cannot be used: {error}") from error
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The wanted part's bytes in this chunk."""
+        self._pieces.clear()
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise BadRequest(f"the multipart form does not parse: {error}", field="body") from error
+        return list(self._pieces)
+
+    def check_complete(self) -> None:
+        """Raise BadRequest unless the form ended and held the field."""
+        if not self._ended:
+            raise BadRequest("the multipart form ends before its closing boundary; send it again", field="body")
+        if not self._found:
+            names = " or ".join(f"'{name}'" for name in self._fields)
+            raise BadRequest(
+                f"the multipart form has no field {names}; it has {self._seen or 'none'}",
+                field="body", expected=list(self._fields), got=self._seen,
+            )  # fmt: skip
+
+    def _part_begin(self) -> None:
+        self._disposition = b""
+
+    def _header_end(self) -> None:
+        if bytes(self._header).lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        name = (_text(options.get(b"name")) or "")[:64]
+        if len(self._seen) >= MAX_PARTS:
+            raise BadRequest(f"the multipart form has more than {MAX_PARTS} fields", field="body", limit=MAX_PARTS)
+        self._seen.append(name)
+        self._wanted = name in self._fields
+        if self._wanted and self._found:
+            raise BadRequest(f"the multipart form holds more than one file (again: '{name}'); send one", field=name)
+        if self._wanted:
+            self._found, self.filename = True, _text(options.get(b"filename"))
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._wanted:
+            self._pieces.append(data[start:end])
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "replace")

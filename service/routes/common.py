@@ -1,0 +1,83 @@
+"""What several endpoints share: the parts at hand, names checked, problem documents and bodies for /docs.
+
+It holds no behaviour of its own beyond that.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Request
+
+from adapters.config import TASK_PATTERN, is_task_name
+from service.errors import BadTaskName
+from service.metrics import UNKNOWN
+from service.problems import MEDIA_TYPE
+from service.schemas import Problem
+from service.serving.parts import Parts
+
+_PROBLEMS = {
+    400: "The request is malformed.",
+    404: "No such task or version.",
+    409: "The present state forbids it.",
+    413: "The body, picture, clip or adapter passes a limit.",
+    415: "Not a format that is read here.",
+    422: "Readable, but wrong.",
+    429: "A queue is full; Retry-After says when to come back.",
+    503: "Starting, stopping, or the device does not answer.",
+    504: "The deadline passed.",
+    507: "No room on the disk or the device.",
+}
+
+
+def parts_of(request: Request) -> Parts:
+    """The server's parts, as built by ``service.app``."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+AtHand = Annotated[Parts, Depends(parts_of)]
+
+
+def checked_name(task: str) -> str:
+    """The name, if it is one. Raises BadTaskName."""
+    if not is_task_name(task):
+        raise BadTaskName(
+            f"'{task[:80]}' is no task name: use 1 to 64 of a-z, 0-9, '.', '_' and '-', first a letter or digit",
+            field="task", expected=TASK_PATTERN, got=task[:80],
+        )  # fmt: skip
+    return task
+
+
+def named(
+    request: Request, parts: AtHand, task: Annotated[str, Path(description="a task's name", examples=["digits"])]
+) -> str:
+    """The task in the address, checked, and put down for the metrics."""
+    name = checked_name(task)
+    count_for(request, parts, [name])
+    return name
+
+
+TaskName = Annotated[str, Depends(named)]
+
+
+def count_for(request: Request, parts: Parts, tasks: list[str]) -> None:
+    """Whom this request counts for; names that do not exist count together."""
+    request.scope["state"]["tasks"] = [task if parts.catalogue.has(task) else UNKNOWN for task in tasks]
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of an endpoint for /docs."""
+    return {
+        status: {"description": _PROBLEMS[status], "model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses
+    }
+
+
+def file_body(description: str, media_types: list[str], fields: list[str]) -> dict[str, Any]:
+    """The ``openapi_extra`` of an endpoint that reads its body itself, raw or as a form."""
+    binary = {"type": "string", "format": "binary"}
+    content: dict[str, Any] = {kind: {"schema": binary} for kind in media_types}
+    content["multipart/form-data"] = {
+        "schema": {"type": "object", "properties": dict.fromkeys(fields, binary), "minProperties": 1}
+    }
+    return {"requestBody": {"required": True, "description": description, "content": content}}

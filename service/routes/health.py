@@ -1,0 +1,32 @@
+"""livez, readyz and metrics: for whoever watches the server.
+
+It does not know how health is found out.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.routes.common import AtHand, problems
+from service.schemas import Live, Ready
+
+router = APIRouter(tags=["operate"])
+
+
+@router.get("/livez")
+async def livez() -> Live:
+    """The process runs and answers."""
+    return Live()
+
+
+@router.get("/readyz", responses=problems(503))
+async def readyz(parts: AtHand) -> Ready:
+    """The engine lately computed a real forward pass, or just did so for this call."""
+    return Ready(last_forward_s=round(await parts.health.check(parts.engine), 3))
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(parts: AtHand) -> Response:
+    """Prometheus' text format."""
+    return Response(parts.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,123 @@
+"""The two prediction endpoints: a picture or clip in, labels out, for one task or for many.
+
+It does not know how an answer comes about; ``service.serving.prediction`` does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from service.errors import BadRequest
+from service.routes.bodies import Memory, gone, receive
+from service.routes.common import AtHand, TaskName, checked_name, count_for, file_body, problems
+from service.schemas import LabelScore, ManyAnswer, PredictAnswer
+from service.serving.caller import Caller
+from service.serving.parts import Parts
+from service.serving.prediction import Outcome, Outcomes
+
+router = APIRouter(tags=["predict"])
+
+FIELDS = ["file", "image", "video"]
+_BODY = file_body(
+    "A picture (JPEG, PNG, WebP, GIF, BMP, TIFF) or a clip (MP4, MOV, WebM, MKV, AVI), as raw bytes with any or no "
+    "Content-Type, or as one field of a form. The format is found out from the bytes.",
+    ["application/octet-stream", "image/jpeg", "video/mp4"],
+    FIELDS,
+)
+_PROBLEMS = problems(400, 404, 413, 415, 422, 429, 503, 504, 507)
+
+TopK = Annotated[int, Query(ge=1, description="how many labels to return, best first; all if there are fewer")]
+DeadlineMs = Annotated[
+    int | None, Header(alias="X-Deadline-Ms", ge=1, description="milliseconds that this answer is worth waiting for")
+]
+
+
+@router.post("/v1/tasks/{task}/predict", openapi_extra=_BODY, responses=_PROBLEMS)
+async def predict(
+    request: Request,
+    response: Response,
+    parts: AtHand,
+    task: TaskName,
+    top_k: TopK = 5,
+    version: Annotated[int | None, Query(ge=1, description="a version other than the active one")] = None,
+    deadline_ms: DeadlineMs = None,
+) -> PredictAnswer:
+    """Classify a picture or clip. `Server-Timing` tells what decoding, queueing and computing took."""
+    outcomes = await _answer(request, parts, [(task, version)], top_k, deadline_ms)
+    response.headers["Server-Timing"] = _server_timing(outcomes)
+    return _wire(outcomes.results[0])
+
+
+@router.post("/v1/predict", openapi_extra=_BODY, responses=_PROBLEMS)
+async def predict_many(
+    request: Request,
+    response: Response,
+    parts: AtHand,
+    task: Annotated[list[str], Query(min_length=1, description="repeat it: ?task=a&task=b", examples=[["digits"]])],
+    top_k: TopK = 5,
+    deadline_ms: DeadlineMs = None,
+) -> ManyAnswer:
+    """Ask many tasks about one picture or clip: it is decoded once and computed in one go. All answer, or none."""
+    limit = parts.settings.max_tasks_per_request
+    if len(task) > limit:
+        raise BadRequest(
+            f"{len(task)} tasks are asked, the limit is {limit}; split the call", field="task", limit=limit,
+            value=len(task),
+        )  # fmt: skip
+    names = [checked_name(name) for name in task]
+    count_for(request, parts, names)
+    outcomes = await _answer(request, parts, [(name, None) for name in names], top_k, deadline_ms)
+    response.headers["Server-Timing"] = _server_timing(outcomes)
+    return ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results])
+
+
+async def _answer(
+    request: Request, parts: Parts, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
+) -> Outcomes:
+    """Body, versions, pixels, scores. What is asked is looked up before the body is read, and fixed after it."""
+    async with Caller(_seconds(parts, deadline_ms)) as caller:
+        for task, version in asked:
+            parts.repository.version(task, version)
+        memory = Memory()
+        limit = parts.settings.max_body_bytes
+        await receive(request, memory, caller, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
+        caller.watch(gone(request))
+        versions = [await parts.catalogue.resolve(task, version) for task, version in asked]
+        try:
+            outcomes = await parts.predictor.predict(memory.take(), versions, top_k, caller)
+        except Exception:
+            parts.counts.failed(task for task, _ in asked)
+            raise
+        parts.counts.answered(task for task, _ in asked)
+        parts.metrics.staged(outcomes.decode_s, outcomes.queue_s, outcomes.compute_s)
+        return outcomes
+
+
+def _seconds(parts: Parts, deadline_ms: int | None) -> float:
+    if deadline_ms is None:
+        return parts.settings.deadline_s
+    limit = parts.settings.max_deadline_s
+    if deadline_ms > 1000 * limit:
+        raise BadRequest(
+            f"X-Deadline-Ms is {deadline_ms}, the limit is {1000 * limit:g} (max_deadline_s)",
+            field="X-Deadline-Ms", limit=1000 * limit, value=deadline_ms,
+        )  # fmt: skip
+    return deadline_ms / 1000
+
+
+def _server_timing(outcomes: Outcomes) -> str:
+    stages = {"decode": outcomes.decode_s, "queue": outcomes.queue_s, "compute": outcomes.compute_s}
+    return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items())
+
+
+def _wire(outcome: Outcome) -> PredictAnswer:
+    served = outcome.served
+    return PredictAnswer(
+        task=served.task,
+        version=served.version,
+        digest=served.digest,
+        modality=served.config.modality,
+        predictions=[LabelScore(label=p.label, index=p.index, score=p.score) for p in outcome.predictions],
+    )

@@ -1,0 +1,128 @@
+"""The wire contract: what answers look like, with examples for /docs.
+
+It does not know how anything is computed; docs/API.md tells the same in words.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class LabelScore(_Answer):
+    """One label and its probability."""
+
+    label: str = Field(examples=["seven"])
+    index: int = Field(description="the label's place in the adapter file's list", examples=[7])
+    score: float = Field(description="probability, 0 to 1", examples=[0.9731])
+
+
+class PredictAnswer(_Answer):
+    """What one task says of one picture or clip, and exactly which file said so."""
+
+    task: str = Field(examples=["digits"])
+    version: int = Field(examples=[3])
+    digest: str = Field(description="sha256 of the adapter file that computed this", examples=[_DIGEST])
+    modality: Literal["image", "video"]
+    predictions: list[LabelScore] = Field(description="best first")
+
+
+class ManyAnswer(_Answer):
+    """The answers of several tasks, in the order asked."""
+
+    results: list[PredictAnswer]
+
+
+class TaskCounts(_Answer):
+    """Predictions since the server started."""
+
+    answered: int
+    failed: int
+
+
+class TaskAnswer(_Answer):
+    """A task and the version that answers for it; the newest version's properties while none is active."""
+
+    task: str = Field(examples=["digits"])
+    modality: Literal["image", "video"] | None
+    version: int | None = Field(description="the active version; null while none is", examples=[3])
+    digest: str | None = Field(description="of the active version", examples=[_DIGEST])
+    labels: list[str] = Field(examples=[["zero", "one", "two"]])
+    score: Literal["softmax", "sigmoid"] | None
+    frames: int | None = Field(description="frames taken from a clip; 1 for pictures", examples=[1])
+    parameters: int | None = Field(examples=[299_000])
+    share: float | None = Field(description="parameters over the backbone's", examples=[0.0138])
+    residency: Literal["device", "host", "disk"] = Field(description="where the adapter is now")
+    versions: int = Field(description="how many versions are kept", examples=[3])
+    problem: str | None = Field(description="why this task cannot answer here, if it cannot")
+    requests: TaskCounts
+
+
+class TasksAnswer(_Answer):
+    """Everything that is served, and on what."""
+
+    backbone: str = Field(examples=["vit_small_patch16_224"])
+    fingerprint: str = Field(examples=[_DIGEST])
+    parameters: int = Field(description="of the backbone", examples=[21_665_664])
+    tasks: list[TaskAnswer]
+
+
+class VersionAnswer(_Answer):
+    """One immutable adapter file of a task."""
+
+    task: str
+    version: int
+    digest: str = Field(examples=[_DIGEST])
+    bytes: int
+    created: datetime
+    active: bool
+
+
+class VersionsAnswer(_Answer):
+    """A task's history, newest last."""
+
+    task: str
+    versions: list[VersionAnswer]
+
+
+class UploadAnswer(VersionAnswer):
+    """What an upload made. 201: a new version; 200: the task has had these very bytes before."""
+
+    modality: Literal["image", "video"]
+    labels: list[str]
+    parameters: int
+    share: float
+
+
+class Live(_Answer):
+    """The process runs."""
+
+    status: Literal["live"] = "live"
+
+
+class Ready(_Answer):
+    """The device computes."""
+
+    status: Literal["ready"] = "ready"
+    last_forward_s: Annotated[float, Field(description="seconds since a forward pass last succeeded")]
+
+
+class Problem(BaseModel):
+    """RFC 9457; further members name the field, the limit and the value seen."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:adaptserve:problem:unknown-task"])
+    title: str = Field(examples=["Unknown task"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["there is no task 'nosuch'; GET /v1/tasks lists those that exist"])
+    instance: str = Field(examples=["urn:adaptserve:request:4bf92f3577b34da6"])
+    request_id: str = Field(examples=["4bf92f3577b34da6"])

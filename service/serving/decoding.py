@@ -1,0 +1,67 @@
+"""Decoder: a body -> the pixels that a version wants, on the decode workers.
+
+It does not know tasks' weights, the engine or HTTP. Preprocessing objects are kept per input config.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adapters.config import AdapterConfig, InputConfig
+from adapters.media import MediaLimits, Preprocess, decode, rows
+from service.serving.pool import Pool
+
+MAX_PREPROCESSES = 256
+"""Distinct input configs whose transform is kept; the least recently used one is built again."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels uint8 (frames, 3, size, size) per config, in the order asked, and the seconds all took together."""
+
+    pixels: list[Tensor]
+    seconds: float
+
+
+class Decoder:
+    """Decodes one body for any number of configs; those that want the same pixels share the work."""
+
+    def __init__(self, pool: Pool, limits: MediaLimits) -> None:
+        self._pool, self._limits = pool, limits
+        self._lock = threading.Lock()
+        self._preprocesses: OrderedDict[InputConfig, Preprocess] = OrderedDict()
+
+    def submit(self, body: bytes, configs: Sequence[AdapterConfig]) -> Future[Decoded]:
+        """The future raises a MediaError; the call itself QueueFull."""
+        return self._pool.submit(lambda: self._decode(body, configs))
+
+    def _decode(self, body: bytes, configs: Sequence[AdapterConfig]) -> Decoded:
+        start = time.perf_counter()
+        done: dict[object, Tensor] = {}
+        pixels = []
+        for config in configs:
+            key = (config.video, config.input)
+            if key not in done:
+                done[key] = rows(decode(body, config, self._limits), self._preprocess(config.input))
+            pixels.append(done[key])
+        return Decoded(pixels, time.perf_counter() - start)
+
+    def _preprocess(self, config: InputConfig) -> Preprocess:
+        with self._lock:
+            known = self._preprocesses.get(config)
+            if known is not None:
+                self._preprocesses.move_to_end(config)
+                return known
+        made = Preprocess(config)
+        with self._lock:
+            self._preprocesses[config] = made
+            while len(self._preprocesses) > MAX_PREPROCESSES:
+                self._preprocesses.popitem(last=False)
+        return made

@@ -1,0 +1,68 @@
+"""Pool: worker threads with a bounded queue in front, for work that would hold up the event loop.
+
+It does not know what the work is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from service.errors import QueueFull
+
+T = TypeVar("T")
+
+
+class Pool:
+    """At most ``workers`` run and ``max_waiting`` wait; one more gets QueueFull with the expected wait."""
+
+    def __init__(self, name: str, *, workers: int, max_waiting: int) -> None:
+        self._name, self._workers, self._limit = name, workers, workers + max_waiting
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._held = 0
+        self._seconds = 0.0
+
+    @property
+    def held(self) -> int:
+        """Jobs accepted and not ended."""
+        return self._held
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Run ``work`` on a worker; cancelling the future before it starts drops it. Raises QueueFull."""
+        with self._lock:
+            if self._held >= self._limit:
+                wait = max(0.1, self._seconds * self._held / self._workers)
+                raise QueueFull(
+                    f"{self._held} jobs are at the {self._name} workers, the limit is {self._limit}; "
+                    f"try again in {wait:.1f} s",
+                    retry_after=wait, limit=self._limit, value=self._held + 1,
+                )  # fmt: skip
+            self._held += 1
+        try:
+            future = self._executor.submit(self._timed, work)
+        except BaseException:
+            self._leave(None)
+            raise
+        future.add_done_callback(self._leave)
+        return future
+
+    def close(self) -> None:
+        """End what runs, drop what waits."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            taken = time.perf_counter() - start
+            with self._lock:
+                self._seconds = 0.9 * self._seconds + 0.1 * taken if self._seconds else taken
+
+    def _leave(self, _: object) -> None:
+        with self._lock:
+            self._held -= 1

@@ -1,0 +1,95 @@
+"""Predictor: one body and some versions in, each version's best labels out, with where the time went.
+
+It knows the decoder and the engine; it does not know HTTP or the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adapters.errors import AdaptError
+from service.engine import Answer, Engine
+from service.serving.caller import Caller
+from service.serving.catalogue import Catalogue, Served
+from service.serving.decoding import Decoder
+from service.serving.scores import Prediction, best
+
+LARGE_HEAD = 4096
+"""Classes from which scores are computed off the event loop."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One version's answer; stages in seconds, ``queue_s`` with the time a cold adapter took to load."""
+
+    served: Served
+    predictions: list[Prediction]
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """All answers to one body, in the order asked."""
+
+    results: list[Outcome]
+    decode_s: float
+
+    @property
+    def queue_s(self) -> float:
+        return max(result.queue_s for result in self.results)
+
+    @property
+    def compute_s(self) -> float:
+        return max(result.compute_s for result in self.results)
+
+
+class Predictor:
+    """Decodes once, submits every version at once, and waits no longer than the caller does."""
+
+    def __init__(self, decoder: Decoder, engine: Engine, catalogue: Catalogue) -> None:
+        self._decoder, self._engine, self._catalogue = decoder, engine, catalogue
+
+    async def predict(self, body: bytes, versions: Sequence[Served], top_k: int, caller: Caller) -> Outcomes:
+        """All or nothing: the first failure is raised, with the task's name, and the other rows are taken back."""
+        configs = [served.config for served in versions]
+        (decoded,) = await caller.wait([self._decoder.submit(body, configs)], "decoding")
+        answers = await self._compute(versions, decoded.pixels, caller)
+        results = []
+        for served, answer in zip(versions, answers, strict=True):
+            labels, score = served.config.labels, served.config.score
+            if len(labels) < LARGE_HEAD:
+                top = best(answer.logits, labels, score, top_k)
+            else:
+                top = await asyncio.to_thread(best, answer.logits, labels, score, top_k)
+            results.append(Outcome(served, top, answer.queue_s, answer.compute_s))
+        return Outcomes(results, decoded.seconds)
+
+    async def _compute(self, versions: Sequence[Served], pixels: Sequence[Tensor], caller: Caller) -> list[Answer]:
+        futures: list[Future[Answer]] = []
+        try:
+            for served, frames in zip(versions, pixels, strict=True):
+                load = self._catalogue.loader(served)
+                futures.append(self._engine.submit(served.task, served.digest, load, frames, caller.deadline))
+            return await caller.wait(futures, "computing")
+        except AdaptError as error:
+            for future in futures:
+                future.cancel()
+            _name_task(error, versions, futures)
+            raise
+
+
+def _name_task(error: AdaptError, versions: Sequence[Served], futures: Sequence[Future[Answer]]) -> None:
+    """Say which of several tasks failed: the one whose future raised, or the one that could not be submitted."""
+    if len(futures) < len(versions):
+        error.facts.setdefault("task", versions[len(futures)].task)
+        return
+    for served, future in zip(versions, futures, strict=True):
+        if future.done() and not future.cancelled() and future.exception() is error:
+            error.facts.setdefault("task", served.task)
+            return

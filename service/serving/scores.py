@@ -1,0 +1,39 @@
+"""Logits -> probabilities and the best labels. Pure: numpy in, plain values out.
+
+It does not know tasks, versions or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One label with its place in the file's list and its probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+def probabilities(logits: NDArray[np.float32], score: str) -> NDArray[np.float64]:
+    """Softmax over (classes,), or each class's own sigmoid; in float64, without overflow."""
+    values = logits.astype(np.float64)
+    if score == "sigmoid":
+        small = np.exp(-np.abs(values))  # at most 1
+        return np.where(values >= 0, 1.0, small) / (1.0 + small)
+    shifted = np.exp(values - values.max())
+    result: NDArray[np.float64] = shifted / shifted.sum()
+    return result
+
+
+def best(logits: NDArray[np.float32], labels: Sequence[str], score: str, top_k: int) -> list[Prediction]:
+    """The ``top_k`` highest, best first, equal ones in the order of the labels; all of them if there are fewer."""
+    values = probabilities(logits, score)
+    order = np.argsort(-values, kind="stable")[: max(1, top_k)]
+    return [Prediction(labels[i], int(i), float(values[i])) for i in order]

@@ -1,0 +1,166 @@
+"""Servers for tests: one in this process with its parts at hand, one as a real process."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+import uvicorn
+from numpy.typing import NDArray
+from PIL import Image
+
+from adapters.backbone import Backbone, load_backbone
+from adapters.bank import Slabs, pack
+from adapters.config import SiteConfig
+from adapters.file import Adapter, write_adapter
+from adapters.forward import BankedForward, Job
+from adapters.media import MediaLimits, Preprocess, decode, rows
+from service.app import build, create_app
+from service.serving.parts import Parts
+from service.settings import Settings
+from tests.models import Spec, random_adapter, small_backbone
+
+WAIT = 30.0
+
+
+def sites(rank: int = 4, temporal: bool = False) -> tuple[SiteConfig, ...]:
+    return (SiteConfig(site="parallel", blocks=(0, 1, 2), rank=rank, temporal=temporal),)
+
+
+IMAGE = Spec(sites(), 5, "avg", "trained")
+CLIP = Spec(sites(temporal=True), 4, "avg", "trained", frames=4)
+
+
+class Kit:
+    """A backbone folder, adapter files for it, and what each of them answers when computed alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        small_backbone(folder / "vit")
+        self.backbone: Backbone = load_backbone(str(folder / "vit"), "random:0", "cpu")
+
+    def settings(self, **changes: Any) -> Settings:
+        fields: dict[str, Any] = {
+            "backbone": str(self.folder / "vit"), "weights": "random:0", "device": "cpu", "threads": 1, "port": 0,
+        }  # fmt: skip
+        return Settings(**(fields | changes))
+
+    def file(self, seed: int, spec: Spec = IMAGE, task: str = "t") -> tuple[bytes, Adapter]:
+        """The bytes of a random adapter's file, and the adapter with the digest of those bytes."""
+        adapter = random_adapter(self.backbone, spec, seed, size=0.5, task=task)
+        path = self.folder / f"{threading.get_ident()}.safetensors"
+        digest = write_adapter(path, adapter.config, adapter.tensors)
+        return path.read_bytes(), Adapter(adapter.config, adapter.tensors, digest)
+
+    def alone(self, adapter: Adapter, body: bytes) -> NDArray[np.float64]:
+        """Probabilities by label index, from that adapter alone in a bank of one slot."""
+        layout = self.backbone.layout
+        packed = pack(adapter, layout, 8, torch.float32)
+        slabs = Slabs(layout, slots=1, rank=8, pages=len(packed.pages), dtype=torch.float32, device=torch.device("cpu"))
+        pages = tuple(range(1, 1 + len(packed.pages)))
+        slabs.write(1, pages, packed)
+        pixels = rows(decode(body, adapter.config, MediaLimits()), Preprocess(adapter.config.input))
+        logits = BankedForward(self.backbone, slabs)([Job(pixels, 1, pages, packed.meta)])[0].astype(np.float64)
+        scores: NDArray[np.float64] = np.exp(logits - logits.max())
+        return scores / scores.sum()
+
+
+def scores_of(answer: dict[str, Any]) -> NDArray[np.float64]:
+    """An answer's scores by label index; all labels must have been asked for."""
+    found = {p["index"]: p["score"] for p in answer["predictions"]}
+    return np.array([found[i] for i in range(len(found))])
+
+
+def photograph(seed: int = 0, kind: str = "JPEG", size: tuple[int, int] = (90, 70)) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(file, kind)
+    return file.getvalue()
+
+
+@dataclass
+class House:
+    """A server in this process: ``url`` for clients, ``parts`` to look inside."""
+
+    url: str
+    parts: Parts
+    client: httpx.Client
+
+    def put(self, task: str, content: bytes, **params: Any) -> httpx.Response:
+        return self.client.put(f"/v1/tasks/{task}/adapter", content=content, params=params)
+
+    def ask(self, task: str, body: bytes, **params: Any) -> httpx.Response:
+        return self.client.post(f"/v1/tasks/{task}/predict", content=body, params={"top_k": 100} | params)
+
+
+@contextmanager
+def house(settings: Settings) -> Iterator[House]:
+    with build(settings) as parts:
+        server = uvicorn.Server(uvicorn.Config(create_app(parts), port=0, log_level="error", lifespan="off", ws="none"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        assert until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        try:
+            with httpx.Client(base_url=url, timeout=WAIT) as client:
+                yield House(url, parts, client)
+        finally:
+            server.should_exit = True
+            thread.join(WAIT)
+
+
+class Process:
+    """`adaptserve serve` as a real process."""
+
+    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        self._log = log
+        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        assert until(lambda: self._url() is not None or self.process.poll() is not None, 90), self.output
+        assert self.process.poll() is None, self.output
+        self.url = self._url() or ""
+        self.client = httpx.Client(base_url=self.url, timeout=WAIT)
+        assert until(self._ready, 30), self.output
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def stop(self, number: int) -> int:
+        self.client.close()
+        self.process.send_signal(number)
+        return self.process.wait(WAIT)
+
+    def _url(self) -> str | None:
+        match = re.search(r"^serving +(\S+)", self.output, re.MULTILINE)
+        return match[1] if match else None
+
+    def _ready(self) -> bool:
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def until(condition: Callable[[], bool], seconds: float = WAIT) -> bool:
+    """Poll until true, at most ``seconds``."""
+    end, pause = time.monotonic() + seconds, threading.Event()
+    while not condition() and time.monotonic() < end:
+        pause.wait(0.01)
+    return condition()

@@ -1,0 +1,138 @@
+"""The command as a person uses it: real processes, real exit codes, one line per error."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from service.cli.main import app
+from tests.houses import Kit, Process, house, photograph, until
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    return Kit(tmp_path_factory.mktemp("kit"))
+
+
+def arguments(kit: Kit, data: Path) -> list[str]:
+    return ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu", "--data-dir", str(data)]
+
+
+def serve(*given: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service.cli", "serve", *given]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_serve_push_stop_copy_serve(kit: Kit, tmp_path: Path) -> None:
+    """A server says what it loaded, drains on SIGTERM, and its copied folder serves the same elsewhere."""
+    content, adapter = kit.file(1, task="pets")
+    server = Process(arguments(kit, tmp_path / "data"), tmp_path / "log")
+    assert "warning: the weights are random" in server.output
+    assert f"fingerprint {kit.backbone.layout.fingerprint[:12]}" in server.output
+    server.client.put("/v1/tasks/pets/adapter", content=content).raise_for_status()
+    body = photograph()
+    before = server.client.post("/v1/tasks/pets/predict", content=body).json()
+    answers: list[int] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            try:
+                while True:
+                    answers.append(client.post("/v1/tasks/pets/predict", content=body).status_code)
+            except httpx.ConnectError:
+                return  # the server has gone; no request that it accepted was lost
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    assert until(lambda: len(answers) > 20)
+    assert server.stop(signal.SIGTERM) == 0, server.output
+    for client in clients:
+        client.join(30)
+    assert set(answers) == {200}
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere")
+    again = Process(arguments(kit, tmp_path / "elsewhere"), tmp_path / "log2")
+    after = again.client.post("/v1/tasks/pets/predict", content=body).json()
+    assert after["digest"] == adapter.digest
+    assert after == before
+    assert again.stop(signal.SIGINT) == 0
+
+
+def test_an_open_door_is_refused() -> None:
+    refused = serve("--host", "0.0.0.0")
+    assert refused.returncode == 2
+    assert "add --insecure" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = serve("--port", str(taken.getsockname()[1]), "--data-dir", str(tmp_path))
+    assert refused.returncode == 1
+    assert "choose another --port" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_backbone_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    refused = serve("--backbone", "vit_nothing", "--data-dir", str(tmp_path), "--port", "0")
+    assert refused.returncode == 1
+    assert "neither a timm model nor a folder" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_bad_setting_is_named(tmp_path: Path) -> None:
+    refused = serve("--slots", "0", "--data-dir", str(tmp_path))
+    assert refused.returncode == 2
+    assert "ADAPTSERVE_SLOTS" in refused.stderr
+
+
+def test_inspect(kit: Kit, tmp_path: Path) -> None:
+    content, adapter = kit.file(2, task="pets")
+    (tmp_path / "good.safetensors").write_bytes(content)
+    shown = runner.invoke(app, ["inspect", str(tmp_path / "good.safetensors")])
+    assert shown.exit_code == 0
+    assert adapter.digest[:12] in shown.stdout
+    assert "pets" in shown.stdout
+    (tmp_path / "bad.safetensors").write_bytes(content[:500])
+    bad = runner.invoke(app, ["inspect", str(tmp_path / "bad.safetensors")])
+    assert bad.exit_code == 1
+    assert runner.invoke(app, ["inspect", str(tmp_path / "none")]).exit_code == 1
+
+
+def test_push_and_predict(kit: Kit, tmp_path: Path) -> None:
+    file, picture = tmp_path / "pets.safetensors", tmp_path / "a.jpg"
+    file.write_bytes(kit.file(3, task="pets")[0])
+    picture.write_bytes(photograph())
+    with house(kit.settings(data_dir=tmp_path / "data")) as home:
+        pushed = runner.invoke(app, ["push", str(file), "--to", home.url])
+        assert pushed.exit_code == 0
+        assert "pets version 1 is active" in pushed.stdout
+        again = runner.invoke(app, ["push", str(file), "--to", home.url, "--task", "pets"])
+        assert "had it already" in again.stdout
+        asked = runner.invoke(app, ["predict", str(picture), "--task", "pets", "--url", home.url, "--top-k", "2"])
+        assert asked.exit_code == 0
+        assert asked.stdout.count("label ") >= 2
+        missing = runner.invoke(app, ["predict", str(picture), "--task", "none", "--url", home.url])
+        assert missing.exit_code == 1
+    gone = runner.invoke(app, ["predict", str(picture), "--task", "pets", "--url", home.url])
+    assert gone.exit_code == 1
+
+
+def test_help_teaches() -> None:
+    for command in ([], ["serve"], ["push"], ["predict"], ["inspect"]):
+        shown = runner.invoke(app, [*command, "--help"])
+        assert shown.exit_code == 0
+        assert "adaptserve" in shown.stdout

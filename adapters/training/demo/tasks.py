@@ -56,16 +56,16 @@ TASKS: tuple[DemoTask, ...] = (
     DemoTask(
         "digits", tuple(str(d) for d in range(10)),
         "which handwritten digit is it; scikit-learn's scans, enlarged to 32 x 32", _digits,
-        FitConfig(epochs=24, batch=64, lr=3e-3), shift,
+        FitConfig(epochs=20, batch=64, lr=3e-3), shift,
     ),
     DemoTask(
         "moving-digit", digits.DIRECTIONS,
         "which way does the digit go; 8-frame clips whose single frames do not tell", _moving,
-        FitConfig(epochs=14, batch=16, lr=3e-3), frames=digits.FRAMES, temporal=True,
+        FitConfig(epochs=7, batch=16, lr=3e-3), frames=digits.FRAMES, temporal=True,
     ),
     DemoTask(
         "digit-collage", tuple(str(d) for d in range(10)),
         "which digits are there; one to four in a 2 x 2 grid, many labels at once", _collages,
-        FitConfig(epochs=16, batch=64, lr=3e-3), score="sigmoid",
+        FitConfig(epochs=10, batch=64, lr=3e-3), score="sigmoid",
     ),
 )  # fmt: skip

@@ -62,6 +62,7 @@ def serve(
         _refuse_open_door(settings)
         listener = _listen(settings)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("timm").setLevel(logging.WARNING)
         # uvicorn raises the signal again once it has stopped; the parts must still be closed then.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)

@@ -66,6 +66,7 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(1024, ge=1, description="Connections at once; beyond it, 503.")
     max_request_header_bytes: int = Field(64 * 1024, ge=1024, description="Bytes of a request's headers.")
+    header_timeout_s: float = Field(20.0, gt=0, description="Time to receive a request's headers, in seconds.")
     keep_alive_s: int = Field(30, ge=1, description="Idle time before a connection is closed, in seconds.")
     ready_fresh_s: float = Field(5.0, gt=0, description="Age of the last forward pass that still counts as ready.")
     ready_timeout_s: float = Field(10.0, gt=0, description="Time for the health check's own forward pass.")

@@ -21,8 +21,6 @@ from service.settings import PREFIX, Settings, read_settings
 if TYPE_CHECKING:
     from service.serving.parts import Parts
 
-BACKLOG = 2048
-
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
@@ -152,16 +150,6 @@ def _short(path: Path) -> str:
 def _run(settings: Settings, app: object, listener: socket.socket) -> None:
     import uvicorn
 
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        log_level=settings.log_level if settings.log_level == "debug" else "warning",
-        access_log=False,
-        server_header=False,
-        backlog=BACKLOG,
-        limit_concurrency=settings.max_connections,
-        timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=int(settings.drain_s),
-        h11_max_incomplete_event_size=settings.max_request_header_bytes,
-        lifespan="off",
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    from service.server import server_config
+
+    uvicorn.Server(server_config(settings, app)).run(sockets=[listener])

@@ -27,7 +27,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test check fix bench torture clean
+.PHONY: help serve test check fix bench demo torture clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-14s %s\n' "$$name" "$$what"; done
@@ -51,8 +51,12 @@ fix: .venv/.test  ## apply what the linter and the formatter can do by themselve
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: .venv/.serve  ## is it as fast as the bare model? (ARGS="--device cuda")
+bench: .venv/.serve  ## is it as fast as the bare model, and do uploads stall it? (ARGS="--device cuda")
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+	@$(BIN)/python -m benchmarks.uploads
+
+demo: .venv/.test  ## score the shipped demo tasks on their held-out examples
+	@$(BIN)/python -m adapters.training.demo --score
 
 clean:  ## remove the environment and the tools' caches
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

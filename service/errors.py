@@ -3,6 +3,7 @@
 It knows no web framework; the scheduler and the repository raise from here too.
 
 AdaptError (adapters.errors)
+├── BadKeys                  500  never sent: the server does not start with them
 ├── BadRequest               400  the request itself is malformed
 │   └── BadTaskName          400
 ├── Unauthorised             401
@@ -37,10 +38,15 @@ from adapters.errors import (
     MediaTooLarge,
     NoRoom,
     NotAnAdapter,
+    TrainingError,
     UnsupportedMedia,
     WrongBase,
     WrongModality,
 )
+
+
+class BadKeys(AdaptError):
+    """The keys that are configured cannot be read or used."""
 
 
 class BadRequest(AdaptError):
@@ -129,6 +135,8 @@ STATUS: dict[type[AdaptError], int] = {
     WrongBase: 422,
     AdapterTooLarge: 413,
     NoRoom: 507,
+    TrainingError: 422,
+    BadKeys: 500,
     BadRequest: 400,
     BadTaskName: 400,
     Unauthorised: 401,

@@ -50,6 +50,7 @@ class Caller:
         """All results, in order; the first error of any. Raises DeadlineExceeded or ClientGone and cancels all."""
         waiting = [asyncio.wrap_future(future) for future in futures]
         everything = asyncio.gather(*waiting)
+        everything.add_done_callback(_heard)
         race: set[asyncio.Future[Any]] = {everything}
         if self._task is not None:
             race.add(self._task)
@@ -72,3 +73,9 @@ class Caller:
             "ask again later, or allow more time with the header X-Deadline-Ms",
             field="X-Deadline-Ms", limit=self.seconds,
         )  # fmt: skip
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Look at the outcome, so that asyncio does not log a wait that was given up as an error that nobody saw."""
+    if not future.cancelled():
+        future.exception()

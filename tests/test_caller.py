@@ -1,0 +1,55 @@
+"""Waiting: results, deadlines and clients that leave, on futures alone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from concurrent.futures import Future
+
+import pytest
+
+from service.errors import ClientGone, DeadlineExceeded
+from service.serving.caller import Caller
+
+
+def waited(seconds: float, futures: list[Future[int]], leave: bool = False) -> list[int]:
+    async def run() -> list[int]:
+        async with Caller(seconds) as caller:
+            if leave:
+                caller.watch(asyncio.sleep(0))
+            try:
+                return await caller.wait(futures, "testing")
+            finally:
+                await asyncio.sleep(0)
+
+    return asyncio.run(run())
+
+
+def done(value: int) -> Future[int]:
+    future: Future[int] = Future()
+    future.set_result(value)
+    return future
+
+
+def test_results_come_in_order() -> None:
+    assert waited(10, [done(1), done(2)]) == [1, 2]
+
+
+@pytest.mark.parametrize(("leave", "error"), [(False, DeadlineExceeded), (True, ClientGone)])
+def test_a_wait_given_up_cancels_and_leaves_no_noise(
+    leave: bool, error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    futures = [done(1), Future[int]()]
+    with pytest.raises(error, match="testing"):
+        waited(60 if leave else 0.01, futures, leave)
+    gc.collect()  # asyncio logs what nobody looked at when it is collected
+    assert futures[1].cancelled()
+    assert caplog.records == []
+
+
+def test_the_first_error_is_raised_and_the_rest_cancelled() -> None:
+    broken, waiting = Future[int](), Future[int]()
+    broken.set_exception(ValueError("broken"))
+    with pytest.raises(ValueError, match="broken"):
+        waited(10, [broken, waiting])
+    assert waiting.cancelled()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 
 from adapters.backbone import Backbone, load_backbone
@@ -21,9 +21,11 @@ from adapters.forward import BankedForward
 from adapters.media import MediaLimits
 from service import problems, routes
 from service.engine import BatchReport, Engine
+from service.keys import Keys
 from service.metrics import Metrics, Snapshot
 from service.middleware import RequestContext
 from service.repository import Repository
+from service.routes.guard import guard
 from service.serving.catalogue import Catalogue
 from service.serving.counts import Counts
 from service.serving.decoding import Decoder
@@ -48,6 +50,7 @@ WARM_UP_S = 300.0
 def build(settings: Settings) -> Iterator[Parts]:
     """Every part, ready to serve: the device has computed a first forward. Raises BackboneError, Conflict and more."""
     with ExitStack() as stack:
+        keys = Keys.read(settings.keys, settings.keys_file)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         repository = Repository(
@@ -83,6 +86,7 @@ def build(settings: Settings) -> Iterator[Parts]:
         stack.callback(upload_pool.close)
         parts = Parts(
             settings=settings,
+            keys=keys,
             backbone=backbone,
             bank=bank,
             engine=engine,
@@ -107,6 +111,7 @@ def create_app(parts: Parts) -> FastAPI:
         version=installed_version(),
         description="One frozen Vision Transformer, many tasks; each is a small adapter file with its own endpoint.",
         redoc_url=None,
+        dependencies=[Depends(guard)],
     )
     app.state.parts = parts
     problems.install(app)

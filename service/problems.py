@@ -16,7 +16,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from adapters.errors import AdaptError
-from service.errors import BadRequest, BodyTooLarge, ClientGone, DeadlineExceeded, QueueFull, problem, status_of
+from service.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ClientGone,
+    DeadlineExceeded,
+    QueueFull,
+    Unauthorised,
+    problem,
+    status_of,
+)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -38,6 +47,8 @@ def respond(error: AdaptError, request_id: str) -> ProblemResponse:
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthorised):
+        headers["WWW-Authenticate"] = 'Bearer realm="adaptserve"'
     if isinstance(error, BodyTooLarge | DeadlineExceeded | ClientGone):
         headers["Connection"] = "close"  # part of the body may still be on its way
     return ProblemResponse(document, status_of(error), headers)

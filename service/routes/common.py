@@ -18,6 +18,8 @@ from service.serving.parts import Parts
 
 _PROBLEMS = {
     400: "The request is malformed.",
+    401: "No key came, or an unknown one.",
+    403: "The key lacks the scope, or is limited to other tasks.",
     404: "No such task or version.",
     409: "The present state forbids it.",
     413: "The body, picture, clip or adapter passes a limit.",

@@ -33,7 +33,7 @@ async def readyz(parts: AtHand) -> Ready:
     return Ready(last_forward_s=round(await parts.health.check(parts.engine), 3))
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", response_class=Response, responses=problems(401, 403) | {200: {"content": {"text/plain": {}}}})
 async def metrics(parts: AtHand) -> Response:
     """Prometheus' text format."""
     # An idle server has no recent batch to show: it is asked, or adaptserve_ready would say 0 of a healthy one.

@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 
 from service.repository import VersionInfo
 from service.routes.common import AtHand, TaskName, problems
+from service.routes.guard import Holder
 from service.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
 from service.serving.parts import Parts
 
@@ -25,14 +26,14 @@ Number = Annotated[int, Path(ge=1, description="a version's number", examples=[1
 
 
 @router.get("/v1/tasks")
-async def tasks(parts: AtHand) -> TasksAnswer:
-    """Everything that is served, in the order of the names."""
+async def tasks(parts: AtHand, key: Holder) -> TasksAnswer:
+    """Everything that is served and that the key may see, in the order of the names."""
     layout = parts.catalogue.layout
     return TasksAnswer(
         backbone=layout.model,
         fingerprint=layout.fingerprint,
         parameters=layout.parameters,
-        tasks=[await _task(parts, name) for name in parts.catalogue.names()],
+        tasks=[await _task(parts, name) for name in parts.catalogue.names() if key.sees(name)],
     )
 
 

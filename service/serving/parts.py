@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from adapters.backbone import Backbone
 from adapters.bank import Bank
 from service.engine import Engine
+from service.keys import Keys
 from service.metrics import Metrics
 from service.repository import Repository
 from service.serving.catalogue import Catalogue
@@ -26,6 +27,7 @@ class Parts:
     """In the order in which they are built; closed in reverse."""
 
     settings: Settings
+    keys: Keys
     backbone: Backbone
     bank: Bank
     engine: Engine

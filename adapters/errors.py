@@ -14,7 +14,8 @@ AdaptError
 │   ├── BrokenAdapter        safetensors, but truncated, wrongly named, wrongly shaped, not finite
 │   ├── WrongBase            made for another backbone
 │   └── AdapterTooLarge      more bytes, rank or classes than the server has room for
-└── NoRoom                   no slot, cache or disk space left
+├── NoRoom                   no slot, cache or disk space left
+└── TrainingError            the labelled data, the options or the disk do not let an adapter be trained
 """
 
 from __future__ import annotations
@@ -78,3 +79,7 @@ class AdapterTooLarge(AdapterError):
 
 class NoRoom(AdaptError):
     """A bounded store is full."""
+
+
+class TrainingError(AdaptError):
+    """No adapter can be trained from what was given."""

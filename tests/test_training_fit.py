@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from torch.utils.data import TensorDataset
 from adapters.backbone import Backbone, fingerprint_of
 from adapters.bank import Slabs, pack
 from adapters.config import AdapterConfig, SiteConfig
+from adapters.errors import TrainingError
 from adapters.file import FileLimits, read_adapter, write_adapter
 from adapters.forward import BankedForward, Job
+from adapters.training.checkpoint import CheckpointFile, FitResult
 from adapters.training.fit import FitConfig, accuracy_of, fit, images_of, predict, trainable
 from adapters.training.model import AdaptedModel
 from tests.models import Spec, config_of, small_backbone
@@ -114,3 +117,54 @@ def test_nothing_before_the_first_adapted_block_is_kept_for_gradients(backbone: 
 def test_accuracy_counts() -> None:
     assert accuracy_of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1])) == 0.5
     assert accuracy_of(torch.tensor([[1.0, -2.0], [3.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])) == 0.75
+
+
+class Stop(Exception):
+    """Ends a training as Ctrl-C does."""
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_an_interrupted_training_resumes_to_the_same_tensors(backbone: Backbone, tmp_path: Path, patience: int) -> None:
+    """Through the file, with dropout and shuffling, stopped in the middle of the third epoch."""
+    config = FitConfig(epochs=5, batch=8, dropout=0.2, lr=5e-3, patience=patience)
+
+    def train(seed: int, **options: Any) -> tuple[AdaptedModel, FitResult]:
+        torch.manual_seed(seed)
+        model = AdaptedModel(backbone, config_of(backbone, SPECS[0]), dropout=0.2)
+        return model, fit(model, tinted(30), tinted(9, seed=1), config, **options)
+
+    whole, expected = train(1)
+    steps, file = [], CheckpointFile(tmp_path / "a.resume", "same data")
+
+    def stop(progress: float, loss: float) -> None:
+        steps.append(progress)
+        if len(steps) == 10:  # four steps an epoch
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(1, on_step=stop, on_epoch=file.save)
+    found = file.load()
+    assert len(found.result.history) == 2
+    resumed, result = train(99, start=found, on_epoch=file.save)
+    assert all(torch.equal(whole.tensors()[n], t) for n, t in resumed.tensors().items())
+    drop = [{k: v for k, v in line.items() if k != "seconds"} for line in result.history]
+    assert drop == [{k: v for k, v in line.items() if k != "seconds"} for line in expected.history]
+    again, _ = train(7, start=file.load())
+    assert all(torch.equal(whole.tensors()[n], t) for n, t in again.tensors().items())
+    assert [p.name for p in tmp_path.iterdir()] == ["a.resume"]
+
+
+def test_a_checkpoint_of_another_training_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    model = AdaptedModel(backbone, config_of(backbone, SPECS[3]))
+    fit(model, tinted(8), tinted(4), FitConfig(epochs=1), on_epoch=CheckpointFile(tmp_path / "a", "these").save)
+    with pytest.raises(TrainingError, match="other data or options"):
+        CheckpointFile(tmp_path / "a", "those").load()
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:100])
+    with pytest.raises(TrainingError, match="no training that can be resumed"):
+        CheckpointFile(tmp_path / "a", "these").load()
+
+
+def test_a_loss_that_explodes_says_so(backbone: Backbone) -> None:
+    model = AdaptedModel(backbone, config_of(backbone, SPECS[0]))
+    with pytest.raises(TrainingError, match="lower learning rate"):
+        fit(model, tinted(16), tinted(4), FitConfig(epochs=9, batch=8, lr=1e30, warmup=0.01))

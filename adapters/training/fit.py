@@ -9,14 +9,16 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from adapters.errors import TrainingError
 from adapters.media import normalise
+from adapters.training.checkpoint import Checkpoint, FitResult
 from adapters.training.model import AdaptedModel
 
 Examples = Dataset[tuple[Tensor, ...]]
@@ -39,16 +41,6 @@ class FitConfig:
     seed: int = 0
 
 
-@dataclass
-class FitResult:
-    """Per epoch: loss, held-out accuracy, seconds; and the best epoch's accuracy."""
-
-    history: list[dict[str, float]] = field(default_factory=list)
-    accuracy: float = 0.0
-    epoch: int = 0
-    seconds: float = 0.0
-
-
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Pixels uint8 (items, frames, 3, size, size) -> the same shape, changed at random."""
 
@@ -68,41 +60,73 @@ def fit(
     *,
     augment: Augment | None = None,
     on_step: Callable[[float, float], None] | None = None,
+    on_epoch: Callable[[Checkpoint], None] | None = None,
+    start: Checkpoint | None = None,
 ) -> FitResult:
-    """Train in place; the model ends with the weights of its best epoch. ``on_step`` gets progress and loss."""
-    start, result = time.monotonic(), FitResult()
-    generator = torch.Generator().manual_seed(config.seed)
+    """Train in place; the model ends with the weights of its best epoch. ``on_step`` gets progress and loss.
+
+    ``on_epoch`` gets all that is needed to go on, before the first epoch and after each; ``start`` goes on from
+    there, to the same bits as without the interruption. Raises TrainingError when the loss is no longer finite.
+    """
+    began, generator = time.monotonic(), torch.Generator().manual_seed(config.seed)
     torch.manual_seed(config.seed)
     loader = _loader(train, config, generator)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=config.weight_decay)
-    best = copy.deepcopy(model.state_dict())
-    for epoch in range(config.epochs):
-        model.train()
-        losses = []
-        for step, (pixels, labels) in enumerate(loader):
-            progress = (epoch + step / len(loader)) / config.epochs
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress, config)
-            images = images_of(model, augment(pixels, generator) if augment else pixels)
-            loss = loss_of(model(images), labels.to(model.backbone.device), config.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(loss.item())
-            if on_step:
-                on_step(progress, losses[-1])
-        accuracy = accuracy_of(*predict(model, held_out, config))
-        mean_loss = sum(losses) / len(losses)
-        result.history.append({"epoch": epoch + 1, "loss": mean_loss, "accuracy": accuracy,
-                               "seconds": time.monotonic() - start})  # fmt: skip
+    result, best = FitResult(), copy.deepcopy(model.state_dict())
+    if start is not None:
+        result, best = start.restore(model, optimizer, generator)
+    elif on_epoch:
+        on_epoch(Checkpoint.of(model, optimizer, generator, result, best))
+    before = result.seconds
+    for epoch in range(len(result.history), config.epochs):
+        if config.patience and epoch - result.epoch >= config.patience:
+            break
+        loss = _epoch(model, loader, optimizer, config, epoch, augment=augment, on_step=on_step, generator=generator)
+        logits, labels = predict(model, held_out, config)
+        accuracy, result.seconds = accuracy_of(logits, labels), before + time.monotonic() - began
+        result.history.append({"epoch": epoch + 1, "loss": loss, "held_out_loss": loss_of(logits, labels).item(),
+                               "accuracy": accuracy, "seconds": result.seconds})  # fmt: skip
         if accuracy >= result.accuracy:
             result.accuracy, result.epoch, best = accuracy, epoch + 1, copy.deepcopy(model.state_dict())
-        elif config.patience and epoch + 1 - result.epoch >= config.patience:
-            break
+        if on_epoch:
+            on_epoch(Checkpoint.of(model, optimizer, generator, result, best))
     model.load_state_dict(best)
     model.eval()
-    result.seconds = time.monotonic() - start
     return result
+
+
+def _epoch(
+    model: AdaptedModel,
+    loader: DataLoader[tuple[Tensor, ...]],
+    optimizer: torch.optim.Optimizer,
+    config: FitConfig,
+    epoch: int,
+    *,
+    augment: Augment | None,
+    on_step: Callable[[float, float], None] | None,
+    generator: torch.Generator,
+) -> float:
+    """One pass over the training data; returns its mean loss."""
+    model.train()
+    losses = []
+    for step, (pixels, labels) in enumerate(loader):
+        progress = (epoch + step / len(loader)) / config.epochs
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(progress, config)
+        images = images_of(model, augment(pixels, generator) if augment else pixels)
+        loss = loss_of(model(images), labels.to(model.backbone.device), config.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise TrainingError(
+                f"the loss became {losses[-1]} in epoch {epoch + 1}; train again with a lower learning rate than "
+                f"{config.lr:g}", field="lr", value=config.lr,
+            )  # fmt: skip
+        if on_step:
+            on_step(progress, losses[-1])
+    return sum(losses) / len(losses)
 
 
 def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

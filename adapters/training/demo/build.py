@@ -19,8 +19,9 @@ from adapters.bank import PAGE, Slabs, pack
 from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig, VideoConfig
 from adapters.file import Adapter, FileLimits, read_adapter, write_adapter
 from adapters.forward import BankedForward, Job
+from adapters.training.checkpoint import FitResult
 from adapters.training.demo.tasks import DemoTask
-from adapters.training.fit import FitResult, accuracy_of, fit, parameters_of
+from adapters.training.fit import accuracy_of, fit, parameters_of
 from adapters.training.model import AdaptedModel
 
 SCORE_BATCH_ROWS = 64

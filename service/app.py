@@ -81,6 +81,8 @@ def build(settings: Settings) -> Iterator[Parts]:
             publish_demo(catalogue)
         decode_pool = Pool("decode", workers=_decode_workers(settings), max_waiting=settings.max_decodes_waiting)
         stack.callback(decode_pool.close)
+        decoder = Decoder(decode_pool, _media_limits(settings))
+        decoder.prepare(backbone.input)
         # An upload has one job at a time, and one more to clear up after it.
         upload_pool = Pool("upload", workers=settings.max_uploads, max_waiting=2 * settings.max_uploads)
         stack.callback(upload_pool.close)
@@ -94,7 +96,7 @@ def build(settings: Settings) -> Iterator[Parts]:
             catalogue=catalogue,
             decode_pool=decode_pool,
             upload_pool=upload_pool,
-            predictor=Predictor(Decoder(decode_pool, _media_limits(settings)), engine, catalogue),
+            predictor=Predictor(decoder, engine, catalogue),
             uploads=Uploads(catalogue, bank, engine, upload_pool, metrics, max_uploads=settings.max_uploads),
             health=health,
             metrics=metrics,

@@ -49,11 +49,12 @@ class Decoder:
         for config in configs:
             key = (config.video, config.input)
             if key not in done:
-                done[key] = rows(decode(body, config, self._limits), self._preprocess(config.input))
+                done[key] = rows(decode(body, config, self._limits), self.prepare(config.input))
             pixels.append(done[key])
         return Decoded(pixels, time.perf_counter() - start)
 
-    def _preprocess(self, config: InputConfig) -> Preprocess:
+    def prepare(self, config: InputConfig) -> Preprocess:
+        """The transform of a config, built on first use; building one takes a noticeable moment."""
         with self._lock:
             known = self._preprocesses.get(config)
             if known is not None:

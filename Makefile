@@ -39,7 +39,7 @@ test: .venv/.test  ## quick tests; those that need a GPU are skipped where there
 	@$(BIN)/python -m pytest -rs -m "not torture" $(ARGS)
 
 torture: .venv/.test  ## long tests that try to break the server
-	@$(BIN)/python -m pytest -rs -m torture --timeout 3600 $(ARGS)
+	@$(BIN)/python -m pytest -rsP -m torture --timeout 3600 $(ARGS)
 
 check: .venv/.test  ## lint, format, types and import contracts
 	@$(BIN)/ruff check .

@@ -82,7 +82,7 @@ def build(settings: Settings) -> Iterator[Parts]:
         decode_pool = Pool("decode", workers=_decode_workers(settings), max_waiting=settings.max_decodes_waiting)
         stack.callback(decode_pool.close)
         decoder = Decoder(decode_pool, _media_limits(settings))
-        decoder.prepare(backbone.input)
+        decoder.warm_up(backbone.input)
         # An upload has one job at a time, and one more to clear up after it.
         upload_pool = Pool("upload", workers=settings.max_uploads, max_waiting=2 * settings.max_uploads)
         stack.callback(upload_pool.close)

@@ -5,6 +5,7 @@ It does not know tasks' weights, the engine or HTTP. Preprocessing objects are k
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections import OrderedDict
@@ -12,10 +13,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from PIL import Image
 from torch import Tensor
 
 from adapters.config import AdapterConfig, InputConfig
-from adapters.media import MediaLimits, Preprocess, decode, rows
+from adapters.media import MediaLimits, Preprocess, decode, decode_image, rows
 from service.serving.pool import Pool
 
 MAX_PREPROCESSES = 256
@@ -49,12 +51,17 @@ class Decoder:
         for config in configs:
             key = (config.video, config.input)
             if key not in done:
-                done[key] = rows(decode(body, config, self._limits), self.prepare(config.input))
+                done[key] = rows(decode(body, config, self._limits), self._preprocess(config.input))
             pixels.append(done[key])
         return Decoded(pixels, time.perf_counter() - start)
 
-    def prepare(self, config: InputConfig) -> Preprocess:
-        """The transform of a config, built on first use; building one takes a noticeable moment."""
+    def warm_up(self, config: InputConfig) -> None:
+        """Decode one blank picture, so that no request pays for Pillow's plugins and the transform; blocks."""
+        blank = io.BytesIO()
+        Image.new("RGB", (64, 48)).save(blank, "PNG")
+        rows([decode_image(blank.getvalue(), self._limits)], self._preprocess(config))
+
+    def _preprocess(self, config: InputConfig) -> Preprocess:
         with self._lock:
             known = self._preprocesses.get(config)
             if known is not None:

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,15 +17,22 @@ import typer
 from pydantic import ValidationError
 
 from service.cli.console import FAILED, USAGE, complain, one_line_errors, out
+from service.keys import Keys
 from service.settings import PREFIX, Settings, read_settings
 
 if TYPE_CHECKING:
     from service.serving.parts import Parts
 
+SHOWN = 8
+"""Names of one kind in the lines at the start."""
+
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.  [default: 8000]")] = None,
+    keys_file: Annotated[
+        str | None, typer.Option(help="File of keys, from `adaptserve keys create`; without, everything is open.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the tasks.  [default: data]")] = None,
     backbone: Annotated[
         str | None, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.  [default: demo]")
@@ -53,11 +61,11 @@ def serve(
     adaptserve serve --backbone vit_base_patch16_224 --weights vit_b.safetensors --data-dir /srv/tasks --port 9000
     """
     settings = _settings(
-        env_file, host=host, port=port, data_dir=data_dir, backbone=backbone, weights=weights, device=device,
-        dtype=dtype, slots=slots, threads=threads, insecure=insecure,
+        env_file, host=host, port=port, keys_file=keys_file, data_dir=data_dir, backbone=backbone, weights=weights,
+        device=device, dtype=dtype, slots=slots, threads=threads, insecure=insecure,
     )  # fmt: skip
     with one_line_errors():
-        _refuse_open_door(settings)
+        _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
         listener = _listen(settings)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("timm").setLevel(logging.WARNING)
@@ -90,11 +98,12 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _refuse_open_door(settings: Settings) -> None:
-    if not _is_loopback(settings.host) and not settings.insecure:
+def _refuse_open_door(settings: Settings, keys: Keys) -> None:
+    if not keys and not _is_loopback(settings.host) and not settings.insecure:
         complain(
             f"{settings.host} can be reached from other machines and anybody there could upload and delete tasks; "
-            "listen on 127.0.0.1 behind a proxy that checks who asks, or add --insecure if the network is trusted"
+            "make a key with `adaptserve keys create --name NAME --scope admin --file keys.json` and "
+            "serve with --keys-file keys.json, or add --insecure if the network is trusted"
         )
         raise typer.Exit(USAGE)
 
@@ -124,10 +133,14 @@ def _say(settings: Settings, parts: Parts, port: int) -> None:
         f"backbone {layout.model} ({layout.parameters / 1e6:.1f} M parameters, fingerprint {layout.fingerprint[:12]}) "
         f"on {slabs.device}, {dtype}"
     )
+    if parts.keys:
+        holders = [f"{key.name} ({key.scope})" for key in parts.keys.all]
+        console.print(f"keys     {_some(holders)}")
+    elif not _is_loopback(settings.host):
+        complain(f"there are no keys: whoever reaches {settings.host} may upload and delete tasks", kind="warning")
     console.print(f"bank     {slabs.slots} slots of rank {slabs.rank}, {slabs.nbytes / 2**20:.0f} MiB")
     names = parts.catalogue.names()
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    console.print(f"tasks    {shown or 'none yet: adaptserve push FILE'}  (in {settings.data_dir})")
+    console.print(f"tasks    {_some(names) or 'none yet: adaptserve push FILE'}  (in {settings.data_dir})")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else host}:{port}"  # noqa: S104
     sample = next((s for s in samples() if any(s.name.startswith(f"{n}-") for n in names)), None)
@@ -137,6 +150,10 @@ def _say(settings: Settings, parts: Parts, port: int) -> None:
         console.print(f"try      curl --data-binary @{_short(sample)} {url}/v1/tasks/{task}/predict")
     else:
         console.print(f"try      curl {url}/v1/tasks")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _short(path: Path) -> str:

@@ -14,6 +14,7 @@ AdaptError
 │   ├── BrokenAdapter        safetensors, but truncated, wrongly named, wrongly shaped, not finite
 │   ├── WrongBase            made for another backbone
 │   └── AdapterTooLarge      more bytes, rank or classes than the server has room for
+├── ImportRefused            another tool's file that cannot become an adapter of this backbone
 ├── NoRoom                   no slot, cache or disk space left
 └── TrainingError            the labelled data, the options or the disk do not let an adapter be trained
 """
@@ -75,6 +76,10 @@ class WrongBase(AdapterError):
 
 class AdapterTooLarge(AdapterError):
     """The adapter is larger than a limit."""
+
+
+class ImportRefused(AdaptError):
+    """Another tool's file cannot become an adapter of this backbone."""
 
 
 class NoRoom(AdaptError):

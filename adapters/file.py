@@ -119,9 +119,13 @@ def read_adapter(path: Path, layout: Layout, limits: FileLimits) -> Adapter:
 
 
 def write_adapter(path: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> str:
-    """Write atomically: a reader sees the whole file or none. Returns the digest."""
+    """Write an adapter file, as ``write_tensors`` does. Returns the digest."""
+    return write_tensors(path, tensors, {METADATA_KEY: config.model_dump_json(exclude_none=True)})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write safetensors atomically: a reader sees the whole file or none. Returns the digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {METADATA_KEY: config.model_dump_json(exclude_none=True)}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)

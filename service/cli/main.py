@@ -12,6 +12,7 @@ import typer
 from service.cli import keys
 from service.cli.client import predict, push
 from service.cli.console import out
+from service.cli.import_ import app as import_app
 from service.cli.inspect import inspect
 from service.cli.serve import serve
 from service.version import installed_version
@@ -35,6 +36,7 @@ app.command()(serve)
 app.command()(inspect)
 app.command()(push)
 app.command()(predict)
+app.add_typer(import_app, name="import")
 app.add_typer(keys.app, name="keys")
 
 

@@ -1,0 +1,8 @@
+"""Other people's files -> ours. Each module reads one kind of file and refuses, with a reason, what we cannot serve.
+
+It does not know HTTP or the command line.
+"""
+
+from adapters.importers.common import MAX_SOURCE_BYTES, Imported, Origin, read_labels, save
+
+__all__ = ["MAX_SOURCE_BYTES", "Imported", "Origin", "read_labels", "save"]

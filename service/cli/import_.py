@@ -1,0 +1,116 @@
+"""`import`: other people's files -> adapter files, without a server.
+
+It knows the options and what to print; reading and converting is ``adapters.importers``'.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli.console import one_line_errors, out
+
+if TYPE_CHECKING:
+    from adapters.backbone import Backbone
+    from adapters.importers import Imported
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Make an adapter file from another tool's checkpoint.
+
+    Example:  adaptserve import adaptformer checkpoint.pth --base demo --labels labels.txt --out my-task.safetensors
+    """,
+)
+
+Base = Annotated[str, typer.Option("--base", metavar="NAME", help="The backbone: `demo`, a timm name, or a folder.")]
+Labels = Annotated[
+    Path, typer.Option("--labels", metavar="FILE", help="Class names, one a line or a JSON list, in the head's order.")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")]
+Task = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="The task's name.  [default: the name of --out]")
+]
+Weights = Annotated[
+    str, typer.Option("--weights", metavar="FILE", help="The backbone's weights.  [default: its pretrained ones]")
+]
+Three = tuple[float, float, float]
+Mean = Annotated[
+    Three | None, typer.Option("--mean", help="Means of red, green, blue, 0 to 1.  [default: the backbone's]")
+]
+Std = Annotated[Three | None, typer.Option("--std", help="Standard deviations likewise.")]
+Interpolation = Annotated[
+    str | None, typer.Option("--interpolation", help="How pictures are resized, such as bicubic.")
+]
+CropPct = Annotated[float | None, typer.Option("--crop-pct", help="Share of the resized picture that is kept.")]
+
+
+@app.command()
+def adaptformer(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.pth", help="What AdaptFormer's own code saved.")],
+    base: Base,
+    labels: Labels,
+    file: Out,
+    task: Task = None,
+    weights: Weights = "",
+    scale: Annotated[float, typer.Option("--scale", help="The adapters' scale, where none was learnt.")] = 0.1,
+    export_base: Annotated[
+        Path | None,
+        typer.Option("--export-base", metavar="FILE", help="Write the checkpoint's backbone, and use it as weights."),
+    ] = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+) -> None:
+    """Import an image checkpoint of AdaptFormer's official code (class token or global pooling).
+
+    Its frozen backbone must be the one named by --base, tensor by tensor. If it was another, --export-base
+    writes it as weights for the same architecture: `adaptserve serve --backbone NAME --weights FILE`.
+
+    Example:  adaptserve import adaptformer checkpoint-99.pth --base vit_base_patch16_224.mae
+    --labels cifar100.txt --out cifar100.safetensors
+    """
+    with one_line_errors():
+        from adapters.backbone import load_backbone
+        from adapters.importers import Origin, read_labels
+        from adapters.importers.adaptformer import convert, export_backbone, read_checkpoint
+
+        source = read_checkpoint(checkpoint)
+        names = read_labels(labels, source.classes)
+        chosen = weights or ("random:0" if export_base else "")  # only the architecture is needed then
+        backbone = load_backbone(base, chosen, "cpu", "float32")
+        if export_base:
+            export_backbone(source, backbone, export_base)
+            backbone = load_backbone(base, str(export_base), "cpu", "float32")
+        origin = Origin(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
+        _finish(file, convert(source, backbone, origin, scale=scale), backbone)
+    if export_base:
+        out().print(f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}")
+
+
+def _task_of(file: Path) -> str:
+    """A task name made of a file's name."""
+    return re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")[:64]
+
+
+def _given(
+    mean: Three | None, std: Three | None, interpolation: str | None, crop_pct: float | None
+) -> dict[str, object]:
+    return {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
+
+
+def _finish(file: Path, imported: Imported, backbone: Backbone) -> None:
+    from adapters.importers import save
+
+    config, tensors = imported
+    digest = save(file, imported, backbone.layout)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    sites = ", ".join(f"{s.site} in {len(s.blocks)} blocks, rank {s.rank}" for s in config.sites) or "head only"
+    out().print(
+        f"{file}: task {config.task}, {len(config.labels)} labels, {sites}, {parameters:,} parameters "
+        f"({100 * parameters / backbone.layout.parameters:.2f} % of {backbone.layout.model}), sha256 {digest[:12]}"
+    )
+    out().print(f"try: adaptserve push {file}")

@@ -247,6 +247,8 @@ def _check_label(label: str, where: str) -> None:
             f"{where[:120]}: the label has {len(label)} characters, expected 1 to {MAX_LABEL_CHARS}; shorten it",
             field="label", limit=MAX_LABEL_CHARS, value=len(label),
         )  # fmt: skip
+    if not label.isprintable():  # so is no byte of a folder's name that is not UTF-8
+        raise TrainingError(f"{where[:120]!r}: the label has characters that cannot be shown; rename it", field="label")
 
 
 def _bound(count: int) -> None:

@@ -15,6 +15,7 @@ from service.cli.console import out
 from service.cli.import_ import app as import_app
 from service.cli.inspect import inspect
 from service.cli.serve import serve
+from service.cli.train import train
 from service.version import installed_version
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 
     Start with `adaptserve serve`: it comes up on a small shipped backbone with demo tasks.
     `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it.
+    `adaptserve train DATA --out FILE` makes one from labelled pictures or clips.
 
     Exit codes: 0 done, 1 it did not work (one line on stderr says why), 2 the command line is wrong.
     """,
@@ -36,6 +38,7 @@ app.command()(serve)
 app.command()(inspect)
 app.command()(push)
 app.command()(predict)
+app.command()(train)
 app.add_typer(import_app, name="import")
 app.add_typer(keys.app, name="keys")
 

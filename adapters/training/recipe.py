@@ -1,0 +1,149 @@
+"""What to train: a method and its options -> the AdapterConfig that the file will carry.
+
+It knows methods by name and a backbone's layout; it knows no data beyond labels and modality.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from pydantic import ValidationError
+
+from adapters.backbone import Backbone
+from adapters.config import (
+    AdapterConfig,
+    BaseModelConfig,
+    Modality,
+    Pool,
+    SiteConfig,
+    SiteName,
+    VideoConfig,
+)
+from adapters.errors import TrainingError
+from adapters.file import FileLimits
+from adapters.layout import Layout
+
+Method = Literal["adaptformer", "lora", "linear"]
+SHARE = 0.014
+"""Of the backbone's parameters, unless a rank is given; rank 64 on ViT-B, as in AdaptFormer."""
+FRAMES = 8
+LORA_SITES: tuple[SiteName, ...] = ("q", "v")
+LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Options as a person gives them; None leaves the choice to the method.
+
+    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames`` and ``temporal`` are for clips.
+    """
+
+    task: str
+    method: Method = "adaptformer"
+    rank: int | None = None
+    scale: float | None = None
+    blocks: str = "all"
+    site: str | None = None
+    pool: Pool | None = None
+    frames: int | None = None
+    temporal: bool | None = None
+
+
+def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tuple[str, ...]) -> AdapterConfig:
+    """The config, checked against the backbone and what a server takes by default.
+
+    Raises TrainingError for options that contradict each other, AdapterError for those the backbone cannot do.
+    """
+    if modality == "image" and (recipe.frames or recipe.temporal):
+        raise TrainingError("frames and temporal are for clips, and the data holds pictures", field="frames")
+    layout, limits = backbone.layout, FileLimits()
+    pool: Pool = recipe.pool or ("avg" if "avg" in layout.pools and recipe.method != "linear" else "backbone")
+    video = VideoConfig(frames=recipe.frames or FRAMES) if modality == "video" else None
+    try:
+        config = AdapterConfig(
+            task=recipe.task,
+            modality=modality,
+            labels=labels,
+            base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
+            sites=_sites(recipe, layout, modality),
+            pool=pool,
+            # A linear probe trains its head alone; and the backbone's own pooling comes after its own norm.
+            norm="frozen" if pool == "backbone" or recipe.method == "linear" else "trained",
+            input=backbone.input,
+            video=video,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "options"
+        raise TrainingError(
+            f"{field}: {first['msg']} (got {str(first['input'])[:80]!r}); change that option", field=field
+        ) from error
+    layout.check(config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
+    return config
+
+
+def parse_blocks(text: str, count: int) -> tuple[int, ...]:
+    """``all``, or numbers and ranges such as ``0-3,8``, both ends counted. Raises TrainingError."""
+    if text == "all":
+        return tuple(range(count))
+    chosen: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not first <= last < count:
+            raise TrainingError(
+                f"blocks '{text}': '{part}' is no block or range of the backbone's 0 to {count - 1}, like 0-3,8",
+                field="blocks", got=text,
+            )  # fmt: skip
+        chosen.update(range(first, last + 1))
+    return tuple(sorted(chosen))
+
+
+def rank_for(layout: Layout, sites: tuple[SiteName, ...], blocks: tuple[int, ...]) -> int:
+    """The rank at which the residuals together are about ``SHARE`` of the backbone, at least 1."""
+    if sites == ("parallel",) and len(blocks) == layout.blocks:
+        return layout.default_rank(SHARE)
+    per_rank = sum(sum(layout.sites[site][block]) for site in sites for block in blocks)
+    return min(FileLimits().max_rank, max(1, round(SHARE * layout.parameters / per_rank)))
+
+
+def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConfig, ...]:
+    if recipe.method == "linear":
+        given = [n for n in ("rank", "scale", "site", "temporal") if getattr(recipe, n)]
+        if given or recipe.blocks != "all":
+            raise TrainingError(
+                f"method linear trains the head alone; leave out {', '.join(given) or 'blocks'}, or take adaptformer",
+                field="method",
+            )  # fmt: skip
+        return ()
+    lora = recipe.method == "lora"
+    names = _site_names(recipe, layout)
+    blocks = parse_blocks(recipe.blocks, layout.blocks)
+    rank = recipe.rank or rank_for(layout, names, blocks)
+    temporal = (modality == "video" and not lora) if recipe.temporal is None else recipe.temporal
+    scale = recipe.scale if recipe.scale is not None else (1.0 if lora else 0.1)
+    return tuple(
+        SiteConfig(site=name, blocks=blocks, rank=rank, act="none" if lora else "relu", scale=scale, temporal=temporal)
+        for name in names
+    )
+
+
+def _site_names(recipe: Recipe, layout: Layout) -> tuple[SiteName, ...]:
+    """The sites asked for, or the method's own; LoRA takes Linear layers only, and ``qkv`` where q and v are one."""
+    lora = recipe.method == "lora"
+    if recipe.site is None and not lora:
+        return ("parallel",)
+    if recipe.site is None:
+        return LORA_SITES if all(s in layout.sites for s in LORA_SITES) else ("qkv",)
+    names = tuple(name.strip() for name in recipe.site.split(","))
+    allowed = LINEAR_LAYERS if lora else get_args(SiteName)
+    for name in names:
+        if name not in allowed or name not in layout.sites:
+            known = ", ".join(s for s in allowed if s in layout.sites)
+            raise TrainingError(
+                f"site '{name[:80]}' is none that method {recipe.method} can use on {layout.model}; it has {known}",
+                field="site", expected=known, got=name[:80],
+            )  # fmt: skip
+    return tuple(cast(SiteName, name) for name in names)

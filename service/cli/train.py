@@ -1,0 +1,147 @@
+"""`train`: a folder of labelled pictures or clips -> an adapter file that the server takes.
+
+It knows options and the terminal; what happens is ``adapters.training.run``'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from service.cli.console import FAILED, complain, one_line_errors, out
+
+if TYPE_CHECKING:
+    from adapters.backbone import Backbone
+    from adapters.training.run import Plan, Trained
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+MAX_BAD_SHOWN = 5
+MAX_EPOCHS = 10_000
+
+
+class Method(StrEnum):
+    """What is trained."""
+
+    adaptformer = "adaptformer"
+    lora = "lora"
+    linear = "linear"
+
+
+class PoolName(StrEnum):
+    """How tokens become one vector."""
+
+    backbone = "backbone"
+    cls = "cls"
+    avg = "avg"
+
+
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="DATA/<class>/*, DATA/{train,val}/<class>/*, or a CSV of path,label[,split]."
+        ),
+    ],
+    file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
+    task: Annotated[str | None, typer.Option(help="Name of the task.  [default: from FILE's name]")] = None,
+    method: Annotated[Method, typer.Option(help="linear trains the head alone.")] = Method.adaptformer,
+    backbone: Annotated[str, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.")] = "demo",
+    weights: Annotated[str, typer.Option(help="A .safetensors or .pth file instead of the pretrained weights.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    rank: Annotated[int | None, typer.Option(min=1, help="[default: about 1.4 % of the backbone]")] = None,
+    scale: Annotated[float | None, typer.Option(help="[default: 0.1, lora 1]")] = None,
+    blocks: Annotated[str, typer.Option(help="all, or such as 0-3,8.")] = "all",
+    site: Annotated[str | None, typer.Option(help="[default: parallel, lora q,v]")] = None,
+    pool: Annotated[PoolName | None, typer.Option(help="[default: avg; linear: the backbone's own]")] = None,
+    epochs: Annotated[int, typer.Option(min=1, max=MAX_EPOCHS)] = 20,
+    batch: Annotated[int, typer.Option(min=2, max=4096, help="Pictures or clips in a step.")] = 64,
+    lr: Annotated[float, typer.Option(min=1e-8, max=10.0, help="Highest learning rate.")] = 1e-3,
+    patience: Annotated[int, typer.Option(min=0, help="Stop after so many epochs without gain; 0 never.")] = 0,
+    held_out: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of each class kept for the score.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same tensors.")] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, max=64, help="Frames of a clip.  [default: 8]")] = None,
+    temporal: Annotated[
+        bool | None, typer.Option("--temporal/--no-temporal", help="Mix over a clip's frames.  [default: adaptformer]")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that decode a set too large to keep.")] = 2,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write FILE.report/ too.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.resume, if it is there.")] = False,
+) -> None:
+    """Train an adapter on DATA and write it to FILE, ready for `adaptserve push`.
+
+    Part of DATA is held out, and the accuracy on it is told. Ctrl-C leaves FILE.resume; the same command with --resume
+    goes on from there, to the same result.
+
+    Example:  adaptserve train flowers/ --out flowers.safetensors --epochs 20
+    """
+    with one_line_errors():
+        import torch  # takes seconds; --help need not wait for it
+
+        from adapters.backbone import load_backbone
+        from adapters.training.fit import FitConfig
+        from adapters.training.recipe import Recipe
+        from adapters.training.run import Plan
+
+        logging.getLogger("timm").setLevel(logging.WARNING)
+        recipe = Recipe(
+            task=task or task_name(file), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
+            pool=pool.value if pool else None, frames=frames, temporal=temporal,
+        )  # fmt: skip
+        fit = FitConfig(epochs=epochs, batch=batch, lr=lr, patience=patience, workers=workers, seed=seed)
+        plan = Plan(data, file, recipe, fit, held_out=held_out, report=report, resume=resume)
+        try:
+            trained = _run(plan, load_backbone(backbone, weights, device))
+        except KeyboardInterrupt:
+            left = (
+                f"; {plan.checkpoint} keeps its whole epochs, go on with --resume" if plan.checkpoint.exists() else ""
+            )
+            complain(f"interrupted, nothing was written to {file}{left}", "stopped")
+            raise typer.Exit(INTERRUPTED) from None
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            complain(f"the memory is full; try a smaller --batch than {batch}, or fewer --frames")
+            raise typer.Exit(FAILED) from error
+    _say(plan, trained)
+
+
+def task_name(file: Path) -> str:
+    """A task name from a file's: lower case, other characters as ``-``; ``task`` where nothing is left."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", file.name.removesuffix(".safetensors").lower()).strip("._-")
+    return plain[:64] or "task"
+
+
+def _run(plan: Plan, backbone: Backbone) -> Trained:
+    from adapters.training.run import train as train_adapter
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        return train_adapter(plan, backbone, bar, lambda message: complain(message, "warning"))
+
+
+def _say(plan: Plan, trained: Trained) -> None:
+    told, console = trained.config.training, out()
+    for bad in trained.bad[:MAX_BAD_SHOWN]:
+        complain(f"{bad.name}: {bad.reason}", "left out")
+    if len(trained.bad) > MAX_BAD_SHOWN:
+        complain(f"and {len(trained.bad) - MAX_BAD_SHOWN} more files", "left out")
+    if plan.resume:
+        console.print(f"resumed after epoch {trained.resumed_epochs}")
+    lines = {
+        "task": f"{trained.config.task}, {len(trained.config.labels)} labels",
+        "held-out accuracy": f"{told['held_out_accuracy']:.2%} of {told['held_out_examples']} files, "
+        f"best of {told['epochs_run']} epochs: {told['best_epoch']}",
+        "parameters": f"{told['parameters']:,} ({told['share_of_backbone']:.2%} of the backbone)",
+        "time, memory": f"{told['seconds']:.0f} s, peak {told['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        "file": f"{plan.out}, sha256 {trained.digest[:12]}",
+        "report": f"{trained.report}/index.html" if trained.report else "none",
+    }
+    for name, value in lines.items():
+        console.print(f"{name:<18} {value}", markup=False)
+    console.print(f"next: adaptserve push {plan.out}", markup=False)

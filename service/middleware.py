@@ -1,4 +1,4 @@
-"""RequestContext: every request gets an id, a count and a last resort; plain ASGI, so that streams stay streams.
+"""RequestContext: every request gets an id, a count, a log line and a last resort; plain ASGI: streams stay streams.
 
 It does not know what a route does; routes name their tasks in ``scope["state"]["tasks"]``.
 """
@@ -10,10 +10,13 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
+from service.keys import EVERYBODY
 from service.problems import respond_plain
 
 log = logging.getLogger(__name__)
@@ -50,14 +53,23 @@ class RequestContext:
         try:
             await self._app(scope, receive, tagged)
         except Exception:
-            log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            log.exception("request %s: %s %r failed", request_id, scope["method"], scope["path"])
             if status:
                 raise  # half an answer is out; the connection must break
             detail = f"the server made a mistake; its log has the details under {request_id}"
             await respond_plain(500, detail, request_id)(scope, receive, tagged)
         finally:
+            seconds, status = time.perf_counter() - start, status or 499
             if scope["path"].startswith("/v1/"):
-                self._on_done(state["tasks"], status or 499, time.perf_counter() - start)
+                self._on_done(state["tasks"], status, seconds)
+            _log(scope, state, status, seconds)
+
+
+def _log(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:
+    route, key = scope.get("route"), state.get("key")
+    template = None if route is None else route.path
+    holder = None if key is None or key is EVERYBODY else key.name
+    logs.request(state["request_id"], scope["method"], template, state["tasks"], holder, status, seconds)
 
 
 def _request_id(scope: Scope) -> str:

@@ -25,6 +25,7 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         app,
         http=protocol,
         ws="none",
+        log_config=None,  # its lines go where all lines go: service.logs
         log_level=settings.log_level if settings.log_level == "debug" else "warning",
         access_log=False,
         server_header=False,

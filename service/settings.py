@@ -76,6 +76,7 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning` or `error`."
     )
+    log_format: str = Field("text", pattern="^(text|json)$", description="`text`, or `json`: one object a line.")
 
 
 def read_settings(env_file: Path | None = None, **overrides: Any) -> Settings:

@@ -151,7 +151,7 @@ class Process:
         return self.process.wait(WAIT)
 
     def _url(self) -> str | None:
-        match = re.search(r"^serving +(\S+)", self.output, re.MULTILINE)
+        match = re.search(r"^(?:.*\")?serving +(http\S+?)(?=:?\s)", self.output, re.MULTILINE)
         return match[1] if match else None
 
     def _ready(self) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -117,18 +115,8 @@ def test_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_malformed_keys_stop_the_start_with_one_line(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     file.write_text(json.dumps([{"name": "a"}]))
-    command = [
-        sys.executable,
-        "-m",
-        "service.cli",
-        "serve",
-        "--keys-file",
-        str(file),
-        "--data-dir",
-        str(tmp_path / "d"),
-    ]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert refused.returncode == 1
+    refused = runner.invoke(app, ["serve", "--keys-file", str(file), "--data-dir", str(tmp_path / "d")])
+    assert refused.exit_code == 1
     assert str(file) in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert not (tmp_path / "d").exists()

@@ -9,19 +9,22 @@ import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
 
+from service import logs
 from service.cli.console import FAILED, USAGE, complain, one_line_errors, out
 from service.keys import Keys
 from service.settings import PREFIX, Settings, read_settings
 
 if TYPE_CHECKING:
     from service.serving.parts import Parts
+
+log = logging.getLogger(__name__)
 
 SHOWN = 8
 """Names of one kind in the lines at the start."""
@@ -67,8 +70,7 @@ def serve(
     with one_line_errors():
         _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
         listener = _listen(settings)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("timm").setLevel(logging.WARNING)
+        logs.configure(settings.log_level, settings.log_format)
         # uvicorn raises the signal again once it has stopped; the parts must still be closed then.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
@@ -125,9 +127,15 @@ def _say(settings: Settings, parts: Parts, port: int) -> None:
     from service.serving.demo import samples
 
     layout, slabs = parts.backbone.layout, parts.bank.slabs
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else host}:{port}"  # noqa: S104
+    as_json = settings.log_format == "json"  # lines for people would break its reader
+    for warning in _warnings(settings, parts):
+        log.warning(warning) if as_json else complain(warning, kind="warning")
+    if as_json:
+        log.info("serving %s: %s on %s, %d tasks", url, layout.model, slabs.device, len(parts.catalogue.names()))
+        return
     console = out()
-    if "+random:" in layout.model:
-        complain("the weights are random; answers mean nothing, this is for tests and benchmarks only", kind="warning")
     dtype = str(slabs.dtype).removeprefix("torch.")
     console.print(
         f"backbone {layout.model} ({layout.parameters / 1e6:.1f} M parameters, fingerprint {layout.fingerprint[:12]}) "
@@ -136,13 +144,9 @@ def _say(settings: Settings, parts: Parts, port: int) -> None:
     if parts.keys:
         holders = [f"{key.name} ({key.scope})" for key in parts.keys.all]
         console.print(f"keys     {_some(holders)}")
-    elif not _is_loopback(settings.host):
-        complain(f"there are no keys: whoever reaches {settings.host} may upload and delete tasks", kind="warning")
     console.print(f"bank     {slabs.slots} slots of rank {slabs.rank}, {slabs.nbytes / 2**20:.0f} MiB")
     names = parts.catalogue.names()
     console.print(f"tasks    {_some(names) or 'none yet: adaptserve push FILE'}  (in {settings.data_dir})")
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else host}:{port}"  # noqa: S104
     sample = next((s for s in samples() if any(s.name.startswith(f"{n}-") for n in names)), None)
     task = next((n for n in sorted(names, key=len, reverse=True) if sample and sample.name.startswith(f"{n}-")), None)
     console.print(f"serving  {url}  (API: {url}/docs)")
@@ -150,6 +154,13 @@ def _say(settings: Settings, parts: Parts, port: int) -> None:
         console.print(f"try      curl --data-binary @{_short(sample)} {url}/v1/tasks/{task}/predict")
     else:
         console.print(f"try      curl {url}/v1/tasks")
+
+
+def _warnings(settings: Settings, parts: Parts) -> Iterator[str]:
+    if "+random:" in parts.backbone.layout.model:
+        yield "the weights are random; answers mean nothing, this is for tests and benchmarks only"
+    if not parts.keys and not _is_loopback(settings.host):
+        yield f"there are no keys: whoever reaches {settings.host} may upload and delete tasks"
 
 
 def _some(names: Sequence[str]) -> str:

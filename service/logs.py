@@ -1,0 +1,72 @@
+"""Log lines, for people as text or for machines as JSON, and the one line that each request leaves.
+
+It does not know what a request does. Bodies and keys never reach it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+FIELDS = "adaptserve"
+"""The attribute of a log record that holds further members for the JSON line."""
+QUIET = {"/livez", "/readyz", "/metrics"}
+"""Asked every few seconds by machines: their successes are told at the level debug."""
+
+log = logging.getLogger("adaptserve.request")
+_encode = json.JSONEncoder(default=str).encode  # json.dumps makes an encoder for each call
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, further members, the traceback if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, FIELDS, {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return _encode(line)
+
+
+def configure(level: str, form: str) -> None:
+    """Send every logger of this process to stderr; ``form`` is text or json."""
+    handler = logging.StreamHandler(sys.stderr)
+    if form == "json":
+        handler.setFormatter(JsonLines())
+        logging.captureWarnings(True)
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.INFO)
+
+
+def request(
+    request_id: str, method: str, route: str | None, tasks: Sequence[str], key: str | None, status: int, seconds: float
+) -> None:
+    """The line of one request. ``route`` is the path's template: what a client made up is not repeated."""
+    level = logging.DEBUG if route in QUIET and status < 400 else logging.INFO
+    if not log.isEnabledFor(level):
+        return
+    fields = {
+        "request_id": request_id,
+        "method": method,
+        "route": route,
+        "tasks": list(tasks),
+        "key_name": key,
+        "status": status,
+        "ms": round(1000 * seconds, 2),
+    }
+    log.log(
+        level, "%s %s %s %d in %.1f ms for %s, request %s", method, route or "nowhere", ",".join(tasks) or "-", status,
+        1000 * seconds, key or "-", request_id, extra={FIELDS: fields},
+    )  # fmt: skip

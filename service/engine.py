@@ -21,6 +21,7 @@ from torch import Tensor
 from adapters.bank import AdapterMeta, Bank, Lease, PackedAdapter
 from adapters.forward import BankedForward, Job
 from service.errors import BadScores, ComputeFailed, DeadlineExceeded, Draining, QueueFull
+from service.pace import HOPE, Pace
 from service.scheduler import Scheduler, Ticket
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Engine:
         self._scheduler: Scheduler[_Work] = Scheduler(max_batch_rows)
         self._wake = threading.Condition()
         self._queued_rows = 0  # accepted and not yet answered: waiting for a slot, for a turn, or running
-        self._rows_per_s = 0.0
+        self._pace = Pace(max_batch_rows)
         self._accepting, self._running = True, True
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
@@ -96,7 +97,7 @@ class Engine:
     ) -> Future[Answer]:
         """Queue one input, uint8 (frames, 3, size, size); never blocks. ``deadline`` is on the engine's clock.
 
-        Raises QueueFull or Draining. The future's errors are ours; cancelling it drops the rows before the
+        Raises as ``check_room`` does. The future's errors are ours; cancelling it drops the rows before the
         device sees them.
         """
         ticket = self._accept(task, pixels, deadline)
@@ -105,6 +106,14 @@ class Engine:
         except BaseException as error:
             self._fail(ticket, error)
         return ticket.payload.future
+
+    def check_room(self, rows: int, deadline: float) -> None:
+        """Whether ``rows`` more would be taken now; ask before costly work. Raises QueueFull or Draining.
+
+        QueueFull comes past ``max_queue_rows``, and also when the queue would hardly be through by the deadline.
+        """
+        with self._wake:
+            self._check_room(rows, deadline)
 
     def probe(self, pixels: Tensor, deadline: float) -> Future[Answer]:
         """A real forward of the bare backbone through the same queue, for health checks; its logits mean nothing."""
@@ -129,19 +138,29 @@ class Engine:
     def _accept(self, task: str, pixels: Tensor, deadline: float) -> Ticket[_Work]:
         rows = pixels.shape[0]
         with self._wake:
-            if not self._accepting:
-                raise Draining("the server is stopping and takes no new requests; try another one")
-            if self._queued_rows + rows > self._max_queue_rows:
-                wait = max(0.1, self._queued_rows / self._rows_per_s) if self._rows_per_s else 1.0
-                raise QueueFull(
-                    f"the queue holds {self._queued_rows} rows, the limit is {self._max_queue_rows}; "
-                    f"try again in {wait:.1f} s",
-                    retry_after=wait, limit=self._max_queue_rows, value=self._queued_rows + rows,
-                )  # fmt: skip
+            self._check_room(rows, deadline)
             self._queued_rows += rows
         ticket = Ticket(task, rows, deadline, _Work(pixels, Future(), self._clock()))
         ticket.payload.future.add_done_callback(lambda future: self._gone(ticket) if future.cancelled() else None)
         return ticket
+
+    def _check_room(self, rows: int, deadline: float) -> None:
+        if not self._accepting:
+            raise Draining("the server is stopping and takes no new requests; try another one")
+        queued, limit = self._queued_rows, self._max_queue_rows
+        wait = self._pace.seconds(queued)
+        if queued + rows > limit:
+            raise QueueFull(
+                f"the queue holds {queued} rows, the limit is {limit}; try again in {wait or 1.0:.1f} s",
+                retry_after=wait or 1.0, limit=limit, value=queued + rows,
+            )  # fmt: skip
+        left = deadline - self._clock()
+        if wait is not None and wait > HOPE * left:
+            raise QueueFull(
+                f"the {queued} rows in the queue take about {wait:.1f} s, and this request has {max(0.0, left):.1f} s; "
+                "try again later, or allow more time with the header X-Deadline-Ms",
+                retry_after=wait, field="X-Deadline-Ms", value=round(wait, 3),
+            )  # fmt: skip
 
     def _enqueue(self, ticket: Ticket[_Work], lease: Future[Lease]) -> None:
         """The slot is there, or it failed; on the caller's thread or the loader's."""
@@ -234,8 +253,7 @@ class Engine:
         finally:
             compute = self._clock() - start
             self._on_batch(BatchReport(rows, len({job.slot for job in jobs}), compute, failed))
-        rate = rows / max(compute, 1e-6)
-        self._rows_per_s = 0.9 * self._rows_per_s + 0.1 * rate if self._rows_per_s else rate
+        self._pace.saw(rows, min(t.payload.submitted for t in batch), self._clock())
         for ticket, values in zip(batch, logits, strict=True):
             if not np.isfinite(values).all():
                 self._fail(ticket, BadScores(f"task '{ticket.task}' computed scores that are not finite numbers"))

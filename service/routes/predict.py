@@ -80,6 +80,7 @@ async def _answer(
     async with Caller(_seconds(parts, deadline_ms)) as caller:
         for task, version in asked:
             parts.repository.version(task, version)
+        parts.predictor.check_room(len(asked), caller)
         memory = Memory()
         limit = parts.settings.max_body_bytes
         await receive(request, memory, caller, limit=limit, limit_name="max_body_bytes", fields=FIELDS)

@@ -40,9 +40,13 @@ class Decoder:
         self._lock = threading.Lock()
         self._preprocesses: OrderedDict[InputConfig, Preprocess] = OrderedDict()
 
-    def submit(self, body: bytes, configs: Sequence[AdapterConfig]) -> Future[Decoded]:
-        """The future raises a MediaError; the call itself QueueFull."""
-        return self._pool.submit(lambda: self._decode(body, configs))
+    def submit(self, body: bytes, configs: Sequence[AdapterConfig], left: float) -> Future[Decoded]:
+        """The future raises a MediaError; the call itself QueueFull, also when ``left`` seconds would hardly do."""
+        return self._pool.submit(lambda: self._decode(body, configs), left)
+
+    def check_room(self, left: float) -> None:
+        """Whether a body with ``left`` seconds would be taken now. Raises QueueFull."""
+        self._pool.check_room(left)
 
     def _decode(self, body: bytes, configs: Sequence[AdapterConfig]) -> Decoded:
         start = time.perf_counter()

@@ -5,6 +5,7 @@ It does not know what the work is.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from service.errors import QueueFull
+from service.pace import HOPE
 
 T = TypeVar("T")
 
@@ -31,16 +33,13 @@ class Pool:
         """Jobs accepted and not ended."""
         return self._held
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run ``work`` on a worker; cancelling the future before it starts drops it. Raises QueueFull."""
+    def submit(self, work: Callable[[], T], left: float = math.inf) -> Future[T]:
+        """Run ``work`` on a worker; cancelling the future before it starts drops it.
+
+        Raises QueueFull, also when its turn would hardly come within ``left`` seconds.
+        """
         with self._lock:
-            if self._held >= self._limit:
-                wait = max(0.1, self._seconds * self._held / self._workers)
-                raise QueueFull(
-                    f"{self._held} jobs are at the {self._name} workers, the limit is {self._limit}; "
-                    f"try again in {wait:.1f} s",
-                    retry_after=wait, limit=self._limit, value=self._held + 1,
-                )  # fmt: skip
+            self._check_room(left)
             self._held += 1
         try:
             future = self._executor.submit(self._timed, work)
@@ -50,9 +49,29 @@ class Pool:
         future.add_done_callback(self._leave)
         return future
 
+    def check_room(self, left: float) -> None:
+        """Whether a job that has ``left`` seconds would be taken now; ask before costly work. Raises QueueFull."""
+        with self._lock:
+            self._check_room(left)
+
     def close(self) -> None:
         """End what runs, drop what waits."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _check_room(self, left: float) -> None:
+        wait = self._seconds * self._held / self._workers
+        if self._held >= self._limit:
+            raise QueueFull(
+                f"{self._held} jobs are at the {self._name} workers, the limit is {self._limit}; "
+                f"try again in {wait:.1f} s",
+                retry_after=wait, limit=self._limit, value=self._held + 1,
+            )  # fmt: skip
+        if self._held >= self._workers and wait > HOPE * left:
+            raise QueueFull(
+                f"the {self._held} jobs at the {self._name} workers take about {wait:.1f} s, and this request has "
+                f"{max(0.0, left):.1f} s; try again later, or allow more time with the header X-Deadline-Ms",
+                retry_after=wait, field="X-Deadline-Ms", value=round(wait, 3),
+            )  # fmt: skip
 
     def _timed(self, work: Callable[[], T]) -> T:
         start = time.perf_counter()

@@ -55,10 +55,15 @@ class Predictor:
     def __init__(self, decoder: Decoder, engine: Engine, catalogue: Catalogue) -> None:
         self._decoder, self._engine, self._catalogue = decoder, engine, catalogue
 
+    def check_room(self, answers: int, caller: Caller) -> None:
+        """Refuse what would be refused anyway, before its body is read and decoded. Raises QueueFull or Draining."""
+        self._decoder.check_room(caller.left)
+        self._engine.check_room(answers, caller.deadline)
+
     async def predict(self, body: bytes, versions: Sequence[Served], top_k: int, caller: Caller) -> Outcomes:
         """All or nothing: the first failure is raised, with the task's name, and the other rows are taken back."""
         configs = [served.config for served in versions]
-        (decoded,) = await caller.wait([self._decoder.submit(body, configs)], "decoding")
+        (decoded,) = await caller.wait([self._decoder.submit(body, configs, caller.left)], "decoding")
         answers = await self._compute(versions, decoded.pixels, caller)
         results = []
         for served, answer in zip(versions, answers, strict=True):

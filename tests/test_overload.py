@@ -1,0 +1,118 @@
+"""Ten times more requests than the server can answer, from clients that do not wait: who gets what, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from adapters.backbone import load_backbone
+from adapters.config import SiteConfig
+from adapters.file import write_adapter
+from tests.houses import Process, photograph
+from tests.models import Spec, random_adapter
+from tests.overload import Answers, Client
+
+BACKBONE = "vit_tiny_patch16_224"
+"""Heavy enough that the model is the bottleneck, and not the client."""
+DEADLINE_MS = 4000
+TIMES = 10
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+    monkeypatch.setenv("ADAPTSERVE_MAX_BATCH_ROWS", "8")
+    backbone = load_backbone(BACKBONE, "random:0", "cpu")
+    adapter = random_adapter(backbone, Spec((SiteConfig(site="parallel", blocks=(0,), rank=4),), 5), 1)
+    write_adapter(tmp_path / "a.safetensors", adapter.config, adapter.tensors)
+    arguments = ["--backbone", BACKBONE, "--weights", "random:0", "--data-dir", str(tmp_path / "data")]
+    process = Process([*arguments, "--device", "cpu", "--threads", "1"], tmp_path / "log")
+    content = (tmp_path / "a.safetensors").read_bytes()
+    process.client.put("/v1/tasks/t/adapter", content=content).raise_for_status()
+    yield process
+    process.process.kill()
+    process.process.wait()
+    process.client.close()
+
+
+class Memory:
+    """The largest resident memory of a process while the block runs, in bytes."""
+
+    def __init__(self, pid: int) -> None:
+        self._process, self._end = psutil.Process(pid), threading.Event()
+        self.before = self.most = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch)
+
+    @property
+    def growth(self) -> float:
+        return self.most / self.before - 1
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.1):
+            self.most = max(self.most, self._process.memory_info().rss)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+async def _alone(url: str, body: bytes, requests: int = 15) -> Answers:
+    """One client, one request after the other."""
+    client = Client(url, "t", body, 10_000)
+    for _ in range(requests):
+        await client.ask(asyncio.get_running_loop().time())
+    client.close()
+    return client.answers
+
+
+async def _measure(url: str, pid: int, body: bytes, seconds: float) -> tuple[float, Answers, Memory, Answers, Answers]:
+    warm = Client(url, "t", body, 10_000)
+    await warm.closed_loop(64, 3)
+    warm.answers = Answers()
+    capacity = await warm.closed_loop(64, 4)
+    warm.close()
+    before = await _alone(url, body)
+    client = Client(url, "t", body, DEADLINE_MS)
+    with Memory(pid) as memory:
+        await client.open_loop(TIMES * capacity, seconds)
+    client.close()
+    await asyncio.sleep(2)
+    return capacity, client.answers, memory, before, await _alone(url, body)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "long"), [(4, False), pytest.param(60, True, marks=[pytest.mark.torture, pytest.mark.timeout(600)])]
+)
+def test_ten_times_capacity(server: Process, seconds: float, long: bool) -> None:
+    measured = asyncio.run(_measure(server.url, server.process.pid, photograph(size=(256, 256)), seconds))
+    capacity, answers, memory, before, after = measured
+    numbers = {
+        "capacity_per_s": round(capacity, 1),
+        "sent_per_s": round(sum(answers.counts.values()) / seconds, 1),
+        "answers": dict(answers.counts),
+        "accepted_p50_p99_max_s": [round(answers.quantile(200, q), 3) for q in (0.5, 0.99, 1)],
+        "refused_p50_p99_max_s": [round(answers.quantile(429, q), 4) for q in (0.5, 0.99, 1)],
+        "retry_after_s": sorted(set(answers.retry_after)),
+        "rss_mib_before_most": [memory.before >> 20, memory.most >> 20],
+        "rss_growth": round(memory.growth, 3),
+        "alone_p50_s_before_after": [round(a.quantile(200, 0.5), 4) for a in (before, after)],
+    }
+    print(json.dumps(numbers, indent=1))
+    assert set(answers.counts) == {200, 429}
+    assert answers.quantile(200, 1) <= DEADLINE_MS / 1000 + 0.1
+    assert answers.counts[200] >= 0.5 * capacity * seconds  # overload must not eat the capacity
+    assert min(answers.retry_after) >= 1
+    assert after.counts == before.counts
+    if long:
+        assert answers.quantile(429, 0.99) < 0.1
+        assert memory.growth < 0.1
+        assert after.quantile(200, 0.5) < 1.5 * before.quantile(200, 0.5)

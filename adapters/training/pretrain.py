@@ -8,6 +8,7 @@ It knows nothing of adapters. Patches are dropped at random for most of the sche
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
@@ -162,3 +163,27 @@ def save(model: nn.Module, out: Path, training: dict[str, object]) -> None:
         "training": training,
     }  # fmt: skip
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m adapters.training.pretrain", description=__doc__)
+    parser.add_argument("data", type=Path, help="folder with train/<class>/* and test/<class>/*, 32 x 32 pictures")
+    parser.add_argument("--out", type=Path, required=True, help="backbone folder to write")
+    parser.add_argument("--epochs", type=int, default=PretrainConfig.epochs)
+    parser.add_argument("--minutes", type=float, default=PretrainConfig.minutes, help="end the schedule by then")
+    parser.add_argument("--batch", type=int, default=PretrainConfig.batch)
+    parser.add_argument("--patch-drop", type=float, default=PretrainConfig.patch_drop)
+    parser.add_argument("--full-after", type=float, default=PretrainConfig.full_after)
+    args = parser.parse_args()
+    config = PretrainConfig(
+        epochs=args.epochs,
+        minutes=args.minutes,
+        batch=args.batch,
+        patch_drop=args.patch_drop,
+        full_after=args.full_after,
+    )
+    pretrain(args.data, args.out, config)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -48,6 +49,8 @@ def configure(level: str, form: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("timm").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.INFO)
+    # Pillow warns of damaged metadata with the file's own numbers: a line, and memory, for each new one that comes.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def request(

@@ -34,9 +34,6 @@ def settings() -> dict[str, Any]:
     return {PREFIX + name.upper(): field.default for name, field in Settings.model_fields.items()}
 
 
-KEYS = {"ADAPTSERVE_KEYS", "ADAPTSERVE_KEYS_FILE"}
-
-
 def compose(name: str = "docker-compose.yml") -> dict[str, Any]:
     return yaml.safe_load((ROOT / name).read_text())
 
@@ -122,7 +119,7 @@ def test_prometheus_scrapes_where_the_server_listens() -> None:
 def test_the_example_names_every_setting_and_no_other() -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
     given = dict(line.removeprefix("#").split("=", 1) for line in lines if re.match(r"#?[A-Z_]+=", line))
-    assert set(given) - FOR_COMPOSE | KEYS == set(settings()) | KEYS
+    assert set(given) - FOR_COMPOSE == set(settings())
     for name, default in settings().items():
         expected = str(default).lower() if isinstance(default, bool) else str(default)
         assert given[name] in (expected, f"{default:g}" if isinstance(default, float) else expected), name
@@ -131,7 +128,7 @@ def test_the_example_names_every_setting_and_no_other() -> None:
 def test_compose_hands_on_every_setting() -> None:
     environment = compose()["services"]["adaptserve"]["environment"]
     handed = {name for name in environment if name.startswith(PREFIX)}
-    assert handed | KEYS == set(settings()) | KEYS
+    assert handed == set(settings())
     for name in handed - IN_THE_CONTAINER:
         value = environment[name]
         assert value is None or value.startswith("${" + name), f"{name} is fixed to {value}"

@@ -88,7 +88,45 @@ def adaptformer(
         origin = Origin(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
         _finish(file, convert(source, backbone, origin, scale=scale), backbone)
     if export_base:
-        out().print(f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}")
+        line = f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}"
+        out().print(line, markup=False)
+
+
+@app.command()
+def peft(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What PEFT's save_pretrained wrote.")],
+    base: Base,
+    labels: Labels,
+    file: Out,
+    task: Task = None,
+    weights: Weights = "",
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+) -> None:
+    """Import a PEFT LoRA folder of Hugging Face's ViT or of a timm model, with its trained classifier.
+
+    The folder does not hold the backbone, so that --base is the one it was trained on is yours to know.
+
+    Example:  adaptserve import peft ./vit-lora-pets --base vit_base_patch16_224.augreg_in21k
+    --labels pets.txt --out pets.safetensors --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --crop-pct 1
+    """
+    with one_line_errors():
+        from adapters.backbone import load_backbone
+        from adapters.importers import Origin, read_labels
+        from adapters.importers.peft import convert, read_folder
+
+        source = read_folder(folder)
+        names = read_labels(labels, source.classes)
+        backbone = load_backbone(base, weights, "cpu", "float32")
+        origin = Origin(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
+        _finish(file, convert(source, backbone, origin), backbone)
+    out().print(
+        f"it was trained on {source.trained_on or 'a model that it does not name'}; "
+        f"that {base} has the same weights cannot be seen from the folder",
+        markup=False,
+    )
 
 
 def _task_of(file: Path) -> str:
@@ -111,6 +149,7 @@ def _finish(file: Path, imported: Imported, backbone: Backbone) -> None:
     sites = ", ".join(f"{s.site} in {len(s.blocks)} blocks, rank {s.rank}" for s in config.sites) or "head only"
     out().print(
         f"{file}: task {config.task}, {len(config.labels)} labels, {sites}, {parameters:,} parameters "
-        f"({100 * parameters / backbone.layout.parameters:.2f} % of {backbone.layout.model}), sha256 {digest[:12]}"
+        f"({100 * parameters / backbone.layout.parameters:.2f} % of {backbone.layout.model}), sha256 {digest[:12]}",
+        markup=False,
     )
-    out().print(f"try: adaptserve push {file}")
+    out().print(f"try: adaptserve push {file}", markup=False)

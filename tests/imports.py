@@ -1,0 +1,72 @@
+"""A bench for importers: a small base, a labels file, the `import` command, and logits as a server computes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from adapters.backbone import Backbone, load_backbone
+from adapters.file import Adapter, FileLimits, read_adapter
+from service.cli.main import app
+from tests.models import small_backbone
+from tests.official import save_checkpoint
+from tests.test_backbone import Bench
+
+LABELS = ("cat", "dog", "a/b", "été", "[x")
+
+
+class Base:
+    """A small ViT in a folder, its weights beside its config."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.weights = folder, folder / "weights.safetensors"
+        save_file(small_backbone(folder).model.state_dict(), self.weights)
+        self.backbone = load_backbone(str(folder), str(self.weights), "cpu", "float32")
+
+
+class Bed:
+    """A folder with labels and the command in it, and a base with its weights elsewhere."""
+
+    def __init__(self, folder: Path, base: Base) -> None:
+        self.folder, self.base, self.weights, self.backbone = folder, base.folder, base.weights, base.backbone
+        self.labels = folder / "labels.txt"
+        self.labels.write_text("\n".join(LABELS) + "\n", encoding="utf-8")
+        self.out = folder / "Made here.safetensors"
+
+    def run(self, command: str, source: Path, *options: str, weights: bool = True) -> Result:
+        given = ["--base", str(self.base), "--labels", str(self.labels), "--out", str(self.out)]
+        given += ["--weights", str(self.weights)] if weights else []
+        self.out.unlink(missing_ok=True)
+        return CliRunner().invoke(app, ["import", command, str(source), *given, *options])
+
+    def made(self, command: str, source: Path, *options: str) -> Adapter:
+        done = self.run(command, source, *options)
+        assert done.exit_code == 0, done.output
+        return read_adapter(self.out, self.backbone.layout, FileLimits())
+
+    def refused(self, command: str, source: Path, *options: str, weights: bool = True) -> str:
+        done = self.run(command, source, *options, weights=weights)
+        assert done.exit_code == 1, done.output
+        assert len(done.stderr.splitlines()) == 1
+        assert not self.out.exists()
+        return done.stderr
+
+    def checkpoint(self, state: dict[str, Tensor], **args: Any) -> Path:
+        return save_checkpoint(self.folder / "ckpt.pth", state, **args)
+
+
+def served(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
+    """Logits as a server computes them: packed, in a slot, through the banked forward."""
+    bench = Bench(backbone, [adapter])
+    return torch.from_numpy(np.stack(bench.forward([bench.job(0, image[None]) for image in images])))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -79,7 +79,7 @@ def fit(
         on_epoch(Checkpoint.of(model, optimizer, generator, result, best))
     before = result.seconds
     for epoch in range(len(result.history), config.epochs):
-        if config.patience and epoch - result.epoch >= config.patience:
+        if config.patience and _epochs_without_gain(result) >= config.patience:
             break
         loss = _epoch(model, loader, optimizer, config, epoch, augment=augment, on_step=on_step, generator=generator)
         logits, labels = predict(model, held_out, config)
@@ -93,6 +93,12 @@ def fit(
     model.load_state_dict(best)
     model.eval()
     return result
+
+
+def _epochs_without_gain(result: FitResult) -> int:
+    """Since the best accuracy was first reached; an epoch that only equals it may be kept, but is no gain."""
+    reached = [line["accuracy"] for line in result.history]
+    return len(reached) - 1 - reached.index(max(reached)) if reached else 0
 
 
 def _epoch(

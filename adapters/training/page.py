@@ -29,7 +29,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
 .lead { font-size: 1.1rem } .faint { color: var(--faint) }
 table { border-collapse: collapse } td, th { padding: .15rem .6rem; text-align: right; border: 1px solid var(--line) }
-th { font-weight: 600 } td:first-child, th:first-child { text-align: left } .scroll { overflow-x: auto }
+th { font-weight: 600 } td:first-child, th:first-child, .facts td { text-align: left } .scroll { overflow-x: auto }
 .curves, .mistakes { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0 }
 figcaption { font-size: .85rem; max-width: 30rem; overflow-wrap: anywhere }
 svg text { fill: var(--faint); font-size: 11px }
@@ -164,7 +164,7 @@ def _facts(config: AdapterConfig, digest: str) -> str:
     told["pool, norm"] = f"{config.pool}, {config.norm}"
     told["sha256"] = digest
     rows = "".join(f"<tr><td>{escape(k.replace('_', ' '))}</td><td>{escape(str(v))}</td></tr>" for k, v in told.items())
-    return f'<div class="scroll"><table>{rows}</table></div>'
+    return f'<div class="scroll facts"><table>{rows}</table></div>'
 
 
 def _bad_files(bad: Sequence[BadFile]) -> str:
@@ -172,4 +172,4 @@ def _bad_files(bad: Sequence[BadFile]) -> str:
         return ""
     rows = "".join(f"<tr><td>{escape(b.name)}</td><td>{escape(b.reason)}</td></tr>" for b in bad[:MAX_BAD])
     more = f"<p>And {len(bad) - MAX_BAD} more; metrics.json lists all.</p>" if len(bad) > MAX_BAD else ""
-    return f'<h2>Files left out</h2><div class="scroll"><table>{rows}</table></div>{more}'
+    return f'<h2>Files left out</h2><div class="scroll facts"><table>{rows}</table></div>{more}'

@@ -1,0 +1,284 @@
+"""`adaptserve train` as a person uses it: the file answers over HTTP what its report says; nothing half is left."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from adapters.file import FileLimits, Header, read_header
+from adapters.training import run as training_run
+from adapters.training.checkpoint import Checkpoint, CheckpointFile
+from service.cli.main import app
+from service.cli.train import task_name
+from tests.houses import House, Kit, house
+from tests.media_samples import clip, encode
+
+COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing from two, and on a busy machine they wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    return Kit(tmp_path_factory.mktemp("kit"))
+
+
+@pytest.fixture(scope="module")
+def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with house(kit.settings(data_dir=tmp_path_factory.mktemp("served") / "data")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy pictures of three tints, one folder each."""
+    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir()
+        for i in range(10):
+            noise = random.integers(-60, 60, (12, 15, 3)) + np.array(colour)
+            picture = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize((50, 40))
+            (root / name / f"{i}.{'jpg' if i % 2 else 'png'}").write_bytes(encode(picture, "JPEG" if i % 2 else "PNG"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips that get lighter, and the same frames in opposite order."""
+    root = tmp_path_factory.mktemp("clips")
+    for i in range(6):
+        for name, times in (("lighter", 1), ("darker", -1)):
+            (root / name).mkdir(exist_ok=True)
+            picture = Image.new("RGB", (32, 32), (30 * i, 90, 40)) if times < 0 else None
+            (root / name / f"{i}.mp4").write_bytes(clip(count=6 + i, picture=picture))
+    return root
+
+
+def arguments(kit: Kit, data: Path, file: Path, *more: str) -> list[str]:
+    base = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu"]
+    few = ["--epochs", "3", "--batch", "8", "--lr", "0.01", "--scale", "0.5"] if "linear" not in more else []
+    return ["train", str(data), "--out", str(file), *base, *few, *more]
+
+
+def train(kit: Kit, data: Path, file: Path, *more: str) -> Result:
+    return runner.invoke(app, arguments(kit, data, file, *more))
+
+
+def done(kit: Kit, data: Path, file: Path, *more: str) -> Header:
+    result = train(kit, data, file, *more)
+    assert result.exit_code == 0, result.output
+    return read_header(file, FileLimits())
+
+
+def failed(kit: Kit, data: Path, file: Path, *more: str) -> str:
+    result = train(kit, data, file, *more)
+    assert result.exit_code == 1, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert not file.exists()
+    return lines[0]
+
+
+def metrics(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(f"{file}.report") / "metrics.json").read_text())
+    return found
+
+
+def check_served(home: House, root: Path, file: Path, task: str) -> None:
+    """Every held-out file over HTTP: the same label, the same scores, and so the same accuracy."""
+    report = metrics(file)
+    pushed = home.put(task, file.read_bytes())
+    assert pushed.status_code == 201, pushed.text
+    assert pushed.json()["digest"] == report["digest"]
+    right = 0
+    for example in report["held_out"]:
+        answer = home.ask(task, (root / example["path"]).read_bytes()).json()["predictions"]
+        assert answer[0]["label"] == example["predicted"], example
+        assert {p["label"]: p["score"] for p in answer} == pytest.approx(example["scores"], abs=1e-5)
+        right += answer[0]["label"] == example["label"]
+    assert round(right / len(report["held_out"]), 4) == report["training"]["held_out_accuracy"]
+
+
+METHODS: dict[str, list[str]] = {
+    "adaptformer": [],
+    "lora": ["--method", "lora", "--blocks", "1-2"],
+    "qkv": ["--method", "lora", "--site", "qkv,fc1", "--rank", "2", "--pool", "cls"],
+    "linear": ["--method", "linear", "--epochs", "2", "--batch", "8"],
+    "output": ["--site", "output", "--blocks", "0,2", "--rank", "3", "--pool", "backbone"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_served_answers_are_the_reports(kit: Kit, home: House, pictures: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"{name}.safetensors"
+    header = done(kit, pictures, file, *METHODS[name])
+    told = header.config.training
+    assert header.config.labels == ("blue", "green", "red")
+    assert told["held_out_examples"] == 6
+    assert told["train_examples"] == 24
+    assert told["parameters"] == header.parameters
+    check_served(home, pictures, file, name)
+
+
+def test_clips_are_served_as_trained(kit: Kit, home: House, clips: Path, tmp_path: Path) -> None:
+    file = tmp_path / "clips.safetensors"
+    header = done(kit, clips, file, "--frames", "4")
+    assert header.config.frames == 4
+    assert all(site.temporal for site in header.config.sites)
+    check_served(home, clips, file, "clips")
+    flat = done(kit, clips, tmp_path / "flat.safetensors", "--frames", "4", "--no-temporal", "--no-report")
+    assert not any(site.temporal for site in flat.config.sites)
+    assert not (tmp_path / "flat.safetensors.report").exists()
+
+
+def test_it_learns_what_can_be_learnt(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    stopped = done(kit, pictures, tmp_path / "b.safetensors", "--epochs", "30", "--patience", "2")
+    assert stopped.config.training["held_out_accuracy"] >= 0.8
+    assert stopped.config.training["epochs_run"] < 30
+
+
+def test_a_table_with_odd_labels_and_broken_files(kit: Kit, home: House, pictures: Path, tmp_path: Path) -> None:
+    """A slash and markup in a label are just text; a broken picture is listed and left out."""
+    odd = {"red": "warm/red", "green": "<script>alert(1)</script>", "blue": "blue & cold"}
+    lines = [f"{p},{odd[p.parent.name]}" for p in sorted(pictures.rglob("*.*"))]
+    (tmp_path / "cut.png").write_bytes((pictures / "red" / "0.png").read_bytes()[:200])
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", "cut.png,warm/red", *lines]))
+    file = tmp_path / "odd.safetensors"
+    result = train(kit, tmp_path / "t.csv", file)
+    assert result.exit_code == 0, result.output
+    assert "left out: cut.png: " in result.stderr
+    assert read_header(file, FileLimits()).config.labels == tuple(sorted(odd.values()))
+    assert [b["name"] for b in metrics(file)["bad_files"]] == ["cut.png"]
+    check_served(home, tmp_path, file, "odd")
+    html = (Path(f"{file}.report") / "index.html").read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "cut.png" in html
+    assert "://" not in html  # self-contained: nothing is fetched
+    wrong = sum(not e["correct"] for e in metrics(file)["held_out"])
+    assert html.count("<img") == html.count('src="data:image/png;base64,') == min(12, wrong)
+
+
+def test_the_same_seed_gives_the_same_tensors(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for file, seed in zip(files, ("4", "4", "5"), strict=True):
+        done(kit, pictures, file, "--task", "same", "--seed", seed)
+    first, second, other = (load_file(file) for file in files)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert [e["path"] for e in metrics(files[0])["held_out"]] != [e["path"] for e in metrics(files[2])["held_out"]]
+
+
+def test_ctrl_c_and_resume_end_as_without(
+    kit: Kit, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, file = tmp_path / "whole.safetensors", tmp_path / "file.safetensors"
+    more, save = ("--task", "t", "--epochs", "4"), CheckpointFile.save
+
+    def press_ctrl_c(self: CheckpointFile, checkpoint: Checkpoint) -> None:
+        save(self, checkpoint)
+        if len(checkpoint.result.history) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(CheckpointFile, "save", press_ctrl_c)
+    stopped = train(kit, pictures, file, *more)
+    monkeypatch.undo()
+    assert stopped.exit_code == 130, stopped.output
+    assert len(stopped.stderr.strip().splitlines()) == 1
+    assert "go on with --resume" in stopped.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["file.safetensors.resume"]
+    assert "resume it (--resume) or delete it" in failed(kit, pictures, file, *more)
+    assert "other data or options" in failed(kit, pictures, file, *more, "--resume", "--rank", "2")
+    resumed = train(kit, pictures, file, *more, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "resumed after epoch 2" in resumed.stdout
+    assert not Path(f"{file}.resume").exists()
+    done(kit, pictures, whole, *more)
+    expected, found = load_file(whole), load_file(file)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert metrics(whole)["held_out"] == metrics(file)["held_out"]
+
+
+@contextmanager
+def disk_full_after(size: int) -> Iterator[None]:
+    """The kernel refuses every write beyond ``size`` bytes of a file, as it would on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_before_any_training(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    with disk_full_after(1000):
+        assert "could not be written" in failed(kit, pictures, tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_at_the_end_loses_nothing(
+    kit: Kit, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, write = tmp_path / "a.safetensors", training_run.write_adapter
+
+    def full(*given: Any) -> str:
+        with disk_full_after(1000):
+            return write(*given)
+
+    monkeypatch.setattr(training_run, "write_adapter", full)
+    assert "could not be written" in failed(kit, pictures, file)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors.resume"]
+    monkeypatch.undo()
+    resumed = train(kit, pictures, file, "--resume")
+    assert "resumed after epoch 3" in resumed.stdout
+    done(kit, pictures, tmp_path / "b.safetensors", "--task", "a")
+    expected, found = load_file(tmp_path / "b.safetensors"), load_file(file)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_what_cannot_be_done_is_one_line(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    assert "does not exist" in failed(kit, tmp_path / "none", file)
+    assert "must end with .safetensors" in failed(kit, pictures, tmp_path / "a.pth")
+    assert "frames and temporal are for clips" in failed(kit, pictures, file, "--frames", "4")
+    assert "trains the head alone; leave out rank" in failed(kit, pictures, file, "--method", "linear", "--rank", "4")
+    assert "0 to 2" in failed(kit, pictures, file, "--blocks", "1-3")
+    assert "it has qkv, q, k, v" in failed(kit, pictures, file, "--method", "lora", "--site", "parallel")
+    assert "task:" in failed(kit, pictures, file, "--task", "A b")
+    assert "neither a timm model nor a folder" in failed(kit, pictures, file, "--backbone", "vit_nothing")
+    file_in_the_way = tmp_path / "file"
+    file_in_the_way.touch()
+    assert "could not be written" in failed(kit, pictures, file_in_the_way / "a.safetensors")
+    assert train(kit, pictures, file, "--batch", "1").exit_code == 2
+
+
+def test_names_of_tasks() -> None:
+    assert task_name(Path("x/My Flowers (2).safetensors")) == "my-flowers-2"
+    assert task_name(Path("___.safetensors")) == "task"
+
+
+def test_help_teaches() -> None:
+    shown = runner.invoke(app, ["train", "--help"])
+    assert shown.exit_code == 0
+    assert "adaptserve train flowers/" in shown.stdout

@@ -136,7 +136,13 @@ def _site_names(recipe: Recipe, layout: Layout) -> tuple[SiteName, ...]:
     if recipe.site is None and not lora:
         return ("parallel",)
     if recipe.site is None:
-        return LORA_SITES if all(s in layout.sites for s in LORA_SITES) else ("qkv",)
+        usual: tuple[SiteName, ...] = LORA_SITES if all(s in layout.sites for s in LORA_SITES) else ("qkv",)
+        if not all(s in layout.sites for s in usual):
+            known = ", ".join(s for s in LINEAR_LAYERS if s in layout.sites)
+            raise TrainingError(
+                f"{layout.model} has no q, v or qkv for LoRA; give --site, one or more of {known}", field="site"
+            )
+        return usual
     names = tuple(name.strip() for name in recipe.site.split(","))
     allowed = LINEAR_LAYERS if lora else get_args(SiteName)
     for name in names:

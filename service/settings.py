@@ -22,6 +22,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    published_host: str = Field(
+        "", description="Address that a container's port is published on, where it is not the one listened on."
+    )
     insecure: bool = Field(False, description="Allow an address other than loopback without keys.")
     keys: str = Field("", description="Keys as `adaptserve keys create` prints them: hashes in a JSON list.")
     keys_file: str = Field("", description="File with the same JSON list; its keys are added to those above.")

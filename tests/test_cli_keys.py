@@ -108,8 +108,13 @@ def test_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "adaptserve keys create" in capsys.readouterr().err
         _refuse_open_door(Settings(host=host), keys)
         _refuse_open_door(Settings(host=host, insecure=True), Keys())
+        with pytest.raises(typer.Exit):
+            _refuse_open_door(Settings(published_host=host), Keys())
+        capsys.readouterr()
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
         _refuse_open_door(Settings(host=host), Keys())
+        _refuse_open_door(Settings(host="0.0.0.0", published_host=host), Keys())
+    _refuse_open_door(Settings(host="0.0.0.0", published_host="[::1]"), Keys())
 
 
 def test_malformed_keys_stop_the_start_with_one_line(tmp_path: Path) -> None:

@@ -100,10 +100,15 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _door(settings: Settings) -> str:
+    """The address that others come in by; around a container it is where the port is published."""
+    return settings.published_host.strip("[]") or settings.host
+
+
 def _refuse_open_door(settings: Settings, keys: Keys) -> None:
-    if not keys and not _is_loopback(settings.host) and not settings.insecure:
+    if not keys and not _is_loopback(_door(settings)) and not settings.insecure:
         complain(
-            f"{settings.host} can be reached from other machines and anybody there could upload and delete tasks; "
+            f"{_door(settings)} can be reached from other machines and anybody there could upload and delete tasks; "
             "make a key with `adaptserve keys create --name NAME --scope admin --file keys.json` and "
             "serve with --keys-file keys.json, or add --insecure if the network is trusted"
         )
@@ -159,8 +164,8 @@ def _say(settings: Settings, parts: Parts, port: int) -> None:
 def _warnings(settings: Settings, parts: Parts) -> Iterator[str]:
     if "+random:" in parts.backbone.layout.model:
         yield "the weights are random; answers mean nothing, this is for tests and benchmarks only"
-    if not parts.keys and not _is_loopback(settings.host):
-        yield f"there are no keys: whoever reaches {settings.host} may upload and delete tasks"
+    if not parts.keys and not _is_loopback(_door(settings)):
+        yield f"there are no keys: whoever reaches {_door(settings)} may upload and delete tasks"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -167,3 +167,14 @@ def until(condition: Callable[[], bool], seconds: float = WAIT) -> bool:
     while not condition() and time.monotonic() < end:
         pause.wait(0.01)
     return condition()
+
+
+def problem(response: httpx.Response, status: int) -> dict[str, object]:
+    """The problem document of a response that must have this status."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert document["status"] == status
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert len(document["detail"]) > 15
+    return document  # type: ignore[no-any-return]

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone, fingerprint_of, load_backbone
+from adapters.backbone import Backbone
 from adapters.bank import Slabs, pack
 from adapters.config import SiteConfig
-from adapters.errors import BackboneError
 from adapters.file import Adapter
 from adapters.forward import BankedForward, Job
 from tests.models import FAMILIES, Spec, head_of, random_adapter, residual, small_backbone
@@ -259,61 +257,6 @@ def test_same_shape_of_batch_same_bits(tmp_path: Path) -> None:
     last = bench.forward([bench.job(i % 4, o) for i, o in enumerate(others)] + [bench.job(1, mine)])[-1]
     assert (first == mixed).all()
     assert (first == last).all()
-
-
-def test_an_unknown_family_is_an_error() -> None:
-    with pytest.raises(BackboneError, match="no transformer blocks|no known sites"):
-        load_backbone("resnet18", "random:0", "cpu")
-
-
-def test_a_mistyped_name_gets_suggestions() -> None:
-    with pytest.raises(BackboneError, match="close: .*vit_tiny_patch16_224"):
-        load_backbone("vit_tiny_patch16", "random:0")
-    with pytest.raises(BackboneError, match="random:SEED"):
-        load_backbone("vit_tiny_patch16_224", "random:abc")
-
-
-def test_local_weights_must_fill_the_whole_model(tmp_path: Path) -> None:
-    backbone = small_backbone(tmp_path)
-    state = dict(backbone.model.state_dict())
-    save_file(state, tmp_path / "whole.safetensors")
-    torch.save({"model": state}, tmp_path / "whole.pth")
-    for name in ("whole.safetensors", "whole.pth"):
-        again = load_backbone(str(tmp_path), str(tmp_path / name), "cpu")
-        assert again.layout.fingerprint == fingerprint_of(backbone.model)
-    del state["blocks.1.mlp.fc1.weight"]
-    save_file(state, tmp_path / "part.safetensors")
-    with pytest.raises(BackboneError, match=r"lacks 1 tensors of the model, such as blocks\.1\.mlp\.fc1\.weight"):
-        load_backbone(str(tmp_path), str(tmp_path / "part.safetensors"), "cpu")
-    with pytest.raises(BackboneError, match="does not exist"):
-        load_backbone(str(tmp_path), str(tmp_path / "none.safetensors"), "cpu")
-
-
-def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
-    class Trap:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (tmp_path / "trapped",))
-
-    backbone = small_backbone(tmp_path)
-    torch.save({"model": Trap()}, tmp_path / "trap.pth")
-    with pytest.raises(BackboneError, match="cannot be read"):
-        load_backbone(str(tmp_path), str(tmp_path / "trap.pth"), "cpu")
-    assert not (tmp_path / "trapped").exists()
-    assert backbone.layout.sites
-
-
-def test_the_fingerprint_sees_values_names_and_nothing_of_dtype(tmp_path: Path) -> None:
-    first = small_backbone(tmp_path)
-    half = small_backbone(tmp_path, dtype="bfloat16")
-    assert (
-        load_backbone(str(tmp_path), "random:0").layout.fingerprint
-        == load_backbone(str(tmp_path), "random:0", dtype="bfloat16").layout.fingerprint
-    )
-    assert half.dtype == torch.bfloat16
-    before = fingerprint_of(first.model)
-    with torch.no_grad():
-        first.model.pos_embed[0, 0, 0] += 1
-    assert fingerprint_of(first.model) != before
 
 
 def test_two_threads_in_one_backbone_is_an_error(tmp_path: Path) -> None:

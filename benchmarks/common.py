@@ -34,7 +34,7 @@ def fill(backbone: Backbone, count: int) -> tuple[Slabs, list[tuple[int, tuple[i
     """``count`` slots, each with its own random adapter: (slot, head pages, meta)."""
     rank = backbone.layout.default_rank()
     slabs = Slabs(backbone.layout, slots=count, rank=rank, pages=count, dtype=backbone.dtype, device=backbone.device)
-    held = []
+    held: list[tuple[int, tuple[int, ...], AdapterMeta]] = []
     for slot in range(1, count + 1):
         packed = pack(random_adapter(backbone, slot), backbone.layout, rank, backbone.dtype)
         slabs.write(slot, (slot,), packed)

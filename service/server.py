@@ -1,4 +1,4 @@
-"""The uvicorn server with the two bounds that it lacks: bytes and seconds of a request's headers.
+"""The uvicorn server with what it lacks: bounds on a request's headers, and a stop that loses no request on its way.
 
 It knows sockets and HTTP framing; it does not know routes or tasks.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -15,6 +18,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.settings import Settings
 
 BACKLOG = 2048
+LINGER_S = 0.5
+"""At a stop, how long a connection without a request is still listened to: one may be on its way."""
 
 
 def server_config(settings: Settings, app: Any) -> uvicorn.Config:
@@ -37,13 +42,53 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
     )
 
 
+class Server(uvicorn.Server):
+    """Uvicorn that, told to stop, first takes the connections that the kernel has already made for it.
+
+    A client that connected and sent its request would see them cut off: closing a listener resets what it holds.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listeners, answer every request that came before, and return."""
+        listeners = [socket.socket(fileno=os.dup(own.fileno())) for server in self.servers for own in server.sockets]
+        for server in self.servers:
+            server.close()  # the loop takes no more; the copies keep the listeners alive until they are empty
+        loop = asyncio.get_running_loop()
+        for connection in [connection for listener in listeners for connection in _empty(listener)]:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(
+            config=self.config,  # type: ignore[call-arg]
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+
+
+def _empty(listener: socket.socket) -> Iterator[socket.socket]:
+    """Every connection that waits, then close: nothing may come between the last look and that."""
+    with listener:
+        listener.setblocking(False)
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # none is left, or no file descriptor is
+                return
+            yield connection
+
+
 class BoundedProtocol(HttpToolsProtocol):
-    """httptools with an end to headers: past ``max_header_bytes`` 431, past ``header_timeout_s`` 408."""
+    """httptools with an end to headers: past ``max_header_bytes`` 431, past ``header_timeout_s`` 408.
+
+    At a stop, a request that comes within LINGER_S on a connection at rest is still answered, as its last.
+    """
 
     max_header_bytes = 64 * 1024
     header_timeout_s = 20.0
     _pending = 0
     _timer: asyncio.TimerHandle | None = None
+    _stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -53,9 +98,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """The server stops: end now where a request is in progress, soon where none is."""
+        self._stopping = True
+        if self._at_rest:
+            self.loop.call_later(LINGER_S, super().shutdown)
+        else:
+            super().shutdown()
+
+    @property
+    def _at_rest(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def data_received(self, data: bytes) -> None:
-        at_rest = self.cycle is None or self.cycle.response_complete
-        if at_rest and self._timer is None:
+        if self._at_rest and self._timer is None:
             self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
         super().data_received(data)
         if self._timer is not None:  # the headers are not complete yet
@@ -66,6 +122,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_timer()
         super().on_headers_complete()
+        if self._stopping and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def _stop_timer(self) -> None:
         self._pending = 0

@@ -29,7 +29,7 @@ from adapters.file import Adapter, write_adapter
 from adapters.forward import BankedForward, Job
 from adapters.media import MediaLimits, Preprocess, decode, rows
 from service.app import build, create_app
-from service.server import server_config
+from service.server import Server, server_config
 from service.serving.parts import Parts
 from service.settings import Settings
 from tests.models import Spec, random_adapter, small_backbone
@@ -112,7 +112,7 @@ def house(settings: Settings) -> Iterator[House]:
     with build(settings) as parts:
         config = server_config(settings, create_app(parts))
         config.port = 0
-        server = uvicorn.Server(config)
+        server = Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
         assert until(lambda: server.started)

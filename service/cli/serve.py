@@ -185,4 +185,4 @@ def _run(settings: Settings, app: object, listener: socket.socket) -> None:
 
     from service.server import server_config
 
-    uvicorn.Server(server_config(settings, app)).run(sockets=[listener])
+    Server(server_config(settings, app)).run(sockets=[listener])

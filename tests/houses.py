@@ -18,7 +18,6 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -181,8 +181,6 @@ def _short(path: Path) -> str:
 
 
 def _run(settings: Settings, app: object, listener: socket.socket) -> None:
-    import uvicorn
-
-    from service.server import server_config
+    from service.server import Server, server_config
 
     Server(server_config(settings, app)).run(sockets=[listener])

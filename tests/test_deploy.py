@@ -139,6 +139,24 @@ def test_prometheus_accepts_its_files(command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_prometheus_can_be_given_a_key(tmp_path: Path) -> None:
+    text = (PROMETHEUS / "prometheus.yml").read_text()
+    with_key = re.sub(r"# (authorization:|  credentials_file:)", r"\1", text)
+    job = yaml.load(with_key, Unique)["scrape_configs"][0]
+    file = Path(job["authorization"]["credentials_file"])
+    assert f"/docker/prometheus/{file.name}" in (ROOT / ".gitignore").read_text().splitlines()
+    assert f"./docker/prometheus:{file.parent}:ro" in compose()["services"]["prometheus"]["volumes"]
+    if shutil.which("promtool"):
+        (tmp_path / "key").write_text("as_x")
+        (tmp_path / "prometheus.yml").write_text(with_key.replace(str(file), str(tmp_path / "key")))
+        shutil.copy(PROMETHEUS / "rules.yml", tmp_path)
+        done = subprocess.run(
+            ["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_prometheus_scrapes_where_the_server_listens() -> None:
     config = read_yaml(PROMETHEUS / "prometheus.yml")
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}

@@ -47,10 +47,10 @@ def push(
     """
     with one_line_errors():
         name = task or _task_of(file)
-        with httpx.Client(base_url=to, timeout=UPLOAD_TIMEOUT_S, headers=_headers(key)) as client:
+        with httpx.Client(base_url=to, timeout=UPLOAD_TIMEOUT_S, headers=headers(key)) as client:
             size = file.stat().st_size
             response = client.put(
-                f"/v1/tasks/{_segment(name)}/adapter",
+                f"/v1/tasks/{segment(name)}/adapter",
                 params={"activate": str(activate).lower()},
                 content=_chunks(file, size),
                 headers={"Content-Length": str(size), "Content-Disposition": _disposition(file)},
@@ -80,8 +80,8 @@ def predict(
     """
     with one_line_errors():
         body = path.read_bytes()
-        with httpx.Client(base_url=url, timeout=PREDICT_TIMEOUT_S, headers=_headers(key)) as client:
-            response = accept(client.post(f"/v1/tasks/{_segment(task)}/predict", params={"top_k": top_k}, content=body))
+        with httpx.Client(base_url=url, timeout=PREDICT_TIMEOUT_S, headers=headers(key)) as client:
+            response = accept(client.post(f"/v1/tasks/{segment(task)}/predict", params={"top_k": top_k}, content=body))
     answer = response.json()
     table = Table(title=f"{answer['task']} version {answer['version']}, sha256 {answer['digest'][:12]}")
     table.add_column("label")
@@ -98,12 +98,13 @@ def _task_of(file: Path) -> str:
     return read_header(file, FileLimits()).config.task
 
 
-def _segment(name: str) -> str:
+def segment(name: str) -> str:
     """One path segment; whatever the name holds, it cannot climb to another address."""
     return quote(name, safe="").replace(".", "%2E")
 
 
-def _headers(key: str | None) -> dict[str, str]:
+def headers(key: str | None) -> dict[str, str]:
+    """What every request carries."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

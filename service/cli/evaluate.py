@@ -1,0 +1,144 @@
+"""`evaluate`: ask a task about labelled files over HTTP, and compare with the labels or with a training's report.
+
+It knows HTTP and how labelled files are listed; it knows no model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from adapters.errors import TrainingError
+from service.cli.client import PREDICT_TIMEOUT_S, Key, headers, segment
+from service.cli.console import FAILED, accept, complain, one_line_errors, out
+
+if TYPE_CHECKING:
+    from adapters.training.data import Example
+
+CLIENTS = 4
+RETRIES = 20
+"""A full queue is asked again after the time it names, so often at most."""
+TOLERANCE = 1e-3
+"""How far a score may be from the report's: other machines round otherwise, bfloat16 more."""
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server said of one file: its best label and every score it gave; or why it gave none."""
+
+    example: Example
+    scores: dict[str, float]
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        return next(iter(self.scores), "")
+
+
+def evaluate(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folders of one class each, or a CSV of path,label.")],
+    task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task to ask.")],
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A FILE.report of `adaptserve train`: ask about its held-out files alone."),
+    ] = None,
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="The server.")] = "http://127.0.0.1:8000",
+    key: Key = None,
+) -> None:
+    """Score a served task on labelled files: how often is its best label the right one?
+
+    With --report, DATA is what the adapter was trained on: only what was held out is asked, and every answer is
+    compared with the report's. Exit code 1 where they differ, or where files got no answer.
+
+    Example:  adaptserve evaluate digits --task my-digits --report my-digits.safetensors.report
+    """
+    with one_line_errors():
+        from adapters.training.data import find_examples  # torch takes seconds; --help need not wait for it
+
+        expected = _expected(report) if report else {}
+        examples = [e for e in find_examples(data).examples if not report or e.name in expected]
+        if report and len(examples) < len(expected):
+            lost = sorted(set(expected) - {e.name for e in examples})
+            raise TrainingError(f"{data} lacks {len(lost)} files of the report, such as {lost[0]}; is it other data?")
+        with httpx.Client(base_url=url, timeout=PREDICT_TIMEOUT_S, headers=headers(key)) as client:
+            _check_labels(accept(client.get(f"/v1/tasks/{segment(task)}")).json()["labels"], examples)
+            replies = _ask_all(client, task, examples)
+    right = sum(r.label == r.example.label for r in replies)
+    failed = [r for r in replies if r.error]
+    out().print(f"{task}: {right / len(replies):.2%} of {len(replies)} files are right", markup=False)
+    for reply in failed[:SHOWN]:
+        complain(f"{reply.example.name}: {reply.error}", "no answer")
+    agree = not report or _compare(replies, expected)
+    if failed or not agree:
+        raise typer.Exit(FAILED)
+
+
+def _check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
+    """A class that the task does not have could only be wrong."""
+    unknown = sorted({e.label for e in examples} - set(labels))
+    if unknown:
+        known = ", ".join(labels[:SHOWN]) + (", …" if len(labels) > SHOWN else "")
+        raise TrainingError(f"class '{unknown[0]}' is no label of the task; it has {known}", field="data")
+
+
+def _expected(report: Path) -> dict[str, dict[str, Any]]:
+    """Held-out file -> its line in the report."""
+    try:
+        lines = json.loads((report / "metrics.json").read_text(encoding="utf-8"))["held_out"]
+        return {line["path"]: line for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{report}/metrics.json is no report of `adaptserve train`", field="report") from error
+
+
+def _ask_all(client: httpx.Client, task: str, examples: Sequence[Example]) -> list[Reply]:
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        replies = pool.map(lambda example: _ask(client, task, example), examples)
+        return list(track(replies, "asking", total=len(examples), console=console, transient=True))
+
+
+def _ask(client: httpx.Client, task: str, example: Example) -> Reply:
+    body = example.path.read_bytes()
+    for _ in range(RETRIES):
+        response = client.post(f"/v1/tasks/{segment(task)}/predict", params={"top_k": 100}, content=body)
+        if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+            break
+        time.sleep(min(10.0, float(response.headers.get("retry-after", 1))))
+    if not response.is_success:
+        try:
+            return Reply(example, {}, str(response.json()["detail"]))
+        except (ValueError, KeyError, TypeError):
+            return Reply(example, {}, f"{response.status_code} {response.reason_phrase}")
+    return Reply(example, {p["label"]: p["score"] for p in response.json()["predictions"]})
+
+
+def _compare(replies: Sequence[Reply], expected: dict[str, dict[str, Any]]) -> bool:
+    """Tell whether the answers are the report's, example by example."""
+    other, largest = [], 0.0
+    for reply in replies:
+        line = expected[reply.example.name]
+        common = line["scores"].keys() & reply.scores.keys()
+        apart = max((abs(line["scores"][label] - reply.scores[label]) for label in common), default=1.0)
+        largest = max(largest, apart)
+        if apart > TOLERANCE or line["predicted"] != reply.label:
+            other.append(reply)
+    promised = sum(line["correct"] for line in expected.values()) / len(expected)
+    out().print(
+        f"the report says {promised:.2%}; {len(replies) - len(other)} of {len(replies)} answers are its own, "
+        f"scores differ by {largest:.1g} at most", markup=False,
+    )  # fmt: skip
+    for reply in other[:SHOWN]:
+        told = expected[reply.example.name]["predicted"]
+        complain(f"{reply.example.name}: the server says {reply.label or 'nothing'}, the report {told}", "differs")
+    return not other

@@ -1,0 +1,100 @@
+"""`adaptserve evaluate` against a real server: the accuracy of labelled files, and whether a report is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli.main import app
+from tests.houses import House, Kit, house, photograph, scores_of
+
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    return Kit(tmp_path_factory.mktemp("kit"))
+
+
+@pytest.fixture(scope="module")
+def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"))) as opened:
+        opened.put("pets", kit.file(1)[0]).raise_for_status()
+        yield opened
+
+
+@pytest.fixture
+def data(home: House, tmp_path: Path) -> Path:
+    """Pictures in the folders of what the server says they are, but for the last, and a report that says the same."""
+    lines: list[dict[str, Any]] = []
+    labels = home.client.get("/v1/tasks/pets").json()["labels"]
+    for n in range(COUNT):
+        answer = home.ask("pets", photograph(n)).json()
+        best = answer["predictions"][0]["label"]
+        label = best if n < COUNT - 1 else next(name for name in labels if name != best)
+        (tmp_path / "set" / label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / label / f"{n}.jpg").write_bytes(photograph(n))
+        scores = {p["label"]: p["score"] for p in answer["predictions"]}
+        lines.append({"path": f"{label}/{n}.jpg", "predicted": best, "correct": label == best, "scores": scores})
+        assert len(scores_of(answer)) == len(labels)
+    (tmp_path / "set.report").mkdir()
+    report = {"held_out": [line for line in lines if "0.jpg" not in line["path"]]}
+    (tmp_path / "set.report" / "metrics.json").write_text(json.dumps(report))
+    return tmp_path / "set"
+
+
+def run(home: House, data: Path, *more: str) -> Result:
+    url = str(home.client.base_url)
+    return CliRunner().invoke(app, ["evaluate", str(data), "--task", "pets", "--url", url, *more])
+
+
+def test_the_share_of_right_answers(home: House, data: Path) -> None:
+    result = run(home, data)
+    assert result.exit_code == 0, result.output
+    assert "pets: 83.33% of 6 files are right" in result.output
+
+
+def test_a_kept_report(home: House, data: Path) -> None:
+    result = run(home, data, "--report", f"{data}.report")
+    assert result.exit_code == 0, result.output
+    assert "80.00% of 5 files" in result.output
+    assert "the report says 80.00%; 5 of 5 answers are its own" in result.output
+
+
+def test_a_report_that_is_not_kept_names_the_file(home: House, data: Path) -> None:
+    file = data.with_name("set.report") / "metrics.json"
+    report = json.loads(file.read_text())
+    first = report["held_out"][0]
+    first["scores"] = {label: score + 0.01 for label, score in first["scores"].items()}
+    file.write_text(json.dumps(report))
+    result = run(home, data, "--report", str(file.parent))
+    assert result.exit_code == 1
+    assert "4 of 5 answers are its own" in result.stdout
+    assert first["path"] in result.stderr
+
+
+def test_what_cannot_be_compared_is_one_line(home: House, data: Path) -> None:
+    (data / "no such label").mkdir()
+    (data / "no such label" / "1.jpg").write_bytes(photograph())
+    assert "class 'no such label' is no label of the task" in run(home, data).stderr
+    for line in json.loads((data.with_name("set.report") / "metrics.json").read_text())["held_out"][:1]:
+        (data / line["path"]).unlink()
+        (data / Path(line["path"]).parent / "other.jpg").write_bytes(photograph(99))
+    result = run(home, data, "--report", f"{data}.report")
+    assert result.exit_code == 1
+    assert "lacks 1 files of the report" in result.stderr
+    data.with_name("set.report").joinpath("metrics.json").write_text("{}")
+    assert "is no report" in run(home, data, "--report", f"{data}.report").stderr
+
+
+def test_a_file_without_an_answer_fails_the_run(home: House, data: Path) -> None:
+    bad = next(data.rglob("*.jpg"))
+    bad.write_bytes(bad.read_bytes()[:400])
+    result = run(home, data)
+    assert result.exit_code == 1
+    assert f"no answer: {bad.relative_to(data)}" in result.stderr

@@ -75,7 +75,7 @@ def build(settings: Settings) -> Iterator[Parts]:
         engine.start()
         stack.callback(engine.close)
         stack.callback(engine.drain, settings.drain_s)
-        health.warm_up(engine, WARM_UP_S)
+        health.ask(engine, WARM_UP_S)  # nobody is served before the device has computed
         catalogue = Catalogue(repository, bank, _file_limits(settings, slabs), max_descriptions=settings.max_tasks)
         if settings.backbone == "demo":
             publish_demo(catalogue)

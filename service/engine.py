@@ -6,7 +6,6 @@ a typed error, also when a batch fails, the caller goes away or the engine stops
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,17 +13,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.bank import AdapterMeta, Bank, Lease, PackedAdapter
+from adapters.errors import AdaptError
 from adapters.forward import BankedForward, Job
-from service.errors import BadScores, ComputeFailed, DeadlineExceeded, Draining, QueueFull
+from service import faults
+from service.errors import BadScores, DeadlineExceeded, Draining, QueueFull
 from service.pace import HOPE, Pace
 from service.scheduler import Scheduler, Ticket
-
-log = logging.getLogger(__name__)
 
 NOBODY = AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0)
 """The bare backbone in slot 0, for health probes only."""
@@ -82,6 +80,7 @@ class Engine:
         self._queued_rows = 0  # accepted and not yet answered: waiting for a slot, for a turn, or running
         self._pace = Pace(max_batch_rows)
         self._accepting, self._running = True, True
+        self._last_failure = ""
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -91,6 +90,16 @@ class Engine:
     def queued_rows(self) -> int:
         """Rows accepted and not yet answered."""
         return self._queued_rows
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs: False before ``start`` and after the end, also an end by mistake."""
+        return self._thread.is_alive()
+
+    @property
+    def last_failure(self) -> str:
+        """What the latest forward pass or load that failed raised, in a line for the log; empty if none did."""
+        return self._last_failure
 
     def submit(
         self, task: str, digest: str, load: Callable[[], PackedAdapter], pixels: Tensor, deadline: float
@@ -166,7 +175,8 @@ class Engine:
         """The slot is there, or it failed; on the caller's thread or the loader's."""
         error = lease.exception()
         if error is not None:
-            self._fail(ticket, error)
+            ours = isinstance(error, AdaptError)
+            self._fail(ticket, error if ours else self._fault(error, "bringing in the adapter"))
             return
         ticket.payload.lease = lease.result()
         self._queue(ticket)
@@ -230,17 +240,25 @@ class Engine:
 
     def _run(self, batch: Sequence[Ticket[_Work]]) -> None:
         """Compute a batch; if it raises, each member once more alone, so that a bad one fails alone."""
+        if self._attempt(batch) is None:
+            return
+        # The error is gone by now, and with it the traceback that held the failed batch's tensors.
+        for ticket in [t for t in batch if not t.payload.future.done()]:
+            failure = self._attempt([ticket])
+            if failure is not None:
+                self._fail(ticket, failure)
+
+    def _attempt(self, batch: Sequence[Ticket[_Work]]) -> AdaptError | None:
+        """Compute a batch and answer it; what its members are told if it raises."""
         try:
             self._answer(batch)
         except Exception as error:
-            log.exception("a batch of %d requests failed", len(batch))
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            for ticket in [t for t in batch if not t.payload.future.done()]:
-                try:
-                    self._answer([ticket])
-                except Exception as again:
-                    self._fail(ticket, ComputeFailed(f"the forward pass failed: {type(again).__name__}"))
+            return self._fault(error, f"the forward pass of {len(batch)} requests")
+        return None
+
+    def _fault(self, error: BaseException, doing: str) -> AdaptError:
+        self._last_failure = faults.one_line(error)
+        return faults.told(error, doing)
 
     def _answer(self, batch: Sequence[Ticket[_Work]]) -> None:
         start = self._clock()

@@ -12,6 +12,7 @@ which is the only commit point. Files are opaque bytes here: it knows no tensors
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,11 +20,13 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import TextIO
 
 from adapters.config import is_task_name
 from adapters.errors import NoRoom
@@ -62,9 +65,7 @@ class Repository:
         self._writing = threading.Lock()
         self._tasks: dict[str, TaskInfo] = {}
         with disk_errors():
-            for folder in ("tasks", "staging", "quarantine"):
-                (root / folder).mkdir(parents=True, exist_ok=True)
-            self._lock_file = (root / "lock").open("w")
+            self._lock_file = _prepare(root)
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -81,8 +82,7 @@ class Repository:
         said = []
         with disk_errors():
             for left in sorted((self.root / "staging").iterdir()):
-                left.unlink()
-                said.append(f"removed an upload that never ended: {left.name}")
+                said.append(_tidied(left.unlink, f"removed an upload that never ended: {left.name}"))
             for folder in sorted((self.root / "tasks").iterdir()):
                 said += self._recover_task(folder)
         return said
@@ -134,14 +134,18 @@ class Repository:
                 return same, False
             self._check_room(old)
             info = VersionInfo(name, old.next, digest, staging.size, datetime.now(UTC).isoformat(timespec="seconds"))
-            (folder / "versions").mkdir(parents=True, exist_ok=True)
-            staging.path.chmod(0o644)
-            staging.path.replace(self.path(name, info.number))
-            for changed in (folder / "versions", folder, folder.parent):
-                sync_folder(changed)
             active = info.number if activate else old.active
-            versions = {**old.versions, info.number: info}
-            self._commit(TaskInfo(name, MappingProxyType(versions), active, old.next + 1))
+            versions = MappingProxyType({**old.versions, info.number: info})
+            try:
+                (folder / "versions").mkdir(parents=True, exist_ok=True)
+                staging.path.chmod(0o644)
+                staging.path.replace(self.path(name, info.number))
+                for changed in (folder / "versions", folder, folder.parent):
+                    sync_folder(changed)
+                self._commit(TaskInfo(name, versions, active, old.next + 1))
+            except BaseException:
+                self._take_back(info, whole_task=name not in self._tasks)
+                raise
             return info, True
 
     def activate(self, name: str, number: int) -> VersionInfo:
@@ -192,6 +196,15 @@ class Repository:
                 field="max_versions_per_task", limit=self._max_versions,
             )  # fmt: skip
 
+    def _take_back(self, info: VersionInfo, *, whole_task: bool) -> None:
+        """Remove what a publish left behind that failed before its manifest was there."""
+        path = self.path(info.task, info.number)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            if whole_task:
+                path.parent.rmdir()
+                path.parent.parent.rmdir()
+
     def _commit(self, info: TaskInfo) -> None:
         """Replace the manifest in one durable rename, then the memory."""
         folder = self._folder(info.name)
@@ -237,8 +250,29 @@ class Repository:
 
     def _set_aside(self, path: Path, why: str) -> str:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        path.replace(self.root / "quarantine" / f"{stamp}-{path.parent.name}-{path.name}"[:200])
-        return f"set aside {path.relative_to(self.root)}: {why}"
+        aside = self.root / "quarantine" / f"{stamp}-{path.parent.name}-{path.name}"[:200]
+        return _tidied(lambda: path.replace(aside), f"set aside {path.relative_to(self.root)}: {why}")
+
+
+def _prepare(root: Path) -> TextIO:
+    """Make the folders and open the lock; a read-only disk that has them already will do for serving."""
+    try:
+        for folder in ("tasks", "staging", "quarantine"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        return (root / "lock").open("w")
+    except OSError as error:
+        if error.errno != errno.EROFS or not (root / "tasks").is_dir():
+            raise
+        return (root / "lock").open()
+
+
+def _tidied(action: Callable[[], object], sentence: str) -> str:
+    """The sentence for something found wrong at start, or that the disk did not let it be mended."""
+    try:
+        action()
+    except OSError as error:
+        return f"should have {sentence}; but the disk refuses ({error.strerror})"
+    return sentence
 
 
 def _parse(name: str, raw: bytes) -> TaskInfo:

@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     keep_alive_s: int = Field(30, ge=1, description="Idle time before a connection is closed, in seconds.")
     ready_fresh_s: float = Field(5.0, gt=0, description="Age of the last forward pass that still counts as ready.")
     ready_timeout_s: float = Field(10.0, gt=0, description="Time for the health check's own forward pass.")
+    device_lost_s: float = Field(
+        60.0, ge=0, description="Time without one good forward pass until the process ends (exit code 3); 0 is never."
+    )
     drain_s: float = Field(20.0, ge=0, description="Time for accepted requests after SIGTERM, in seconds.")
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning` or `error`."

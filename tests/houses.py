@@ -128,9 +128,9 @@ def house(settings: Settings) -> Iterator[House]:
 class Process:
     """`adaptserve serve` as a real process."""
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, module: str = "service.cli") -> None:
         self._log = log
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", *arguments]
+        command = [sys.executable, "-m", module, "serve", "--port", "0", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
@@ -148,6 +148,15 @@ class Process:
         self.client.close()
         self.process.send_signal(number)
         return self.process.wait(WAIT)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left behind, also where a test failed."""
+        self.client.close()
+        self.process.kill()
+        self.process.wait()
 
     def _url(self) -> str | None:
         match = re.search(r"^(?:.*\")?serving +(http\S+?)(?=:?\s)", self.output, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""How the command speaks: results on stdout, one line per error on stderr, exit codes 0, 1 and 2.
+"""How the command speaks: results on stdout, one line per error on stderr, exit codes 0 to 3.
 
 It does not know what the commands do.
 """
@@ -14,8 +14,8 @@ from rich.console import Console
 
 from adapters.errors import AdaptError
 
-FAILED, USAGE = 1, 2
-"""Exit codes: what was asked did not work; the command line itself is wrong."""
+FAILED, USAGE, DEVICE_LOST = 1, 2, 3
+"""Exit codes: what was asked did not work; the command line itself is wrong; a server's device computes no more."""
 
 
 def out() -> Console:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import typer
 from pydantic import ValidationError
 
 from service import logs
-from service.cli.console import FAILED, USAGE, complain, one_line_errors, out
+from service.cli.console import DEVICE_LOST, FAILED, USAGE, complain, one_line_errors, out
 from service.keys import Keys
 from service.settings import PREFIX, Settings, read_settings
 
@@ -75,10 +76,17 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         from service.app import build, create_app  # torch takes seconds; the door is checked before
+        from service.serving.watchdog import watching
 
-        with build(settings) as parts:
+        with build(settings) as parts, watching(parts.engine, parts.health, settings.device_lost_s, _end):
             _say(settings, parts, listener.getsockname()[1])
             _run(settings, create_app(parts), listener)
+
+
+def _end(why: str) -> None:
+    """The device is lost: end at once, so that whoever supervises this process starts it anew. Nothing can drain."""
+    log.critical("%s; the process ends with exit code %d", why, DEVICE_LOST)
+    os._exit(DEVICE_LOST)
 
 
 def _settings(env_file: Path | None, **given: object) -> Settings:

@@ -22,10 +22,12 @@ class Health:
     def __init__(self, input_size: int, *, fresh_s: float, timeout_s: float) -> None:
         self._size, self._fresh_s, self._timeout_s = input_size, fresh_s, timeout_s
         self._last_good: float | None = None
+        self._suspect = False  # the latest forward pass failed: whatever came before proves nothing
         self._probing = asyncio.Lock()
 
     def saw(self, report: BatchReport) -> None:
         """A batch ended; on the engine's thread."""
+        self._suspect = report.failed
         if not report.failed:
             self._last_good = time.monotonic()
 
@@ -36,11 +38,15 @@ class Health:
 
     @property
     def fresh(self) -> bool:
-        return self.age <= self._fresh_s
+        return self.age <= self._fresh_s and not self._suspect
 
-    def warm_up(self, engine: Engine, timeout_s: float) -> None:
-        """The first real forward, before anybody is served; blocks. Raises what it raised, or TimeoutError."""
-        engine.probe(self._blank(), time.monotonic() + timeout_s).result(timeout_s)
+    def ask(self, engine: Engine, timeout_s: float) -> None:
+        """One real forward; blocks. Raises what it raised, or TimeoutError."""
+        probe = engine.probe(self._blank(), time.monotonic() + timeout_s)
+        try:
+            probe.result(timeout_s)
+        finally:
+            probe.cancel()
 
     async def check(self, engine: Engine) -> float:
         """Probe unless a forward succeeded lately; callers at the same time share one probe."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from adapters.errors import TrainingError
 from adapters.media import normalise
 from adapters.training.checkpoint import Checkpoint, FitResult
-from adapters.training.model import AdaptedModel
+from adapters.training.model import HeadedModel
 
 Examples = Dataset[tuple[Tensor, ...]]
 """Items are (pixels uint8 (frames, 3, size, size), label): int64 () or, for many labels, float32 (classes,)."""
@@ -53,7 +53,7 @@ def learning_rate(progress: float, config: FitConfig) -> float:
 
 
 def fit(
-    model: AdaptedModel,
+    model: HeadedModel,
     train: Examples,
     held_out: Examples,
     config: FitConfig,
@@ -102,7 +102,7 @@ def _epochs_without_gain(result: FitResult) -> int:
 
 
 def _epoch(
-    model: AdaptedModel,
+    model: HeadedModel,
     loader: DataLoader[tuple[Tensor, ...]],
     optimizer: torch.optim.Optimizer,
     config: FitConfig,
@@ -143,7 +143,7 @@ def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(model: AdaptedModel, data: Examples, config: FitConfig) -> tuple[Tensor, Tensor]:
+def predict(model: HeadedModel, data: Examples, config: FitConfig) -> tuple[Tensor, Tensor]:
     """Logits and labels of a whole data set, on the CPU, in its order."""
     model.eval()
     logits, labels = [], []
@@ -160,7 +160,7 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).float().mean().item()
 
 
-def images_of(model: AdaptedModel, pixels: Tensor) -> Tensor:
+def images_of(model: HeadedModel, pixels: Tensor) -> Tensor:
     """Pixels (items, frames, 3, size, size) uint8 -> normalised rows (items * frames, 3, size, size)."""
     rows = pixels.flatten(0, 1).to(model.backbone.device)
     config = model.config.input
@@ -181,12 +181,12 @@ def _loader(data: Examples, config: FitConfig, generator: torch.Generator | None
     )
 
 
-def parameters_of(model: AdaptedModel) -> tuple[int, float]:
+def parameters_of(model: HeadedModel) -> tuple[int, float]:
     """Trainable parameters, and their share of the backbone."""
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return count, count / model.backbone.layout.parameters
 
 
-def trainable(model: AdaptedModel) -> Iterator[str]:
+def trainable(model: HeadedModel) -> Iterator[str]:
     """Names of what gets gradients."""
     return (name for name, p in model.named_parameters() if p.requires_grad)

@@ -1,6 +1,6 @@
 """One adapter on the frozen backbone, with gradients: the model that training fits and a file is exported from.
 
-It knows the operator and the config; it knows no data, optimiser or file.
+It knows the operator and the config; it knows no data, optimiser, file or other method.
 """
 
 from __future__ import annotations
@@ -15,34 +15,62 @@ from adapters.sites import LowRankResidual
 HEAD_BN_EPS = 1e-6
 
 
-class AdaptedModel(nn.Module):
-    """The backbone's operator for one adapter. Only residuals, own norm and head are parameters.
+class HeadedModel(nn.Module):
+    """What every method shares: features of the backbone, pooled as the config says, and a head of its own.
 
-    The head is BatchNorm without affine and a Linear (AdaptFormer's official code); ``tensors`` folds it into one
-    Linear. Nothing before the first adapted site enters the graph, since nothing there needs a gradient.
+    The head is BatchNorm without affine and a Linear (AdaptFormer's official code). The backbone is no submodule:
+    parameters are what is trained. A subclass says in ``pooled`` what happens inside the backbone.
     """
 
-    def __init__(
-        self, backbone: Backbone, config: AdapterConfig, *, dropout: float = 0.0, learn_scale: bool = False
-    ) -> None:
+    def __init__(self, backbone: Backbone, config: AdapterConfig) -> None:
         super().__init__()
-        self.backbone, self.config, self._learn_scale = backbone, config, learn_scale
-        self.active = frozenset[str](site.site for site in config.sites)
+        self.backbone, self.config = backbone, config
         layout = backbone.layout
-        self.residuals = nn.ModuleDict(
-            {
-                f"{site.site}_{block}": LowRankResidual(
-                    site, *layout.sites[site.site][block], dropout=dropout, learn_scale=learn_scale
-                )
-                for site in config.sites
-                for block in site.blocks
-            }
-        )
         self.norm = nn.LayerNorm(layout.width, eps=backbone.norm_eps) if config.norm == "trained" else None
         self.head_norm = nn.BatchNorm1d(layout.width, affine=False, eps=HEAD_BN_EPS)
         self.head = nn.Linear(layout.width, len(config.labels))
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Normalised images (rows, 3, size, size) -> one vector (rows, width) each."""
+        raise NotImplementedError
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """Normalised images (items * frames, 3, size, size) -> one vector (items, width) each, before the head."""
+        pooled = self.pooled(images).float()
+        pooled = pooled.view(-1, self.config.frames, pooled.shape[-1]).mean(1)
+        return pooled if self.norm is None else self.norm(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (items, classes) float32."""
+        logits: Tensor = self.head(self.head_norm(self.vectors(images)))
+        return logits
+
+
+class AdaptedModel(HeadedModel):
+    """The backbone's operator for one adapter. Only residuals, own norm and head are parameters.
+
+    ``tensors`` folds the head's BatchNorm into its Linear. Nothing before the first adapted site enters the graph,
+    since nothing there needs a gradient.
+    """
+
+    def __init__(
+        self, backbone: Backbone, config: AdapterConfig, *, dropout: float = 0.0, learn_scale: bool = False
+    ) -> None:
+        layout = backbone.layout
+        # Made before the head, so that a seed means what it meant when the demo's files were trained.
+        residuals = {
+            f"{site.site}_{block}": LowRankResidual(
+                site, *layout.sites[site.site][block], dropout=dropout, learn_scale=learn_scale
+            )
+            for site in config.sites
+            for block in site.blocks
+        }
+        super().__init__(backbone, config)
+        self._learn_scale = learn_scale
+        self.active = frozenset[str](site.site for site in config.sites)
+        self.residuals = nn.ModuleDict(residuals)
         self.to(backbone.device)
 
     def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
@@ -53,17 +81,9 @@ class AdaptedModel(nn.Module):
         update: Tensor = self.residuals[key](tap.float(), self.config.frames)
         return out + update.to(out.dtype)
 
-    def vectors(self, images: Tensor) -> Tensor:
-        """Normalised images (items * frames, 3, size, size) -> one vector (items, width) each, before the head."""
+    def pooled(self, images: Tensor) -> Tensor:
         features = self.backbone.features(images, self if self.active else None)
-        pooled = self.backbone.pool(features, self.config.pool, self.config.norm).float()
-        pooled = pooled.view(-1, self.config.frames, pooled.shape[-1]).mean(1)
-        return pooled if self.norm is None else self.norm(pooled)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (items, classes) float32."""
-        logits: Tensor = self.head(self.head_norm(self.vectors(images)))
-        return logits
+        return self.backbone.pool(features, self.config.pool, self.config.norm)
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from html import escape
 
 from adapters.config import AdapterConfig
+from adapters.training.baselines import NO_FILE
 from adapters.training.data import BadFile
+from adapters.training.recipe import SITELESS
 from adapters.training.score import Scored
 
 MAX_MATRIX = 30
@@ -51,15 +53,18 @@ def page(
     worst: Sequence[Mistake],
     bad: Sequence[BadFile],
 ) -> str:
-    """The whole document. ``confusion`` counts (right label, given label); ``config.training`` holds the numbers."""
+    """The whole document. ``confusion`` counts (right label, given label); ``config.training`` holds the numbers.
+
+    ``digest`` is the file's sha256, empty where there is none.
+    """
     told = config.training
     title = f"{escape(config.task)}: {told['held_out_accuracy']:.2%} on {told['held_out_examples']} held-out files"
     parts = [
         f"<h1>{title}</h1>",
         (f'<p class="lead">{escape(told["method"])} on {escape(config.base.model)}, {told["parameters"]:,} trained '
         f"parameters, {told['share_of_backbone']:.2%} of the backbone's {told['backbone_parameters']:,}.</p>"),
-        ('<p class="faint">Accuracy is that of the file, computed with the server\'s own forward pass. The best epoch '
-        "was chosen by the same held-out files, so expect slightly less on new ones.</p>"),
+        (f'<p class="faint">{_standing(told["method"])} The best epoch was chosen by the same held-out files, so '
+        "expect slightly less on new ones.</p>"),
         _curves(told["history"]),
         "<h2>Confusion</h2>", _confusion(config.labels, confusion),
         "<h2>Worst mistakes</h2>", _mistakes(worst),
@@ -71,6 +76,13 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style>\n<body>\n" + "\n".join(p for p in parts if p) + "\n</body></html>\n"
     )
+
+
+def _standing(method: str) -> str:
+    """What the accuracy is one of."""
+    if method in NO_FILE:
+        return f"This is for comparison: {NO_FILE[method]}, so there is no adapter file to serve."
+    return "Accuracy is that of the file, computed with the server's own forward pass."
 
 
 def _curves(history: Sequence[dict[str, float]]) -> str:
@@ -159,10 +171,11 @@ def _facts(config: AdapterConfig, digest: str) -> str:
         "; ".join(
             f"{s.site}, rank {s.rank}, scale {s.scale:g}{', over time' if s.temporal else ''}" for s in config.sites
         )
-        or "none, the head alone"
+        or f"none, {SITELESS.get(told['method'], 'the head alone')}"
     )
     told["pool, norm"] = f"{config.pool}, {config.norm}"
-    told["sha256"] = digest
+    if digest:
+        told["sha256"] = digest
     rows = "".join(f"<tr><td>{escape(k.replace('_', ' '))}</td><td>{escape(str(v))}</td></tr>" for k, v in told.items())
     return f'<div class="scroll facts"><table>{rows}</table></div>'
 

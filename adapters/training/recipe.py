@@ -25,7 +25,9 @@ from adapters.errors import TrainingError
 from adapters.file import FileLimits
 from adapters.layout import Layout
 
-Method = Literal["adaptformer", "lora", "linear"]
+Method = Literal["adaptformer", "lora", "linear", "vpt", "full"]
+SITELESS: dict[str, str] = {"linear": "the head alone", "vpt": "prompts and the head", "full": "the whole backbone"}
+"""Methods without residuals -> what they train."""
 SHARE = 0.014
 """Of the backbone's parameters, unless a rank is given; rank 64 on ViT-B, as in AdaptFormer."""
 FRAMES = 8
@@ -37,7 +39,8 @@ LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2
 class Recipe:
     """Options as a person gives them; None leaves the choice to the method.
 
-    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames`` and ``temporal`` are for clips.
+    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames`` and ``temporal`` are for clips,
+    ``prompts`` for vpt.
     """
 
     task: str
@@ -49,6 +52,7 @@ class Recipe:
     pool: Pool | None = None
     frames: int | None = None
     temporal: bool | None = None
+    prompts: int | None = None
 
 
 def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tuple[str, ...]) -> AdapterConfig:
@@ -58,6 +62,8 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
     """
     if modality == "image" and (recipe.frames or recipe.temporal):
         raise TrainingError("frames and temporal are for clips, and the data holds pictures", field="frames")
+    if recipe.prompts and recipe.method != "vpt":
+        raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
     layout, limits = backbone.layout, FileLimits()
     pool: Pool = recipe.pool or ("avg" if "avg" in layout.pools and recipe.method != "linear" else "backbone")
     video = VideoConfig(frames=recipe.frames or FRAMES) if modality == "video" else None
@@ -69,8 +75,9 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
             base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
             sites=_sites(recipe, layout, modality),
             pool=pool,
-            # A linear probe trains its head alone; and the backbone's own pooling comes after its own norm.
-            norm="frozen" if pool == "backbone" or recipe.method == "linear" else "trained",
+            # A linear probe trains its head alone, full tuning the backbone's own norm; and the backbone's own pooling
+            # comes after its own norm.
+            norm="frozen" if pool == "backbone" or recipe.method in ("linear", "full") else "trained",
             input=backbone.input,
             video=video,
         )
@@ -110,11 +117,12 @@ def rank_for(layout: Layout, sites: tuple[SiteName, ...], blocks: tuple[int, ...
 
 
 def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConfig, ...]:
-    if recipe.method == "linear":
+    if recipe.method in SITELESS:
         given = [n for n in ("rank", "scale", "site", "temporal") if getattr(recipe, n)]
         if given or recipe.blocks != "all":
             raise TrainingError(
-                f"method linear trains the head alone; leave out {', '.join(given) or 'blocks'}, or take adaptformer",
+                f"method {recipe.method} trains {SITELESS[recipe.method]}; leave out {', '.join(given) or 'blocks'}, "
+                "or take adaptformer",
                 field="method",
             )  # fmt: skip
         return ()

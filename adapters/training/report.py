@@ -42,7 +42,7 @@ def write_report(
     confusion = Counter((e.label, e.predicted) for e in examples)
     metrics = {
         "task": config.task,
-        "digest": digest,
+        "digest": digest or None,
         "labels": list(config.labels),
         "training": config.training,
         "held_out": [asdict(e) | {"correct": e.label == e.predicted} for e in examples],

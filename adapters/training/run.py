@@ -26,11 +26,12 @@ from adapters.config import AdapterConfig
 from adapters.errors import TrainingError
 from adapters.file import Adapter, write_adapter
 from adapters.media import MediaLimits
+from adapters.training.baselines import NO_FILE, PromptedModel, check_method, model_of
 from adapters.training.checkpoint import Checkpoint, CheckpointFile, FitResult
 from adapters.training.data import BadFile, Listing, check_classes, find_examples, reason_of, split
 from adapters.training.decoding import CACHE_BYTES, MediaExamples, Reader, Scanned, scan
-from adapters.training.fit import FitConfig, fit, parameters_of
-from adapters.training.model import AdaptedModel
+from adapters.training.fit import FitConfig, fit, parameters_of, predict
+from adapters.training.model import AdaptedModel, HeadedModel
 from adapters.training.recipe import Recipe, config_of
 from adapters.training.report import write_report
 from adapters.training.score import accuracy, scored, served_logits
@@ -55,16 +56,23 @@ class Plan:
     @property
     def checkpoint(self) -> Path:
         """Where an interrupted training waits."""
-        return self.out.with_name(self.out.name + ".resume")
+        return self._beside("resume")
 
     @property
     def report_folder(self) -> Path:
-        return self.out.with_name(self.out.name + ".report")
+        return self._beside("report")
+
+    def _beside(self, suffix: str) -> Path:
+        """A baseline's name carries its method, so that it lies next to the adapter it is compared with."""
+        method = self.recipe.method
+        return self.out.with_name(
+            f"{self.out.name}.{method}.{suffix}" if method in NO_FILE else f"{self.out.name}.{suffix}"
+        )
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of it. ``resumed_epochs`` were already done when this run began."""
+    """What came of it. ``resumed_epochs`` were already done when this run began; a baseline has no ``digest``."""
 
     digest: str
     config: AdapterConfig
@@ -75,9 +83,10 @@ class Trained:
 
 
 def train(plan: Plan, backbone: Backbone, bar: Progress, warn: Callable[[str], None]) -> Trained:
-    """Train one adapter and write it whole or not at all. Raises an AdaptError with the reason.
+    """Train one adapter and write it whole or not at all; a baseline (``NO_FILE``) leaves its report alone.
 
-    An interruption leaves ``plan.checkpoint``, from which the same plan with ``resume`` goes on.
+    Raises an AdaptError with the reason. An interruption leaves ``plan.checkpoint``, from which the same plan with
+    ``resume`` goes on.
     """
     if plan.out.suffix != SUFFIX:
         raise TrainingError(f"the file to write must end with {SUFFIX}, got '{plan.out.name}'", field="out")
@@ -85,24 +94,30 @@ def train(plan: Plan, backbone: Backbone, bar: Progress, warn: Callable[[str], N
         raise TrainingError(
             f"{plan.checkpoint} holds an interrupted training; resume it (--resume) or delete it", field="resume"
         )
+    check_method(plan.recipe, backbone)
     listing = find_examples(plan.data)
     config = config_of(plan.recipe, backbone, listing.modality, listing.labels)
     scanned, data = _data(plan, listing, config, bar)
     bad = (*listing.bad, *scanned.bad)
     model, result, resumed = _fit(plan, backbone, config, listing, data, bar, warn)
-    config = model.exported_config()
-    adapter = Adapter(config, model.tensors(), "")
-    workers = 0 if data[1].in_memory else plan.fit.workers
-    examples = scored(served_logits(adapter, backbone, data[1], workers), config.labels, data[1])
+    adapter = Adapter(model.exported_config(), model.tensors(), "") if isinstance(model, AdaptedModel) else None
+    settings = _settings(plan, data[1])
+    if adapter:
+        config, logits = adapter.config, served_logits(adapter, backbone, data[1], settings.workers)
+    else:
+        logits, _ = predict(model, data[1], settings)
+    examples = scored(logits, config.labels, data[1])
     account = _account(plan, model, result, data, len(bad)) | {"held_out_accuracy": round(accuracy(examples), 4)}
     history = [{k: round(v, 5) for k, v in line.items()} for line in result.history]
     config = config.model_copy(update={"training": account | {"history": history}})
-    digest = _write(plan, Adapter(config, adapter.tensors, ""))
+    digest = _write(plan, Adapter(config, adapter.tensors, "")) if adapter else ""
     report = plan.report_folder if plan.report else None
     if report:
         try:
             write_report(report, config, digest, examples, data[1], bad)
         except OSError as error:
+            if not adapter:
+                raise _unwritable(report, error) from error
             warn(f"the adapter is written, its report is not: {report}: {reason_of(error)}")
             report = None
     plan.checkpoint.unlink(missing_ok=True)
@@ -136,13 +151,13 @@ def _fit(
     data: tuple[MediaExamples, MediaExamples],
     bar: Progress,
     warn: Callable[[str], None],
-) -> tuple[AdaptedModel, FitResult, int]:
+) -> tuple[HeadedModel, FitResult, int]:
     """The fitted model, its history, and how many epochs of it came from an interrupted run."""
-    settings = plan.fit if not data[0].in_memory else dataclasses.replace(plan.fit, workers=0)
+    settings = _settings(plan, data[0])
     checkpoints = CheckpointFile(plan.checkpoint, _identity(plan, listing, config))
     start = checkpoints.load() if plan.resume and plan.checkpoint.exists() else None
     torch.manual_seed(settings.seed)
-    model = AdaptedModel(backbone, config, dropout=settings.dropout)
+    model = model_of(plan.recipe, backbone, config, settings.dropout)
     line = bar.add_task("training", total=1.0)
 
     def keep(checkpoint: Checkpoint) -> None:
@@ -163,6 +178,11 @@ def _fit(
     return model, result, len(start.result.history) if start else 0
 
 
+def _settings(plan: Plan, data: MediaExamples) -> FitConfig:
+    """Workers would only copy what is in memory already."""
+    return dataclasses.replace(plan.fit, workers=0) if data.in_memory else plan.fit
+
+
 def _write(plan: Plan, adapter: Adapter) -> str:
     try:
         return write_adapter(plan.out, adapter.config, adapter.tensors)
@@ -180,14 +200,14 @@ def _unwritable(path: Path, error: Exception) -> TrainingError:
 
 def _identity(plan: Plan, listing: Listing, config: AdapterConfig) -> str:
     """All that the tensors depend on, as one digest; a resumed training must agree with it."""
-    options = dataclasses.asdict(plan.fit) | {"held_out": plan.held_out}
+    options = dataclasses.asdict(plan.fit) | {"held_out": plan.held_out, "prompts": plan.recipe.prompts}
     options.pop("workers")
     text = json.dumps([listing.digest, config.model_dump(mode="json"), options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _account(
-    plan: Plan, model: AdaptedModel, result: FitResult, data: tuple[MediaExamples, MediaExamples], bad: int
+    plan: Plan, model: HeadedModel, result: FitResult, data: tuple[MediaExamples, MediaExamples], bad: int
 ) -> dict[str, Any]:
     """What the file tells of its training; measured, and without any path of this machine."""
     count, share = parameters_of(model)
@@ -199,6 +219,7 @@ def _account(
         "held_out_examples": len(data[1]),
         "split": "given with the data" if given else f"seeded, {plan.held_out:.0%} of each class held out",
         "bad_files": bad,
+        **({"prompts_per_block": model.prompts.shape[1]} if isinstance(model, PromptedModel) else {}),
         "best_epoch": result.epoch,
         "epochs_run": len(result.history),
         "parameters": count,

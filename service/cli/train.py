@@ -33,6 +33,8 @@ class Method(StrEnum):
     adaptformer = "adaptformer"
     lora = "lora"
     linear = "linear"
+    vpt = "vpt"
+    full = "full"
 
 
 class PoolName(StrEnum):
@@ -52,7 +54,9 @@ def train(
     ],
     file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
     task: Annotated[str | None, typer.Option(help="Name of the task.  [default: from FILE's name]")] = None,
-    method: Annotated[Method, typer.Option(help="linear trains the head alone.")] = Method.adaptformer,
+    method: Annotated[
+        Method, typer.Option(help="linear trains the head alone; vpt and full are for comparison.")
+    ] = Method.adaptformer,
     backbone: Annotated[str, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.")] = "demo",
     weights: Annotated[str, typer.Option(help="A .safetensors or .pth file instead of the pretrained weights.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
@@ -64,6 +68,9 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, max=MAX_EPOCHS)] = 20,
     batch: Annotated[int, typer.Option(min=2, max=4096, help="Pictures or clips in a step.")] = 64,
     lr: Annotated[float, typer.Option(min=1e-8, max=10.0, help="Highest learning rate.")] = 1e-3,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, max=200, help="Tokens per block, vpt only.  [default: 10]")
+    ] = None,
     patience: Annotated[int, typer.Option(min=0, help="Stop after so many epochs without gain; 0 never.")] = 0,
     held_out: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of each class kept for the score.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same tensors.")] = 0,
@@ -78,7 +85,7 @@ def train(
     """Train an adapter on DATA and write it to FILE, ready for `adaptserve push`.
 
     Part of DATA is held out, and the accuracy on it is told. Ctrl-C leaves FILE.resume; the same command with --resume
-    goes on from there, to the same result.
+    goes on from there, to the same result. The methods vpt and full leave a report and no FILE, for comparison.
 
     Example:  adaptserve train flowers/ --out flowers.safetensors --epochs 20
     """
@@ -93,10 +100,11 @@ def train(
         logging.getLogger("timm").setLevel(logging.WARNING)
         recipe = Recipe(
             task=task or task_name(file), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
-            pool=pool.value if pool else None, frames=frames, temporal=temporal,
+            pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
         )  # fmt: skip
         fit = FitConfig(epochs=epochs, batch=batch, lr=lr, patience=patience, workers=workers, seed=seed)
         plan = Plan(data, file, recipe, fit, held_out=held_out, report=report, resume=resume)
+        _say_no_file(plan)
         try:
             trained = _run(plan, load_backbone(backbone, weights, device))
         except KeyboardInterrupt:
@@ -125,6 +133,16 @@ def _run(plan: Plan, backbone: Backbone) -> Trained:
         return train_adapter(plan, backbone, bar, lambda message: complain(message, "warning"))
 
 
+def _say_no_file(plan: Plan, report: Path | None = None) -> None:
+    """One line for a method that leaves no file; nothing for the others."""
+    from adapters.training.baselines import NO_FILE
+
+    why = NO_FILE.get(plan.recipe.method)
+    if why:
+        place = f"{report or plan.report_folder}/index.html" if plan.report else "none"
+        out().print(f"{why}, so there is no adapter file to serve; report: {place}", markup=False, soft_wrap=True)
+
+
 def _say(plan: Plan, trained: Trained) -> None:
     told, console = trained.config.training, out()
     for bad in trained.bad[:MAX_BAD_SHOWN]:
@@ -139,9 +157,12 @@ def _say(plan: Plan, trained: Trained) -> None:
         f"best of {told['epochs_run']} epochs: {told['best_epoch']}",
         "parameters": f"{told['parameters']:,} ({told['share_of_backbone']:.2%} of the backbone)",
         "time, memory": f"{told['seconds']:.0f} s, peak {told['peak_memory_bytes'] / 2**20:,.0f} MiB",
-        "file": f"{plan.out}, sha256 {trained.digest[:12]}",
+        "file": f"{plan.out}, sha256 {trained.digest[:12]}" if trained.digest else "none",
         "report": f"{trained.report}/index.html" if trained.report else "none",
     }
     for name, value in lines.items():
         console.print(f"{name:<18} {value}", markup=False)
-    console.print(f"next: adaptserve push {plan.out}", markup=False)
+    if trained.digest:
+        console.print(f"next: adaptserve push {plan.out}", markup=False)
+    else:
+        _say_no_file(plan, trained.report)

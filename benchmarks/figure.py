@@ -1,0 +1,62 @@
+"""A row of panels as one SVG: per panel a few named choices and the accuracy of each. It knows SVG and no benchmark.
+
+Dots and not bars, since the axis does not begin at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT, GAP = 230, 230, 18
+TOP, BOTTOM, LEFT = 40, 40, 44
+STYLE = """
+svg { --ink: #1b2330; --faint: #667085; --line: #d8dee8; --dot: #1f6feb; --marked: #d1570b; --paper: #ffffff }
+@media (prefers-color-scheme: dark) { svg { --ink: #dfe5ee; --faint: #8893a5; --line: #2c3542; --dot: #6ea8ff;
+  --marked: #ff9d5c; --paper: #12161d } }
+text { font: 11px system-ui, sans-serif; fill: var(--faint) } .title { font-weight: 600; font-size: 12px }
+.title, .value { fill: var(--ink) }
+"""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """``points``: (choice, value from 0 to 1, whether it is the default)."""
+
+    title: str
+    points: tuple[tuple[str, float, bool], ...]
+
+
+def figure(panels: Sequence[Panel], label: str) -> str:
+    """The SVG; all panels share one axis, from the next 5 % below the lowest value up to 100 %."""
+    low = max(0.0, int(min(v for p in panels for _, v, _ in p.points) * 20 - 0.2) / 20)
+    width = LEFT + len(panels) * WIDTH + (len(panels) - 1) * GAP
+    parts = "".join(_panel(p, LEFT + i * (WIDTH + GAP), low, axis=i == 0) for i, p in enumerate(panels))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" viewBox="0 0 {width} {HEIGHT}" '
+        f'role="img" aria-label="{escape(label)}"><style>{STYLE}</style>'
+        f'<rect width="{width}" height="{HEIGHT}" fill="var(--paper)"/>{parts}</svg>\n'
+    )
+
+
+def _panel(panel: Panel, left: int, low: float, *, axis: bool) -> str:
+    def height(value: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (1 - low))
+
+    parts = [f'<text class="title" x="{left}" y="16">{escape(panel.title)}</text>']
+    for mark in (low + (1 - low) * share / 4 for share in range(5)):
+        y = height(mark)
+        parts.append(f'<line x1="{left}" x2="{left + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        if axis:
+            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{mark:.0%}</text>')
+    step = WIDTH / len(panel.points)
+    for i, (name, value, default) in enumerate(panel.points):
+        x, y, colour = left + step * (i + 0.5), height(value), "var(--marked)" if default else "var(--dot)"
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{height(low):.1f}" y2="{y:.1f}" stroke="{colour}" stroke-width="2"/>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
+            f'<text class="value" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{100 * value:.1f}</text>'
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(name)}</text>'
+        )
+    return "".join(parts)

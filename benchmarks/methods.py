@@ -1,0 +1,149 @@
+"""What each method is worth: linear, VPT, AdaptFormer, LoRA and full tuning on the demo backbone, three seeds each.
+
+``python -m benchmarks.methods`` trains, prints the table and puts it into docs/RESULTS.md. Every learning rate is the
+best of three on a part of the training data; the held-out data only gives the score after the last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.ledger import RESULTS, Ledger, Result
+from benchmarks.page import Table, put
+from benchmarks.trial import Trial
+
+SEEDS = (0, 1, 2)
+EPOCHS = 3
+BATCH = 16
+CLIPS = 600
+CLIP_EPOCHS = 4
+CLIP_BATCH = 8
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. Rows with the same ``rates_of`` share the learning rate that was chosen for one of them."""
+
+    name: str
+    options: dict[str, Any]
+    rates_of: str
+    rates: tuple[float, ...]
+
+    def trial(self, lr: float, **more: Any) -> Trial:
+        options: dict[str, Any] = {"task": "digits", "lr": lr, "epochs": EPOCHS, "batch": BATCH}
+        return Trial(**options | self.options | more)
+
+
+ADAPTER_RATES = (1e-3, 3e-3, 1e-2)
+DIGITS = (
+    Row("linear", {"method": "linear"}, "linear", (3e-3, 1e-2, 3e-2)),
+    Row("VPT, 10 prompts per block", {"method": "vpt"}, "vpt", (3e-3, 1e-2, 3e-2)),
+    Row("AdaptFormer, rank 4", {"method": "adaptformer", "rank": 4}, "adaptformer", ()),
+    Row("AdaptFormer, rank 16 (default)", {"method": "adaptformer"}, "adaptformer", (3e-3, 1e-2, 3e-2)),
+    Row("AdaptFormer, rank 64", {"method": "adaptformer", "rank": 64}, "adaptformer", ()),
+    Row("LoRA on q and v", {"method": "lora"}, "lora", ADAPTER_RATES),
+    Row("full tuning", {"method": "full"}, "full", (1e-4, 3e-4, 1e-3)),
+)
+_CLIP = {"task": "moving-digit", "epochs": CLIP_EPOCHS, "batch": CLIP_BATCH, "clips": CLIPS}
+MOVING = (
+    Row("linear", {"method": "linear"} | _CLIP, "linear", ()),
+    Row("AdaptFormer, no time mixing", {"method": "adaptformer", "temporal": False} | _CLIP, "adaptformer", ()),
+    Row("AdaptFormer, time mixing", {"method": "adaptformer"} | _CLIP, "adaptformer", ()),
+)
+
+
+def choose(ledger: Ledger, jobs: int) -> dict[str, float]:
+    """The learning rate of each method: highest accuracy on the chosen part, of equal ones the lowest loss."""
+    tried = {row.rates_of: [row.trial(lr, part="choose") for lr in row.rates] for row in DIGITS if row.rates}
+    ledger.run("learning rates", [t for trials in tried.values() for t in trials], jobs)
+    return {
+        name: max(trials, key=lambda t: (ledger[t]["accuracy"], -ledger[t]["held_out_loss"])).lr
+        for name, trials in tried.items()
+    }
+
+
+def summary(name: str, lr: float, results: list[Result]) -> dict[str, Any]:
+    """Mean and range over the seeds; memory is the largest of them."""
+    accuracies = [r["accuracy"] for r in results]
+    return {
+        "name": name,
+        "lr": lr,
+        "mean": statistics.mean(accuracies),
+        "low": min(accuracies),
+        "high": max(accuracies),
+        "seeds": len(accuracies),
+        "parameters": results[0]["parameters"],
+        "share": results[0]["share"],
+        "cpu_seconds": statistics.mean(r["cpu_seconds"] for r in results),
+        "peak": max(r["peak"] for r in results),
+        "growth": max(r["growth"] for r in results),
+        "kept": results[0]["kept"],
+    }
+
+
+def measure(ledger: Ledger, rows: tuple[Row, ...], rates: dict[str, float], seeds: tuple[int, ...], jobs: int,
+            title: str) -> list[dict[str, Any]]:  # fmt: skip
+    """One summary per row; seed by seed, so that an early end still has every method."""
+    trials = {row.name: [row.trial(rates[row.rates_of], seed=seed) for seed in seeds] for row in rows}
+    ledger.run(title, [trials[row.name][i] for i in range(len(seeds)) for row in rows], jobs)
+    return [summary(row.name, rates[row.rates_of], [ledger[t] for t in trials[row.name]]) for row in rows]
+
+
+def table_of(summaries: list[dict[str, Any]]) -> Table:
+    heads = ("method", "accuracy", "lowest to highest", "trained parameters", "of the backbone", "learning rate",
+             "CPU seconds", "peak MiB", "growth MiB", "kept MiB")  # fmt: skip
+    return Table(heads, tuple(
+        (s["name"], f"{s['mean']:.2%}", f"{s['low']:.2%} to {s['high']:.2%}", f"{s['parameters']:,}",
+         f"{s['share']:.2%}", f"{s['lr']:g}", f"{s['cpu_seconds']:.0f}", f"{s['peak'] / MIB:,.0f}",
+         f"{s['growth'] / MIB:,.0f}", f"{s['kept'] / MIB:,.0f}")
+        for s in summaries
+    ))  # fmt: skip
+
+
+def place(machine: dict[str, str | int], jobs: int) -> str:
+    """Where and when, in words."""
+    return (
+        f"{machine['device']}, {jobs} trainings at a time with one thread each, torch {machine['torch']}, "
+        f"Python {machine['python']}, {machine['date']}"
+    )
+
+
+def verdict(summaries: list[dict[str, Any]], ours: str) -> str:
+    """Who wins, and to whom AdaptFormer at its default rank loses, in words made from the numbers."""
+    own = next(s for s in summaries if s["name"] == ours)
+    better = [s for s in summaries if s["mean"] > own["mean"] and not s["name"].startswith("AdaptFormer")]
+    best = max(summaries, key=lambda s: s["mean"])
+    lost = "It loses to " + ", ".join(f"{s['name']} ({s['mean']:.2%})" for s in better) if better else "No other wins"
+    overlap = [s["name"] for s in better if s["low"] <= own["high"]]
+    unsure = f"; the ranges of {', '.join(overlap)} and its own overlap" if overlap else ""
+    return f"Highest: {best['name']} ({best['mean']:.2%}). {ours} reaches {own['mean']:.2%}. {lost}{unsure}."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each (default 2)")
+    parser.add_argument("--clips", action="store_true", help="the moving-digit clips too, one seed")
+    args = parser.parse_args()
+    ledger = Ledger(RESULTS / "methods.json", "python -m benchmarks.methods --clips")
+    rates = choose(ledger, args.jobs)
+    digits = measure(ledger, DIGITS, rates, SEEDS, args.jobs, "digits")
+    first = ledger[DIGITS[0].trial(rates["linear"])]
+    put(
+        "methods",
+        f"{place(ledger.machine, args.jobs)}; {first['train_examples']} training pictures, "
+        f"{first['held_out_examples']} held out; {EPOCHS} epochs of batches of {BATCH}, {len(SEEDS)} seeds. "
+        f"{verdict(digits, DIGITS[3].name)}",
+        table_of(digits),
+    )
+    if args.clips:
+        clips = measure(ledger, MOVING, rates, SEEDS[:1], args.jobs, "moving-digit")
+        put("clips", f"{CLIPS} training clips, {CLIPS // 3} held out; {CLIP_EPOCHS} epochs, one seed.", table_of(clips))
+
+
+if __name__ == "__main__":
+    main()

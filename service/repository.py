@@ -7,6 +7,7 @@ which is the only commit point. Files are opaque bytes here: it knows no tensors
     root/tasks/<task>/versions/<n>.safetensors
     root/staging/                            uploads in progress
     root/quarantine/                         what recovery set aside
+    root/reserve                             given up on a full disk, so that tasks can be deleted
     root/lock                                held by the one server that owns the folder
 """
 
@@ -31,7 +32,7 @@ from typing import TextIO
 from adapters.config import is_task_name
 from adapters.errors import NoRoom
 from service.errors import BadTaskName, Conflict, UnknownTask, UnknownVersion
-from service.staging import Staging, disk_errors, sync_folder
+from service.staging import Reserve, Staging, disk_errors, sync_folder
 
 __all__ = ["Repository", "Staging", "TaskInfo", "VersionInfo"]
 
@@ -73,6 +74,7 @@ class Repository:
             raise Conflict(
                 f"another server owns the folder {root}; stop it or choose another --data-dir", folder=str(root)
             ) from error
+        self._reserve = Reserve(root / "reserve")
 
     def close(self) -> None:
         self._lock_file.close()
@@ -152,7 +154,8 @@ class Repository:
         """Roll back or forward. Raises UnknownTask or UnknownVersion."""
         with self._writing, disk_errors():
             info = self.version(name, number)
-            self._commit(replace(self.task(name), active=number))
+            self._reserve.spend(lambda: self._commit(replace(self.task(name), active=number)))
+            self._reserve.fill()
             return info
 
     def delete_version(self, name: str, number: int) -> VersionInfo:
@@ -164,16 +167,18 @@ class Repository:
                     f"version {number} of '{name}' is active; activate another one first", task=name, version=number
                 )
             versions = {n: v for n, v in task.versions.items() if n != number}
-            self._commit(replace(task, versions=MappingProxyType(versions)))
+            self._reserve.spend(lambda: self._commit(replace(task, versions=MappingProxyType(versions))))
             self.path(name, number).unlink(missing_ok=True)
+            self._reserve.fill()
             return gone
 
     def delete_task(self, name: str) -> TaskInfo:
         """Remove all versions. The manifest stays, so that numbers go on growing if the task comes back."""
         with self._writing, disk_errors():
             gone = self.task(name)
-            self._commit(replace(gone, versions=MappingProxyType({}), active=None))
+            self._reserve.spend(lambda: self._commit(replace(gone, versions=MappingProxyType({}), active=None)))
             shutil.rmtree(self._folder(name) / "versions", ignore_errors=True)
+            self._reserve.fill()
             return gone
 
     def _folder(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""An upload on its way to the repository: a bounded, hashed file, and what a sick disk means.
+"""An upload on its way to the repository: a bounded, hashed file; what a sick disk means, and a reserve for it.
 
 It knows nothing of tasks, versions or HTTP.
 """
@@ -9,12 +9,45 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapters.errors import AdapterTooLarge
 from service.errors import StorageFull, StorageReadOnly
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+RESERVE_BYTES = 256 * 1024
+"""Room for the manifest of a task with a thousand versions."""
+
+
+class Reserve:
+    """A file that is given up when a full disk refuses a small write, so that a deletion can make room again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.fill()
+
+    def fill(self) -> None:
+        """Have the reserve if the disk lets us; bytes that no file system can shrink."""
+        with suppress(OSError):
+            if not self._path.exists():
+                part = self._path.with_suffix(".part")
+                try:
+                    part.write_bytes(os.urandom(RESERVE_BYTES))
+                    part.replace(self._path)
+                finally:
+                    part.unlink(missing_ok=True)
+
+    def spend(self, write: Callable[[], None]) -> None:
+        """Do ``write``, once more without the reserve if the disk is full."""
+        try:
+            write()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._path.unlink(missing_ok=True)
+            write()
 
 
 class Staging:
@@ -71,7 +104,7 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise StorageFull("the disk with the data folder is full; free some space and try again") from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StorageReadOnly(f"the data folder cannot be written ({error.strerror})") from error

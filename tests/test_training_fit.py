@@ -16,8 +16,9 @@ from adapters.config import AdapterConfig, SiteConfig
 from adapters.errors import TrainingError
 from adapters.file import FileLimits, read_adapter, write_adapter
 from adapters.forward import BankedForward, Job
+from adapters.training.augment import mixing_weight
 from adapters.training.checkpoint import CheckpointFile, FitResult
-from adapters.training.fit import FitConfig, accuracy_of, fit, images_of, predict, trainable
+from adapters.training.fit import FitConfig, _mixed_loss, accuracy_of, fit, images_of, predict, trainable
 from adapters.training.model import AdaptedModel
 from tests.models import Spec, config_of, small_backbone
 
@@ -114,6 +115,20 @@ def test_nothing_before_the_first_adapted_block_is_kept_for_gradients(backbone: 
     assert kept == [False, False, True]
 
 
+def test_mixup_is_the_loss_of_the_blend_by_both_labels(backbone: Backbone) -> None:
+    model = AdaptedModel(backbone, config_of(backbone, SPECS[0])).eval()
+    pixels, labels = tinted(8).tensors
+    images, config = images_of(model, pixels), FitConfig(mixup=0.4)
+    keep = mixing_weight(0.4, torch.Generator().manual_seed(3))
+    found = _mixed_loss(model, images, labels, config, torch.Generator().manual_seed(3))
+    logits = model(keep * images + (1 - keep) * images.flip(0)).log_softmax(1)
+    expected = [
+        -(keep * row[a] + (1 - keep) * row[b]) for row, a, b in zip(logits, labels, labels.flip(0), strict=True)
+    ]
+    assert 0.001 < keep < 0.999
+    torch.testing.assert_close(found, torch.stack(expected).mean())
+
+
 def test_accuracy_counts() -> None:
     assert accuracy_of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1])) == 0.5
     assert accuracy_of(torch.tensor([[1.0, -2.0], [3.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])) == 0.75
@@ -125,8 +140,10 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_an_interrupted_training_resumes_to_the_same_tensors(backbone: Backbone, tmp_path: Path, patience: int) -> None:
-    """Through the file, with dropout and shuffling, stopped in the middle of the third epoch."""
-    config = FitConfig(epochs=5, batch=8, dropout=0.2, lr=5e-3, patience=patience)
+    """Through the file, with all that draws at random, stopped in the middle of the third epoch."""
+    config = FitConfig(
+        epochs=5, batch=8, dropout=0.2, lr=5e-3, patience=patience, crop=0.5, flip=True, mixup=0.4, label_smoothing=0.1
+    )
 
     def train(seed: int, **options: Any) -> tuple[AdaptedModel, FitResult]:
         torch.manual_seed(seed)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from adapters.errors import TrainingError
 from adapters.media import normalise
+from adapters.training.augment import Crop, mixing_weight
 from adapters.training.checkpoint import Checkpoint, FitResult
 from adapters.training.model import HeadedModel
 
@@ -27,7 +28,11 @@ Examples = Dataset[tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class FitConfig:
-    """The recipe; its defaults work for adapters on most ViTs."""
+    """The recipe; its defaults work for adapters on most ViTs.
+
+    ``crop``: the smallest share of a picture's area that a random crop leaves. ``flip``: mirror half of them.
+    ``mixup``: alpha of the Beta that blends neighbours. ``patience``: epochs without gain before it stops; 0 never.
+    """
 
     epochs: int = 20
     batch: int = 64
@@ -36,6 +41,9 @@ class FitConfig:
     warmup: float = 0.1
     label_smoothing: float = 0.0
     dropout: float = 0.0
+    crop: float = 1.0
+    flip: bool = False
+    mixup: float = 0.0
     patience: int = 0
     workers: int = 0
     seed: int = 0
@@ -63,14 +71,17 @@ def fit(
     on_epoch: Callable[[Checkpoint], None] | None = None,
     start: Checkpoint | None = None,
 ) -> FitResult:
-    """Train in place; the model ends with the weights of its best epoch. ``on_step`` gets progress and loss.
+    """Train in place; the model ends with the weights of its best epoch.
 
-    ``on_epoch`` gets all that is needed to go on, before the first epoch and after each; ``start`` goes on from
-    there, to the same bits as without the interruption. Raises TrainingError when the loss is no longer finite.
+    ``augment`` stands in for the recipe's crop and flip. ``on_step`` gets progress and loss. ``on_epoch`` gets all
+    that is needed to go on, before the first epoch and after each; ``start`` goes on from there, to the same bits
+    as without the interruption. Raises TrainingError when the loss is no longer finite.
     """
     began, generator = time.monotonic(), torch.Generator().manual_seed(config.seed)
     torch.manual_seed(config.seed)
     loader = _loader(train, config, generator)
+    if augment is None and (config.crop < 1 or config.flip):
+        augment = Crop(config.crop, config.flip)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=config.weight_decay)
     result, best = FitResult(), copy.deepcopy(model.state_dict())
     if start is not None:
@@ -114,13 +125,14 @@ def _epoch(
 ) -> float:
     """One pass over the training data; returns its mean loss."""
     model.train()
-    losses = []
-    for step, (pixels, labels) in enumerate(loader):
+    losses, device = [], model.backbone.device
+    for step, (pixels, truth) in enumerate(loader):
         progress = (epoch + step / len(loader)) / config.epochs
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress, config)
-        images = images_of(model, augment(pixels, generator) if augment else pixels)
-        loss = loss_of(model(images), labels.to(model.backbone.device), config.label_smoothing)
+        here = pixels.to(device)
+        images = images_of(model, augment(here, generator) if augment else here)
+        loss = _mixed_loss(model, images, truth.to(device), config, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -133,6 +145,19 @@ def _epoch(
         if on_step:
             on_step(progress, losses[-1])
     return sum(losses) / len(losses)
+
+
+def _mixed_loss(
+    model: HeadedModel, images: Tensor, labels: Tensor, config: FitConfig, generator: torch.Generator
+) -> Tensor:
+    """The loss of a batch, each item blended with another by one weight, its label too (mixup, Zhang et al. 2017)."""
+    keep = mixing_weight(config.mixup, generator)
+    if keep == 1.0:
+        return loss_of(model(images), labels, config.label_smoothing)
+    others = images.view(len(labels), -1, *images.shape[1:]).flip(0).flatten(0, 1)
+    logits = model(torch.lerp(others, images, keep))
+    own, other = (loss_of(logits, truth, config.label_smoothing) for truth in (labels, labels.flip(0)))
+    return keep * own + (1 - keep) * other
 
 
 def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -68,6 +68,14 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, max=MAX_EPOCHS)] = 20,
     batch: Annotated[int, typer.Option(min=2, max=4096, help="Pictures or clips in a step.")] = 64,
     lr: Annotated[float, typer.Option(min=1e-8, max=10.0, help="Highest learning rate.")] = 1e-3,
+    crop: Annotated[
+        float, typer.Option(min=0.05, max=1.0, help="Least share of the area that a random crop leaves; 1 crops none.")
+    ] = 0.8,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirror half of the examples, where left is like right.")
+    ] = False,
+    mixup: Annotated[float, typer.Option(min=0.0, max=10.0, help="Blend examples; 0.2 is usual, 0 does not.")] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(min=0.0, max=0.9, help="0.1 is usual.")] = 0.0,
     prompts: Annotated[
         int | None, typer.Option(min=1, max=200, help="Tokens per block, vpt only.  [default: 10]")
     ] = None,
@@ -102,7 +110,10 @@ def train(
             task=task or task_name(file), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
             pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
         )  # fmt: skip
-        fit = FitConfig(epochs=epochs, batch=batch, lr=lr, patience=patience, workers=workers, seed=seed)
+        fit = FitConfig(
+            epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
+            patience=patience, workers=workers, seed=seed,
+        )  # fmt: skip
         plan = Plan(data, file, recipe, fit, held_out=held_out, report=report, resume=resume)
         _say_no_file(plan)
         try:

@@ -25,7 +25,7 @@ from service.keys import Keys
 from service.metrics import Metrics, Snapshot
 from service.middleware import RequestContext
 from service.repository import Repository
-from service.routes.guard import guard
+from service.routes.guard import guard, still_open
 from service.serving.catalogue import Catalogue
 from service.serving.counts import Counts
 from service.serving.decoding import Decoder
@@ -113,7 +113,7 @@ def create_app(parts: Parts) -> FastAPI:
         version=installed_version(),
         description="One frozen Vision Transformer, many tasks; each is a small adapter file with its own endpoint.",
         redoc_url=None,
-        dependencies=[Depends(guard)],
+        dependencies=[Depends(still_open), Depends(guard)],
     )
     app.state.parts = parts
     problems.install(app)

@@ -21,6 +21,7 @@ from service.errors import (
     BodyTooLarge,
     ClientGone,
     DeadlineExceeded,
+    Draining,
     QueueFull,
     Unauthorised,
     problem,
@@ -49,7 +50,7 @@ def respond(error: AdaptError, request_id: str) -> ProblemResponse:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthorised):
         headers["WWW-Authenticate"] = 'Bearer realm="adaptserve"'
-    if isinstance(error, BodyTooLarge | DeadlineExceeded | ClientGone):
+    if isinstance(error, BodyTooLarge | DeadlineExceeded | ClientGone | Draining):
         headers["Connection"] = "close"  # part of the body may still be on its way
     return ProblemResponse(document, status_of(error), headers)
 

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,9 @@ from service.settings import Settings
 BACKLOG = 2048
 LINGER_S = 0.5
 """At a stop, how long a connection without a request is still listened to: one may be on its way."""
+TICK_S = 0.02
+DRAINING = "draining"
+"""In the state of each request that came after the server was told to stop."""
 
 
 def server_config(settings: Settings, app: Any) -> uvicorn.Config:
@@ -43,20 +47,35 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that, told to stop, first takes the connections that the kernel has already made for it.
+    """Uvicorn that, told to stop, cuts nobody off: it answers what it took and refuses what still comes, then closes.
 
-    A client that connected and sent its request would see them cut off: closing a listener resets what it holds.
+    Requests that come after the word find ``DRAINING`` in ``scope["state"]``; refusing them is the application's part.
+    Behind a proxy, Docker's among them, a closed listener is no refusal but a connection that breaks without an answer.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listeners, answer every request that came before, and return."""
+        """Return when all is answered, at the latest after ``timeout_graceful_shutdown`` seconds and one."""
+        end = time.monotonic() + (self.config.timeout_graceful_shutdown or 0)
+        self.lifespan.state[DRAINING] = True
+        taken, connections = set(self.server_state.tasks), set(self.server_state.connections)
+        for connection in connections:
+            connection.shutdown()
+        while time.monotonic() < end and not self.force_exit:
+            if not (taken & self.server_state.tasks or connections & self.server_state.connections):
+                break
+            await asyncio.sleep(TICK_S)
+        await self._close_listeners()
+        self.config.timeout_graceful_shutdown = max(1, int(end - time.monotonic()))
+        await super().shutdown(sockets)
+
+    async def _close_listeners(self) -> None:
+        """First taking what the kernel has already connected: closing would reset it."""
         listeners = [socket.socket(fileno=os.dup(own.fileno())) for server in self.servers for own in server.sockets]
         for server in self.servers:
             server.close()  # the loop takes no more; the copies keep the listeners alive until they are empty
         loop = asyncio.get_running_loop()
         for connection in [connection for listener in listeners for connection in _empty(listener)]:
             await loop.connect_accepted_socket(self._protocol, connection)
-        await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(
@@ -81,7 +100,7 @@ def _empty(listener: socket.socket) -> Iterator[socket.socket]:
 class BoundedProtocol(HttpToolsProtocol):
     """httptools with an end to headers: past ``max_header_bytes`` 431, past ``header_timeout_s`` 408.
 
-    At a stop, a request that comes within LINGER_S on a connection at rest is still answered, as its last.
+    At a stop, a request that comes within LINGER_S on a connection at rest is still taken, as its last.
     """
 
     max_header_bytes = 64 * 1024
@@ -100,11 +119,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server stops: end now where a request is in progress, soon where none is."""
-        self._stopping = True
-        if self._at_rest:
+        if self._at_rest and not self._stopping:
             self.loop.call_later(LINGER_S, super().shutdown)
-        else:
+        elif not self._at_rest:
             super().shutdown()
+        self._stopping = True
 
     @property
     def _at_rest(self) -> bool:

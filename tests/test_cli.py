@@ -50,6 +50,8 @@ def test_serve_push_stop_copy_serve(kit: Kit, tmp_path: Path) -> None:
             try:
                 while True:
                     answers.append(client.post("/v1/tasks/pets/predict", content=body).status_code)
+                    if answers[-1] == 503:
+                        return
             except httpx.ConnectError:
                 return  # the server has gone; no request that it accepted was lost
 
@@ -60,7 +62,7 @@ def test_serve_push_stop_copy_serve(kit: Kit, tmp_path: Path) -> None:
     assert server.stop(signal.SIGTERM) == 0, server.output
     for client in clients:
         client.join(30)
-    assert set(answers) == {200}
+    assert set(answers) <= {200, 503}, "what it took was answered, what came later refused"
     shutil.copytree(tmp_path / "data", tmp_path / "elsewhere")
     again = Process(arguments(kit, tmp_path / "elsewhere"), tmp_path / "log2")
     after = again.client.post("/v1/tasks/pets/predict", content=body).json()

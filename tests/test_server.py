@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from service.server import Server, server_config
+from service.app import create_app
+from service.server import DRAINING, Server, server_config
 from service.settings import Settings
-from tests.houses import WAIT, House, Kit, house, until
+from tests.houses import WAIT, House, Kit, house, problem, until
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +82,37 @@ def test_many_requests_on_one_connection_and_large_bodies_pass(home: House) -> N
     assert home.client.post("/v1/tasks/none/predict", content=bytes(300_000)).status_code == 404
 
 
-async def ok(scope: Any, receive: Any, send: Any) -> None:
-    """The smallest application: the server does not know what it serves."""
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+def test_a_stopping_server_refuses_with_a_problem(home: House) -> None:
+    app = create_app(home.parts)
+
+    async def stopping(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {"state": {DRAINING: True}}, receive, send)
+
+    async def ask(path: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(stopping), base_url="http://here") as client:
+            return await client.get(path)
+
+    for path in ("/v1/tasks", "/v1/tasks/unknown", "/readyz"):
+        response = asyncio.run(ask(path))
+        assert "is stopping" in str(problem(response, 503)["detail"])
+        assert response.headers["connection"] == "close"
+    assert asyncio.run(ask("/livez")).status_code == 200
+
+
+class Small:
+    """An application that refuses while the server stops, as ours does; /slow takes its time."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.taken = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.taken += 1
+        if scope["path"] == "/slow":
+            await asyncio.to_thread(self.gate.wait, WAIT)
+        status = 503 if scope["state"].get(DRAINING) else 200
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
 
 
 class Crowded(Server):
@@ -102,59 +134,94 @@ def address(server: Server) -> tuple[str, int]:
     return host, port
 
 
+@dataclass
+class Running:
+    """A server in a thread of its own, and how to reach it."""
+
+    server: Server
+    thread: threading.Thread
+    app: Small
+    place: tuple[str, int]
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.place, timeout=WAIT)
+
+    def stopped(self) -> bool:
+        self.thread.join(WAIT)
+        return not self.thread.is_alive()
+
+
 @contextmanager
-def running(kind: type[Server], **changes: Any) -> Iterator[tuple[Server, threading.Thread]]:
-    config = server_config(Settings(**changes), ok)
+def running(kind: type[Server], **changes: Any) -> Iterator[Running]:
+    app = Small()
+    config = server_config(Settings(**changes), app)
     config.port = 0
     server = kind(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         assert until(lambda: server.started)
-        yield server, thread
+        yield Running(server, thread, app, address(server))
     finally:
         server.should_exit = True
+        app.gate.set()
         thread.join(WAIT)
 
 
-def refuses(place: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(place, timeout=WAIT).close()
-    except ConnectionRefusedError:
-        return True
-    return False
+def status(connection: socket.socket) -> bytes:
+    return connection.recv(65536)[:12]
 
 
 def test_a_stop_answers_whom_the_kernel_had_connected() -> None:
-    with running(Crowded) as (server, thread):
-        server.should_exit = True
-        thread.join(WAIT)
-        assert isinstance(server, Crowded)
-        for connection in server.late:
+    with running(Crowded) as home:
+        home.server.should_exit = True
+        assert home.stopped()
+        assert isinstance(home.server, Crowded)
+        for connection in home.server.late:
             with connection:
-                assert read_all(connection).startswith(b"HTTP/1.1 200 OK")
+                assert read_all(connection).startswith(b"HTTP/1.1 503")
 
 
-def test_a_stop_answers_a_request_on_its_way_and_no_further_one() -> None:
-    with running(Server) as (server, thread), socket.create_connection(address(server), timeout=WAIT) as connection:
-        place = address(server)
-        connection.sendall(request())
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
-        server.should_exit = True
-        assert until(lambda: refuses(place))
-        connection.sendall(request())
-        answer = read_all(connection)
-        assert answer.startswith(b"HTTP/1.1 200 OK")
+def test_a_stop_answers_what_was_taken_and_refuses_the_rest() -> None:
+    with running(Server) as home, home.connect() as slow, home.connect() as kept:
+        kept.sendall(request())
+        assert status(kept) == b"HTTP/1.1 200"
+        slow.sendall(request().replace(b"/livez", b"/slow"))
+        assert until(lambda: home.app.taken == 2)
+        home.server.should_exit = True
+        assert until(lambda: DRAINING in home.server.lifespan.state)
+        kept.sendall(request())
+        answer = read_all(kept)
+        assert answer.startswith(b"HTTP/1.1 503")
         assert b"connection: close" in answer
-        thread.join(WAIT)
-        assert not thread.is_alive()
+        with home.connect() as new:
+            new.sendall(request())
+            assert status(new) == b"HTTP/1.1 503"
+        home.app.gate.set()
+        answer = read_all(slow)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+        assert home.stopped()
+        with pytest.raises(ConnectionRefusedError):
+            home.connect()
 
 
 def test_an_idle_connection_does_not_hold_a_stop() -> None:
-    with running(Server) as (server, thread), socket.create_connection(address(server), timeout=WAIT) as connection:
+    with running(Server) as home, home.connect() as connection:
         connection.sendall(request())
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
-        server.should_exit = True
+        assert status(connection) == b"HTTP/1.1 200"
+        home.server.should_exit = True
         assert read_all(connection) == b""
-        thread.join(WAIT)
-        assert not thread.is_alive()
+        assert home.stopped()
+
+
+def test_a_request_without_end_does_not_hold_a_stop_past_its_bound() -> None:
+    with running(Server, drain_s=1) as home, home.connect() as slow:
+        slow.sendall(request().replace(b"/livez", b"/slow"))
+        assert until(lambda: home.app.taken == 1)
+        start = time.monotonic()
+        home.server.should_exit = True
+        read_all(slow)
+        assert 1 <= time.monotonic() - start < 10
+        home.app.gate.set()
+        assert home.stopped()

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,15 +73,23 @@ def serve(
         _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
         listener = _listen(settings)
         logs.configure(settings.log_level, settings.log_format)
-        # uvicorn raises the signal again once it has stopped; the parts must still be closed then.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+        # A process with number 1 in its container has no default for it; until there is a server, nothing need drain.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         from service.app import build, create_app  # torch takes seconds; the door is checked before
         from service.serving.watchdog import watching
 
         with build(settings) as parts, watching(parts.engine, parts.health, settings.device_lost_s, _end):
             _say(settings, parts, listener.getsockname()[1])
             _run(settings, create_app(parts), listener)
+    _leave()
+
+
+def _leave() -> None:
+    """All is closed. Python would now take torch apart, for seconds in which nothing answers and nothing starts."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end(why: str) -> None:
@@ -191,4 +200,7 @@ def _short(path: Path) -> str:
 def _run(settings: Settings, app: object, listener: socket.socket) -> None:
     from service.server import Server, server_config
 
+    # uvicorn raises the signal again once it has stopped; the parts must still be closed then.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     Server(server_config(settings, app)).run(sockets=[listener])

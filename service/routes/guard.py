@@ -9,8 +9,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.errors import Forbidden, Unauthorised
+from service.errors import Draining, Forbidden, Unauthorised
 from service.keys import EVERYBODY, Key, Keys, Scope
+from service.server import DRAINING
 
 NEEDS: dict[tuple[str, str], Scope | None] = {
     ("POST", "/v1/tasks/{task}/predict"): "predict",
@@ -26,6 +27,15 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
 
 WHOLE_SERVER = {"/metrics"}
 """Endpoints that tell of all tasks at once: not for a key that is limited to some."""
+
+WHILE_DRAINING = {"/livez", "/metrics"}
+"""What a server that stops still answers: it lives, and can be watched."""
+
+
+async def still_open(request: Request) -> None:
+    """Let the call pass unless the server was told to stop before it came. Raises Draining."""
+    if request.scope["state"].get(DRAINING) and request.scope["route"].path not in WHILE_DRAINING:
+        raise Draining("the server is stopping and takes no new requests; try another one, or again in a moment")
 
 
 async def guard(request: Request) -> None:

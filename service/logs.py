@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -44,6 +45,8 @@ def configure(level: str, form: str) -> None:
     if form == "json":
         handler.setFormatter(JsonLines())
         logging.captureWarnings(True)
+        threading.excepthook = lambda lost: _unseen("a thread ended by mistake", lost.exc_value)
+        sys.unraisablehook = lambda lost: _unseen(lost.err_msg or "an error that nobody could catch", lost.exc_value)
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
@@ -51,6 +54,11 @@ def configure(level: str, form: str) -> None:
     logging.getLogger("asyncio").setLevel(logging.INFO)
     # Pillow warns of damaged metadata with the file's own numbers: a line, and memory, for each new one that comes.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _unseen(message: str, error: BaseException | None) -> None:
+    """What Python itself would print to stderr, as a line like the others."""
+    logging.getLogger(__name__).error(message, exc_info=error)
 
 
 def request(

@@ -5,7 +5,7 @@ It does not know what the commands do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -30,7 +30,7 @@ def complain(message: str, kind: str = "error") -> None:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(complain: Callable[[str], None] = complain) -> Iterator[None]:
     """Our errors, those of files and those of the network end the command with one line and exit code 1."""
     try:
         yield

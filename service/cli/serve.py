@@ -52,6 +52,7 @@ def serve(
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond this machine without keys.")
     ] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.  [default: text]")] = None,
     env_file: Annotated[Path | None, typer.Option(help="File with ADAPTSERVE_ settings.")] = None,
 ) -> None:
     """Serve every task in the data folder on one frozen backbone.
@@ -67,7 +68,7 @@ def serve(
     """
     settings = _settings(
         env_file, host=host, port=port, keys_file=keys_file, data_dir=data_dir, backbone=backbone, weights=weights,
-        device=device, dtype=dtype, slots=slots, threads=threads, insecure=insecure,
+        device=device, dtype=dtype, slots=slots, threads=threads, insecure=insecure, log_format=log_format,
     )  # fmt: skip
     with one_line_errors():
         _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
@@ -78,7 +79,8 @@ def serve(
         from service.app import build, create_app  # torch takes seconds; the door is checked before
         from service.serving.watchdog import watching
 
-        with build(settings) as parts, watching(parts.engine, parts.health, settings.device_lost_s, _end):
+        said = one_line_errors(log.error if settings.log_format == "json" else complain)
+        with said, build(settings) as parts, watching(parts.engine, parts.health, settings.device_lost_s, _end):
             _say(settings, parts, listener.getsockname()[1])
             _run(settings, create_app(parts), listener)
     _leave()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adapters.config import AdapterConfig, InputConfig
 from adapters.media import MediaLimits, Preprocess, decode, decode_image, rows
+from adapters.media.quiet import silence_libtiff
 from service.serving.pool import Pool
 
 MAX_PREPROCESSES = 256
@@ -61,6 +62,7 @@ class Decoder:
 
     def warm_up(self, config: InputConfig) -> None:
         """Decode one blank picture, so that no request pays for Pillow's plugins and the transform; blocks."""
+        silence_libtiff()  # clients' broken files must not write into the log
         blank = io.BytesIO()
         Image.new("RGB", (64, 48)).save(blank, "PNG")
         rows([decode_image(blank.getvalue(), self._limits)], self._preprocess(config))

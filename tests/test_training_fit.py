@@ -115,6 +115,26 @@ def test_nothing_before_the_first_adapted_block_is_kept_for_gradients(backbone: 
     assert kept == [False, False, True]
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_frozen_backbone_sees_every_item_once(backbone: Backbone, frames: int) -> None:
+    train, held_out = tinted(20, frames), tinted(6, frames, seed=1)
+    config = config_of(backbone, Spec((), 2, frames=frames))
+
+    def counted(**options: Any) -> tuple[AdaptedModel, int]:
+        torch.manual_seed(0)
+        model, rows = AdaptedModel(backbone, config), []
+        hook = backbone.model.blocks[0].register_forward_hook(lambda m, a, out: rows.append(len(out)))
+        fit(model, train, held_out, FitConfig(epochs=4, batch=8, lr=1e-2), **options)
+        hook.remove()
+        return model, sum(rows)
+
+    once, rows = counted()
+    again, more = counted(augment=lambda pixels, _: pixels)
+    assert (rows, more) == (26 * frames, 4 * 26 * frames)
+    for name, tensor in once.tensors().items():
+        torch.testing.assert_close(tensor, again.tensors()[name], rtol=1e-4, atol=1e-6)
+
+
 def test_mixup_is_the_loss_of_the_blend_by_both_labels(backbone: Backbone) -> None:
     model = AdaptedModel(backbone, config_of(backbone, SPECS[0])).eval()
     pixels, labels = tinted(8).tensors

@@ -9,12 +9,12 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from adapters.errors import TrainingError
 from adapters.media import normalise
@@ -73,15 +73,19 @@ def fit(
 ) -> FitResult:
     """Train in place; the model ends with the weights of its best epoch.
 
-    ``augment`` stands in for the recipe's crop and flip. ``on_step`` gets progress and loss. ``on_epoch`` gets all
-    that is needed to go on, before the first epoch and after each; ``start`` goes on from there, to the same bits
-    as without the interruption. Raises TrainingError when the loss is no longer finite.
+    ``augment`` stands in for the recipe's crop and flip. ``on_step`` gets progress and loss, not a
+    number while a frozen backbone's features are computed. ``on_epoch`` gets all that is needed to go on, before the
+    first epoch and after each; ``start`` goes on from there, to the same bits as without the interruption. Raises
+    TrainingError when the loss is no longer finite.
     """
     began, generator = time.monotonic(), torch.Generator().manual_seed(config.seed)
     torch.manual_seed(config.seed)
-    loader = _loader(train, config, generator)
     if augment is None and (config.crop < 1 or config.flip):
         augment = Crop(config.crop, config.flip)
+    if model.pools_alike and augment is None and not config.mixup:
+        train, held_out = _pooled(model, train, config, on_step), _pooled(model, held_out, config, on_step)
+        config = replace(config, workers=0)
+    loader = _loader(train, config, generator)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=config.weight_decay)
     result, best = FitResult(), copy.deepcopy(model.state_dict())
     if start is not None:
@@ -167,6 +171,21 @@ def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
+@torch.no_grad()
+def _pooled(
+    model: HeadedModel, data: Examples, config: FitConfig, on_step: Callable[[float, float], None] | None
+) -> Examples:
+    """What a frozen backbone makes of every item, computed once and not in each epoch: (width,) float32 and label."""
+    model.eval()
+    found, labels, loader = [], [], _loader(data, config, None)
+    for pixels, truth in loader:
+        found.append(model.pooled_items(images_of(model, pixels)).cpu())
+        labels.append(truth)
+        if on_step:
+            on_step(len(found) / len(loader), math.nan)
+    return TensorDataset(torch.cat(found), torch.cat(labels))
+
+
 @torch.inference_mode()
 def predict(model: HeadedModel, data: Examples, config: FitConfig) -> tuple[Tensor, Tensor]:
     """Logits and labels of a whole data set, on the CPU, in its order."""
@@ -186,7 +205,9 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> float:
 
 
 def images_of(model: HeadedModel, pixels: Tensor) -> Tensor:
-    """Pixels (items, frames, 3, size, size) uint8 -> normalised rows (items * frames, 3, size, size)."""
+    """Pixels (items, frames, 3, size, size) uint8 -> normalised rows (items * frames, 3, size, size); vectors stay."""
+    if pixels.ndim == 2:
+        return pixels.to(model.backbone.device)
     rows = pixels.flatten(0, 1).to(model.backbone.device)
     config = model.config.input
     mean, std = (torch.tensor([v], device=rows.device).expand(len(rows), 3) for v in (config.mean, config.std))

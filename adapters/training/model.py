@@ -36,14 +36,23 @@ class HeadedModel(nn.Module):
         """Normalised images (rows, 3, size, size) -> one vector (rows, width) each."""
         raise NotImplementedError
 
-    def vectors(self, images: Tensor) -> Tensor:
-        """Normalised images (items * frames, 3, size, size) -> one vector (items, width) each, before the head."""
+    @property
+    def pools_alike(self) -> bool:
+        """Whether nothing that is trained comes before ``pooled_items``, so that it need not be computed twice."""
+        return False
+
+    def pooled_items(self, images: Tensor) -> Tensor:
+        """Normalised images (items * frames, 3, size, size) -> the mean over each item's frames (items, width)."""
         pooled = self.pooled(images).float()
-        pooled = pooled.view(-1, self.config.frames, pooled.shape[-1]).mean(1)
+        return pooled.view(-1, self.config.frames, pooled.shape[-1]).mean(1)
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """Normalised images, or what ``pooled_items`` made of them -> one vector (items, width) each."""
+        pooled = images if images.ndim == 2 else self.pooled_items(images)
         return pooled if self.norm is None else self.norm(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (items, classes) float32."""
+        """What ``vectors`` takes -> logits (items, classes) float32."""
         logits: Tensor = self.head(self.head_norm(self.vectors(images)))
         return logits
 
@@ -80,6 +89,10 @@ class AdaptedModel(HeadedModel):
             return out
         update: Tensor = self.residuals[key](tap.float(), self.config.frames)
         return out + update.to(out.dtype)
+
+    @property
+    def pools_alike(self) -> bool:
+        return not self.active
 
     def pooled(self, images: Tensor) -> Tensor:
         features = self.backbone.features(images, self if self.active else None)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,10 @@ def _fit(
                 raise _unwritable(plan.checkpoint, error) from error
             warn(f"epoch {epoch} cannot be resumed from: {plan.checkpoint}: {reason_of(error).splitlines()[0]}")
 
-    result = fit(
-        model, *data, settings, start=start, on_epoch=keep,
-        on_step=lambda done, loss: bar.update(line, completed=done, description=f"training, loss {loss:.3f}"),
-    )  # fmt: skip
+    def step(done: float, loss: float) -> None:
+        bar.update(line, completed=done, description="frozen features" if isnan(loss) else f"training, loss {loss:.3f}")
+
+    result = fit(model, *data, settings, start=start, on_epoch=keep, on_step=step)
     bar.update(line, completed=1.0)
     return model, result, len(start.result.history) if start else 0
 

@@ -69,8 +69,9 @@ def train(
     batch: Annotated[int, typer.Option(min=2, max=4096, help="Pictures or clips in a step.")] = 64,
     lr: Annotated[float, typer.Option(min=1e-8, max=10.0, help="Highest learning rate.")] = 1e-3,
     crop: Annotated[
-        float, typer.Option(min=0.05, max=1.0, help="Least share of the area that a random crop leaves; 1 crops none.")
-    ] = 0.8,
+        float | None,
+        typer.Option(min=0.05, max=1.0, help="Least area that a random crop leaves.  [default: 0.8, linear 1: none]"),
+    ] = None,
     flip: Annotated[
         bool, typer.Option("--flip", help="Mirror half of the examples, where left is like right.")
     ] = False,
@@ -110,6 +111,8 @@ def train(
             task=task or task_name(file), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
             pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
         )  # fmt: skip
+        if crop is None:  # without crops, a frozen backbone sees every picture once and not in each epoch
+            crop = 1.0 if method is Method.linear else 0.8
         fit = FitConfig(
             epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
             patience=patience, workers=workers, seed=seed,

@@ -28,7 +28,7 @@ from benchmarks.page import Table, put
 from benchmarks.trial import Trial, run
 
 LABELS = tuple(str(d) for d in range(10))
-BATCH = 16
+BATCH = 8
 MIB = 2**20
 
 

@@ -52,6 +52,7 @@ def configure(level: str, form: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("timm").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what a client sent
     # Pillow warns of damaged metadata with the file's own numbers: a line, and memory, for each new one that comes.
     warnings.filterwarnings("ignore", module=r"PIL\.")
 

@@ -26,6 +26,7 @@ _PROBLEMS = {
     415: "Not a format that is read here.",
     422: "Readable, but wrong.",
     429: "A queue is full; Retry-After says when to come back.",
+    500: "Our own fault: the forward pass failed, also alone. The log has the details.",
     503: "Starting, stopping, or the device does not answer.",
     504: "The deadline passed.",
     507: "No room on the disk or the device.",
@@ -51,8 +52,14 @@ def checked_name(task: str) -> str:
     return task
 
 
+SHAPE: dict[str, Any] = {"pattern": TASK_PATTERN}
+"""For /docs alone: the check is ours, whose sentence says more than the framework's."""
+
+
 def named(
-    request: Request, parts: AtHand, task: Annotated[str, Path(description="a task's name", examples=["digits"])]
+    request: Request,
+    parts: AtHand,
+    task: Annotated[str, Path(description="a task's name", examples=["digits"], json_schema_extra=SHAPE)],
 ) -> str:
     """The task in the address, checked, and put down for the metrics."""
     name = checked_name(task)

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from service.errors import BadRequest
 from service.routes.bodies import Memory, gone, receive
-from service.routes.common import AtHand, TaskName, checked_name, count_for, file_body, problems
+from service.routes.common import SHAPE, AtHand, TaskName, checked_name, count_for, file_body, problems
 from service.schemas import LabelScore, ManyAnswer, PredictAnswer
 from service.serving.caller import Caller
 from service.serving.parts import Parts
@@ -26,11 +28,17 @@ _BODY = file_body(
     ["application/octet-stream", "image/jpeg", "video/mp4"],
     FIELDS,
 )
-_PROBLEMS = problems(400, 404, 413, 415, 422, 429, 503, 504, 507)
+_PROBLEMS = problems(400, 404, 413, 415, 422, 429, 500, 503, 504, 507)
 
 TopK = Annotated[int, Query(ge=1, description="how many labels to return, best first; all if there are fewer")]
+Version = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="a version other than the active one")]
 DeadlineMs = Annotated[
-    int | None, Header(alias="X-Deadline-Ms", ge=1, description="milliseconds that this answer is worth waiting for")
+    int | SkipJsonSchema[None],
+    Header(alias="X-Deadline-Ms", ge=1, description="milliseconds that this answer is worth waiting for"),
+]
+Tasks = Annotated[
+    list[Annotated[str, Field(json_schema_extra=SHAPE)]],
+    Query(min_length=1, description="repeat it: ?task=a&task=b", examples=[["digits"]]),
 ]
 
 
@@ -41,7 +49,7 @@ async def predict(
     parts: AtHand,
     task: TaskName,
     top_k: TopK = 5,
-    version: Annotated[int | None, Query(ge=1, description="a version other than the active one")] = None,
+    version: Version = None,
     deadline_ms: DeadlineMs = None,
 ) -> PredictAnswer:
     """Classify a picture or clip. `Server-Timing` tells what decoding, queueing and computing took."""
@@ -55,7 +63,7 @@ async def predict_many(
     request: Request,
     response: Response,
     parts: AtHand,
-    task: Annotated[list[str], Query(min_length=1, description="repeat it: ?task=a&task=b", examples=[["digits"]])],
+    task: Tasks,
     top_k: TopK = 5,
     deadline_ms: DeadlineMs = None,
 ) -> ManyAnswer:

@@ -28,7 +28,7 @@ _BODY = file_body(
     "/v1/tasks/{task}/adapter",
     status_code=201,
     openapi_extra=_BODY,
-    responses=problems(400, 413, 415, 422, 429, 503, 504, 507)
+    responses=problems(400, 413, 415, 422, 429, 500, 503, 504, 507)
     | {200: {"description": "The task has had these very bytes before.", "model": UploadAnswer}},
 )
 async def upload(

@@ -1,0 +1,112 @@
+"""The OpenAPI document against the server, by schemathesis: each answer is one that the document foretells.
+
+What it makes up is the same in every run. Requests that once failed become tests of the module they failed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from tests.houses import CLIP, House, Kit, house, photograph
+from tests.media_samples import clip
+
+OPERATIONS = [
+    "POST /v1/tasks/{task}/predict", "POST /v1/predict", "PUT /v1/tasks/{task}/adapter", "GET /v1/tasks",
+    "GET /v1/tasks/{task}", "DELETE /v1/tasks/{task}", "GET /v1/tasks/{task}/versions",
+    "GET /v1/tasks/{task}/versions/{version}", "DELETE /v1/tasks/{task}/versions/{version}",
+    "GET /v1/tasks/{task}/versions/{version}/adapter", "POST /v1/tasks/{task}/versions/{version}/activate",
+    "GET /livez", "GET /readyz", "GET /metrics",
+]  # fmt: skip
+TASKS = ("digits", "digits", "clips", "gone")
+
+
+class Contract:
+    """A server with two tasks of two versions each, and its document with what clients really send as bodies."""
+
+    def __init__(self, home: House, kit: Kit) -> None:
+        self.home = home
+        self._files = {"digits": [kit.file(n)[0] for n in (1, 2)], "clips": [kit.file(n, CLIP)[0] for n in (3, 4)]}
+        files = {f"{task} {i}": content for task, kept in self._files.items() for i, content in enumerate(kept)}
+        pictures = {"jpeg": photograph(), "png": photograph(1, "PNG"), "clip": clip(), "empty": b""}
+        self._bodies = pictures | files
+        self.document: dict[str, Any] = home.client.get("/openapi.json").json()
+        schema = schemathesis.openapi.from_dict(self.document)
+        self.operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}
+
+    def fill(self) -> None:
+        """Put back what other tests deleted."""
+        for task, files in self._files.items():
+            for content in files:
+                self.home.put(task, content).raise_for_status()
+
+    def cases(self, label: str) -> st.SearchStrategy[Any]:
+        """Calls as documented and calls against the document; many of tasks that are there, with bodies that fit."""
+        operation = self.operations[label]
+        fine = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+        wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+        kept = self.home.client.get("/v1/tasks/digits/versions").json()["versions"]
+        real = {
+            "task": st.sampled_from(TASKS),
+            "version": st.sampled_from([version["version"] for version in kept]),
+            "body": st.sampled_from([name for name in self._bodies if (" " in name) or not label.startswith("PUT")]),
+        }
+        return st.one_of(st.builds(self._with, fine, st.fixed_dictionaries(real)), fine, wrong)
+
+    def _with(self, case: Any, real: dict[str, Any]) -> Any:
+        """The case with what is real in the place of what was made up."""
+        for name in real.keys() & case.path_parameters.keys():
+            case.path_parameters[name] = real[name]
+        if "task" in case.query:
+            case.query["task"] = [real["task"]]
+        if case.media_type not in (None, "multipart/form-data"):
+            case.body = self._bodies[real["body"]]
+        return case
+
+
+@pytest.fixture(scope="module")
+def contract(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
+    kit = Kit(tmp_path_factory.mktemp("kit"))
+    bounds = {"max_adapter_bytes": 2**20, "max_body_bytes": 2**20}
+    with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"), **bounds)) as made:
+        yield Contract(made, kit)
+
+
+def test_every_operation_is_in_the_list(contract: Contract) -> None:
+    assert sorted(contract.operations) == sorted(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    "examples", [15, pytest.param(1000, marks=[pytest.mark.torture, pytest.mark.timeout(1800)])], ids=["few", "many"]
+)
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_answers_are_as_documented(contract: Contract, label: str, examples: int) -> None:
+    contract.fill()
+    # A picture is a string to the document: it cannot say which ones are fine. And a short deadline may pass.
+    unfit = [positive_data_acceptance, not_a_server_error]
+    statuses: set[int] = set()
+
+    @settings(
+        max_examples=examples, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(case=contract.cases(label))
+    def call(case: Any) -> None:
+        response = case.call(base_url=contract.home.url)
+        statuses.add(response.status_code)
+        in_time = "X-Deadline-Ms" not in case.headers
+        assert response.status_code < (500 if in_time else 505), response.text
+        case.validate_response(response, excluded_checks=unfit)
+
+    call()
+    print(label, sorted(statuses))
+    assert statuses & {200, 201, 204}, "nothing that is fine was asked; the test proves little"
+    assert contract.home.client.get("/readyz").status_code == 200

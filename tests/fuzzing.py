@@ -34,6 +34,8 @@ from tests.models import random_adapter, small_backbone
 SLOWEST_S = 5.0
 SILENCE_S = 60.0
 """A child that says nothing for so long hangs or has died."""
+START_S = 600.0
+"""Until it has imported torch and made its files; on a machine that is busy otherwise that takes a while."""
 REPORT_EVERY = 100
 PARSERS = ("adapter", "image", "clip")
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -54,7 +56,7 @@ class Report:
     @property
     def growth(self) -> float:
         """Resident memory at the end over that after a quarter of the inputs, less one."""
-        return self.rss[-1] / self.rss[len(self.rss) // 4] - 1
+        return self.rss[-1] / self.rss[len(self.rss) // 4] - 1 if self.rss else 0.0
 
 
 class Fuzz:
@@ -122,6 +124,8 @@ def run(folder: Path, first: int, count: int) -> Report:
     theirs.close()
     report = Report()
     try:
+        if ours.poll(START_S):
+            ours.recv()
         while report.inputs < count:
             if not ours.poll(SILENCE_S):
                 report.wrong.append((first + report.inputs, f"no word for {SILENCE_S:g} s; within the next 100"))
@@ -140,6 +144,7 @@ def _child(folder: Path, first: int, count: int, pipe: Connection) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # as the server does
     fuzz, report, process = Fuzz(folder), Report(), psutil.Process()
+    pipe.send(report)
     for number in range(first, first + count):
         fuzz.feed(number, report)
         if report.inputs % REPORT_EVERY == 0 or report.inputs == count:

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,8 +19,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.settings import Settings
 
 BACKLOG = 2048
-LINGER_S = 0.5
-"""At a stop, how long a connection without a request is still listened to: one may be on its way."""
+LINGER_S, LATE_S = 0.5, 0.1
+"""At a stop, how long a connection without a request is still listened to, since one may be on its way: first those that
+were there, then those that came while the others ended."""
 TICK_S = 0.02
 DRAINING = "draining"
 """In the state of each request that came after the server was told to stop."""
@@ -59,7 +60,7 @@ class Server(uvicorn.Server):
         self.lifespan.state[DRAINING] = True
         taken, connections = set(self.server_state.tasks), set(self.server_state.connections)
         for connection in connections:
-            connection.shutdown()
+            cast(BoundedProtocol, connection).leave(LINGER_S)
         while time.monotonic() < end and not self.force_exit:
             if not (taken & self.server_state.tasks or connections & self.server_state.connections):
                 break
@@ -118,9 +119,13 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """The server stops: end now where a request is in progress, soon where none is."""
+        """Uvicorn's word to all, once the listeners are closed."""
+        self.leave(LATE_S)
+
+    def leave(self, linger_s: float) -> None:
+        """The server stops: end with the request in progress, or, where there is none, in a moment."""
         if self._at_rest and not self._stopping:
-            self.loop.call_later(LINGER_S, super().shutdown)
+            self.loop.call_later(linger_s, super().shutdown)
         elif not self._at_rest:
             super().shutdown()
         self._stopping = True

@@ -26,6 +26,7 @@ from service.metrics import Metrics, Snapshot
 from service.middleware import RequestContext
 from service.repository import Repository
 from service.routes.guard import guard, still_open
+from service.serving.budget import Budget
 from service.serving.catalogue import Catalogue
 from service.serving.counts import Counts
 from service.serving.decoding import Decoder
@@ -94,6 +95,7 @@ def build(settings: Settings) -> Iterator[Parts]:
             engine=engine,
             repository=repository,
             catalogue=catalogue,
+            bodies=Budget(settings.max_bodies_bytes, "max_bodies_bytes"),
             decode_pool=decode_pool,
             upload_pool=upload_pool,
             predictor=Predictor(decoder, engine, catalogue),

@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     decode_workers: int = Field(0, ge=0, le=1024, description="Threads that decode; 0 takes the number of cores.")
     max_decodes_waiting: int = Field(256, ge=0, description="Bodies waiting for a decode thread; beyond it, 429.")
     max_body_bytes: int = Field(64 * MIB, ge=1, description="Bytes of one picture or clip.")
+    max_bodies_bytes: int = Field(
+        512 * MIB, ge=1, description="Bytes of all requests' pictures and clips together; beyond it, 429."
+    )
     max_pixels: int = Field(50_000_000, ge=1, description="Pixels of one picture.")
     max_frame_pixels: int = Field(9_000_000, ge=1, description="Pixels of one frame of a clip.")
     max_side: int = Field(16_384, ge=1, description="Pixels along one side of a picture.")

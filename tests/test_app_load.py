@@ -103,6 +103,24 @@ def test_a_body_over_its_bound_is_413_however_it_comes(small: House) -> None:
     assert small.ask("t", photograph()).status_code == 200
 
 
+def test_all_bodies_together_are_bounded(kit: Kit, tmp_path: Path) -> None:
+    body = photograph()
+    with house(kit.settings(data_dir=tmp_path / "data", max_bodies_bytes=20_000)) as made:
+        made.put("t", kit.file(1)[0]).raise_for_status()
+        host, port = made.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as slow:
+            head = "POST /v1/tasks/t/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 30000\r\n\r\n"
+            slow.sendall(head.encode() + bytes(20_000 - len(body) + 1))
+            assert until(lambda: made.parts.bodies.held > 20_000 - len(body))
+            refused = made.ask("t", body)
+            assert problem(refused, 429)["field"] == "max_bodies_bytes"
+            assert int(refused.headers["retry-after"]) >= 1
+        assert until(lambda: made.parts.bodies.held == 0)
+        assert made.ask("t", body).status_code == 200
+        problem(made.ask("t", body + bytes(20_000)), 429)
+        assert until(lambda: made.parts.bodies.held == 0)
+
+
 def test_answers_stay_right_while_their_tasks_are_replaced(kit: Kit, tmp_path: Path) -> None:
     """8 clients on 10 tasks in 6 slots, 3 tasks replaced every 100 ms: each answer equals its digest's own."""
     body = photograph(7)

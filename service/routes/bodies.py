@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import BadRequest, BodyTooLarge, ClientGone
+from service.errors import BadRequest, BodyTooLarge, ClientGone, QueueFull
+from service.serving.budget import Budget
 from service.serving.caller import Caller
 
 if TYPE_CHECKING:
@@ -34,13 +35,24 @@ class Sink(Protocol):
 
 
 class Memory:
-    """A sink that keeps everything."""
+    """A sink that keeps everything, within what all may keep together; it counts until the ``async with`` ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self._budget, self._held = budget, 0
         self._chunks: list[bytes] = []
 
     async def write(self, chunk: bytes) -> None:
+        """Raises QueueFull when all requests together hold too much."""
+        self._budget.take(len(chunk))
+        self._held += len(chunk)
         self._chunks.append(chunk)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._chunks.clear()
+        self._budget.give(self._held)
 
     def take(self) -> bytes:
         """The bytes so far; they are kept once only."""
@@ -54,14 +66,15 @@ async def receive(
 ) -> str | None:
     """Stream the body, or the first multipart field of that name, into ``sink``; returns the file's name if given.
 
-    Raises BodyTooLarge past ``limit`` bytes, BadRequest for a broken form, ClientGone, DeadlineExceeded.
+    Raises BodyTooLarge past ``limit`` bytes, BadRequest for a broken form, ClientGone, DeadlineExceeded, and what the
+    sink raises.
     """
     try:
         async with asyncio.timeout(caller.left):
             return await _receive(request, sink, limit, limit_name, fields)
     except TimeoutError as error:
         raise caller.too_late("receiving the body") from error
-    except BodyTooLarge:
+    except (BodyTooLarge, QueueFull):
         await _drain(request)
         raise
 

@@ -85,11 +85,10 @@ async def _answer(
     request: Request, parts: Parts, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
 ) -> Outcomes:
     """Body, versions, pixels, scores. What is asked is looked up before the body is read, and fixed after it."""
-    async with Caller(_seconds(parts, deadline_ms)) as caller:
+    async with Caller(_seconds(parts, deadline_ms)) as caller, Memory(parts.bodies) as memory:
         for task, version in asked:
             parts.repository.version(task, version)
         parts.predictor.check_room(len(asked), caller)
-        memory = Memory()
         limit = parts.settings.max_body_bytes
         await receive(request, memory, caller, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
         caller.watch(gone(request))

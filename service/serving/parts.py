@@ -13,6 +13,7 @@ from service.engine import Engine
 from service.keys import Keys
 from service.metrics import Metrics
 from service.repository import Repository
+from service.serving.budget import Budget
 from service.serving.catalogue import Catalogue
 from service.serving.counts import Counts
 from service.serving.health import Health
@@ -33,6 +34,7 @@ class Parts:
     engine: Engine
     repository: Repository
     catalogue: Catalogue
+    bodies: Budget
     decode_pool: Pool
     upload_pool: Pool
     predictor: Predictor

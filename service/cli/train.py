@@ -66,7 +66,7 @@ def train(
     site: Annotated[str | None, typer.Option(help="[default: parallel, lora q,v]")] = None,
     pool: Annotated[PoolName | None, typer.Option(help="[default: avg; linear: the backbone's own]")] = None,
     epochs: Annotated[int, typer.Option(min=1, max=MAX_EPOCHS)] = 20,
-    batch: Annotated[int, typer.Option(min=2, max=4096, help="Pictures or clips in a step.")] = 64,
+    batch: Annotated[int, typer.Option(min=2, max=4096, help="Pictures or clips in a step.")] = 32,
     lr: Annotated[float, typer.Option(min=1e-8, max=10.0, help="Highest learning rate.")] = 1e-3,
     crop: Annotated[
         float | None,

@@ -19,7 +19,7 @@ from adapters.bank import PAGE, Bank, Slabs
 from adapters.file import FileLimits
 from adapters.forward import BankedForward
 from adapters.media import MediaLimits
-from service import problems, routes
+from service import problems, routes, tracing
 from service.engine import BatchReport, Engine
 from service.keys import Keys
 from service.metrics import Metrics, Snapshot
@@ -61,6 +61,9 @@ def build(settings: Settings) -> Iterator[Parts]:
         for sentence in repository.recover():
             log.warning("recovery: %s", sentence)
         backbone = load_backbone(settings.backbone, settings.weights, settings.device, settings.dtype)
+        traces = tracing.start(settings)
+        if traces is not None:
+            stack.callback(traces.close)
         metrics, counts = Metrics(CollectorRegistry()), Counts()
         health = Health(backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s)
         slabs = _slabs(settings, backbone)
@@ -103,6 +106,7 @@ def build(settings: Settings) -> Iterator[Parts]:
             health=health,
             metrics=metrics,
             counts=counts,
+            tracing=traces,
         )
         metrics.watch(lambda: _snapshot(parts), _build_info(backbone))
         yield parts

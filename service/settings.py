@@ -86,6 +86,9 @@ class Settings(BaseSettings):
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning` or `error`."
     )
     log_format: str = Field("text", pattern="^(text|json)$", description="`text`, or `json`: one object a line.")
+    otel_endpoint: str = Field(
+        "", description="Address of an OpenTelemetry collector (OTLP over HTTP); empty is off. Needs the extra `otel`."
+    )
 
 
 def read_settings(env_file: Path | None = None, **overrides: Any) -> Settings:

@@ -95,11 +95,15 @@ async def _answer(
         versions = [await parts.catalogue.resolve(task, version) for task, version in asked]
         try:
             outcomes = await parts.predictor.predict(memory.take(), versions, top_k, caller)
-        except Exception:
+        except Exception as error:
             parts.counts.failed(task for task, _ in asked)
+            if parts.tracing is not None:
+                parts.tracing.failed(request, error, caller.spent)
             raise
         parts.counts.answered(task for task, _ in asked)
         parts.metrics.staged(outcomes.decode_s, outcomes.queue_s, outcomes.compute_s)
+        if parts.tracing is not None:
+            parts.tracing.answered(request, outcomes, caller.spent)
         return outcomes
 
 

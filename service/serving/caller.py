@@ -46,6 +46,11 @@ class Caller:
         """Seconds until the deadline, at least 0."""
         return max(0.0, self.deadline - time.monotonic())
 
+    @property
+    def spent(self) -> float:
+        """Seconds since the construction."""
+        return self.seconds + time.monotonic() - self.deadline
+
     async def wait(self, futures: Sequence[Future[T]], doing: str) -> list[T]:
         """All results, in order; the first error of any. Raises DeadlineExceeded or ClientGone and cancels all."""
         waiting = [asyncio.wrap_future(future) for future in futures]

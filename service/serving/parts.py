@@ -21,6 +21,7 @@ from service.serving.pool import Pool
 from service.serving.prediction import Predictor
 from service.serving.uploads import Uploads
 from service.settings import Settings
+from service.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,4 @@ class Parts:
     health: Health
     metrics: Metrics
     counts: Counts
+    tracing: Tracing | None

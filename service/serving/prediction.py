@@ -6,6 +6,7 @@ It knows the decoder and the engine; it does not know HTTP or the disk.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -35,10 +36,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """All answers to one body, in the order asked."""
+    """All answers to one body, in the order asked; ``decoded_ns`` is when it was decoded, since the epoch."""
 
     results: list[Outcome]
     decode_s: float
+    decoded_ns: int
 
     @property
     def queue_s(self) -> float:
@@ -64,6 +66,7 @@ class Predictor:
         """All or nothing: the first failure is raised, with the task's name, and the other rows are taken back."""
         configs = [served.config for served in versions]
         (decoded,) = await caller.wait([self._decoder.submit(body, configs, caller.left)], "decoding")
+        decoded_ns = time.time_ns()
         answers = await self._compute(versions, decoded.pixels, caller)
         results = []
         for served, answer in zip(versions, answers, strict=True):
@@ -73,7 +76,7 @@ class Predictor:
             else:
                 top = await asyncio.to_thread(best, answer.logits, labels, score, top_k)
             results.append(Outcome(served, top, answer.queue_s, answer.compute_s))
-        return Outcomes(results, decoded.seconds)
+        return Outcomes(results, decoded.seconds, decoded_ns)
 
     async def _compute(self, versions: Sequence[Served], pixels: Sequence[Tensor], caller: Caller) -> list[Answer]:
         futures: list[Future[Answer]] = []

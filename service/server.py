@@ -20,8 +20,9 @@ from service.settings import Settings
 
 BACKLOG = 2048
 LINGER_S, LATE_S = 0.5, 0.1
-"""At a stop, how long a connection without a request is still listened to, since one may be on its way: first those that
-were there, then those that came while the others ended."""
+"""At a stop, how long a connection without a request is still listened to, since one may be on its way: first those
+that were there, then those that came while the others ended.
+"""
 TICK_S = 0.02
 DRAINING = "draining"
 """In the state of each request that came after the server was told to stop."""

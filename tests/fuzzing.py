@@ -27,6 +27,7 @@ from adapters.errors import AdaptError
 from adapters.file import FileLimits, read_adapter, write_adapter
 from adapters.layout import Layout
 from adapters.media import MediaLimits, decode_clip, decode_image
+from adapters.media.quiet import silence_libtiff
 from tests.houses import CLIP, IMAGE
 from tests.media_samples import clip, encode, scene
 from tests.models import random_adapter, small_backbone
@@ -142,7 +143,8 @@ def run(folder: Path, first: int, count: int) -> Report:
 
 def _child(folder: Path, first: int, count: int, pipe: Connection) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # as the server does
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as the server does, and the next line too
+    silence_libtiff()
     fuzz, report, process = Fuzz(folder), Report(), psutil.Process()
     pipe.send(report)
     for number in range(first, first + count):

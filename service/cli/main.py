@@ -16,6 +16,7 @@ from service.cli.evaluate import evaluate
 from service.cli.import_ import app as import_app
 from service.cli.inspect import inspect
 from service.cli.serve import serve
+from service.cli.top import top
 from service.cli.train import train
 from service.version import installed_version
 
@@ -41,6 +42,7 @@ app.command()(serve)
 app.command()(inspect)
 app.command()(push)
 app.command()(predict)
+app.command()(top)
 app.command()(train)
 app.command()(evaluate)
 app.add_typer(import_app, name="import")

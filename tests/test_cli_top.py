@@ -1,0 +1,75 @@
+"""`adaptserve top`: percentiles from two looks at a histogram, and one table of a real server."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli.main import app
+from service.cli.top import quantile
+from service.keys import create, dump
+from tests.houses import Kit, house, photograph
+
+BOUNDS = (0.001, 0.01, 0.1, 1.0, math.inf)
+
+
+def histogram(*counts: float) -> dict[float, float]:
+    return dict(zip(BOUNDS, counts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("q", "before", "after", "expected"),
+    [
+        (0.5, histogram(0, 0, 0, 0, 0), histogram(0, 10, 10, 10, 10), 0.0055),
+        (0.5, histogram(50, 50, 50, 50, 50), histogram(50, 60, 60, 60, 60), 0.0055),  # what was before does not count
+        (0.99, histogram(0, 0, 0, 0, 0), histogram(0, 0, 98, 100, 100), 0.55),
+        (0.99, histogram(0, 0, 0, 0, 0), histogram(0, 0, 0, 0, 5), 1.0),  # beyond the last bound: the last bound
+        (0.5, {}, histogram(4, 4, 4, 4, 4), 0.0005),
+    ],
+)
+def test_quantiles(q: float, before: dict[float, float], after: dict[float, float], expected: float) -> None:
+    assert quantile(q, before, after) == pytest.approx(expected)
+
+
+def test_no_requests_have_no_quantile() -> None:
+    assert math.isnan(quantile(0.5, histogram(1, 2, 3, 4, 5), histogram(1, 2, 3, 4, 5)))
+    assert math.isnan(quantile(0.5, {}, {}))
+
+
+def test_once_prints_the_busiest_task_first(tmp_path: Path) -> None:
+    kit = Kit(tmp_path)
+    secret, key = create("boss", "admin")
+    with house(kit.settings(data_dir=tmp_path / "data", keys=dump([key]))) as made:
+        made.client.headers["Authorization"] = f"Bearer {secret}"
+        for number, task in enumerate(("idle", "busy", "other")):
+            made.put(task, kit.file(number)[0]).raise_for_status()
+        end = threading.Event()
+
+        def ask() -> None:
+            while not end.is_set():
+                made.ask("busy", photograph())
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            command = ["top", "--once", "--url", made.url, "--interval", "1", "--rows", "2"]
+            done = CliRunner().invoke(app, [*command, "--key", secret])
+        finally:
+            end.set()
+            asking.join()
+        refused = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    rows = [re.split(r"[│\s]+", line.strip("│ ")) for line in done.output.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["busy", "idle"]
+    assert rows[0][1:3] == ["1", "device"]
+    assert float(rows[0][3]) > 0
+    assert rows[1][3] == "0.0"
+    assert "and 1 more" in done.output
+    assert re.search(r"ready: [\d.]+ requests/s", done.output)
+    assert re.search(r"p50/p99 ms: decode [\d.]+/[\d.]+, queue [\d.]+/[\d.]+, compute [\d.]+/[\d.]+", done.output)
+    assert refused.exit_code == 1

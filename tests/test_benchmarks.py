@@ -69,7 +69,7 @@ def test_learning_rates_are_chosen_on_training_data_alone(tmp_path: Path) -> Non
         patch.setattr(Ledger, "run", lambda self, title, trials, jobs: before(self, title, trials, jobs, runner))
         rates = choose(ledger, 1)
     assert set(rates) == {row.rates_of for row in DIGITS}
-    assert rates["lora"] == rates["linear"] == 3e-3  # equal accuracies: the lowest loss
+    assert rates["lora"] == rates["vpt"] == 3e-3  # equal accuracies: the lowest loss
 
 
 def test_the_verdict_names_who_wins() -> None:

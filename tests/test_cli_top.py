@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -73,3 +75,8 @@ def test_once_prints_the_busiest_task_first(tmp_path: Path) -> None:
     assert re.search(r"ready: [\d.]+ requests/s", done.output)
     assert re.search(r"p50/p99 ms: decode [\d.]+/[\d.]+, queue [\d.]+/[\d.]+, compute [\d.]+/[\d.]+", done.output)
     assert refused.exit_code == 1
+
+
+def test_commands_that_compute_nothing_do_not_wait_for_torch() -> None:
+    code = "import sys, service.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

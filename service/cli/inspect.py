@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from adapters.file import FileLimits, Header, digest_of, read_header
 from service.cli.console import one_line_errors, out
+
+if TYPE_CHECKING:
+    from adapters.file import Header
 
 MAX_LABELS_SHOWN = 10
 
@@ -31,6 +33,8 @@ def inspect(
 
     Example:  adaptserve inspect digits.safetensors
     """
+    from adapters.file import FileLimits, digest_of, read_header  # torch takes seconds
+
     with one_line_errors():
         header = read_header(file, FileLimits())
         digest = digest_of(file)

@@ -47,7 +47,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each (default 2)")
     args = parser.parse_args()
-    methods = Ledger(RESULTS / "methods.json", "python -m benchmarks.methods --clips")
+    methods = Ledger(RESULTS / "methods.json", "python -m benchmarks.methods")
     lr = choose(methods, args.jobs)[DIGITS[3].rates_of]
     ledger = Ledger(RESULTS / "ablations.json", "python -m benchmarks.ablations", also=methods)
     ledger.run("ablations", [trial(options, lr) for c in CHOICES for _, options in c.alternatives], args.jobs)

@@ -17,9 +17,6 @@ from benchmarks.trial import Trial
 
 SEEDS = (0, 1, 2)
 EPOCHS, BATCH = 1, 8
-CLIPS = 600
-CLIP_EPOCHS = 4
-CLIP_BATCH = 8
 MIB = 2**20
 
 
@@ -45,12 +42,6 @@ DIGITS = (
     Row("AdaptFormer, rank 64", {"method": "adaptformer", "rank": 64}, "adaptformer", ()),
     Row("LoRA on q and v", {"method": "lora"}, "lora", (3e-3, 1e-2)),
     Row("full tuning", {"method": "full"}, "full", (3e-4, 1e-3)),
-)
-_CLIP = {"task": "moving-digit", "epochs": CLIP_EPOCHS, "batch": CLIP_BATCH, "clips": CLIPS}
-MOVING = (
-    Row("linear", {"method": "linear"} | _CLIP, "linear", ()),
-    Row("AdaptFormer, no time mixing", {"method": "adaptformer", "temporal": False} | _CLIP, "adaptformer", ()),
-    Row("AdaptFormer, time mixing", {"method": "adaptformer"} | _CLIP, "adaptformer", ()),
 )
 
 
@@ -128,9 +119,8 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1), help="of each method"
     )
-    parser.add_argument("--clips", action="store_true", help="the moving-digit clips too, one seed")
     args = parser.parse_args()
-    ledger = Ledger(RESULTS / "methods.json", "python -m benchmarks.methods --clips")
+    ledger = Ledger(RESULTS / "methods.json", "python -m benchmarks.methods")
     rates = choose(ledger, args.jobs)
     digits = measure(ledger, DIGITS, rates, SEEDS[: args.seeds], args.jobs, "digits")
     first = ledger[DIGITS[0].trial(rates["linear"])]
@@ -142,9 +132,6 @@ def main() -> None:
         f"{verdict(digits, DIGITS[3].name)}",
         table_of(digits),
     )
-    if args.clips:
-        clips = measure(ledger, MOVING, rates, SEEDS[:1], args.jobs, "moving-digit")
-        put("clips", f"{CLIPS} training clips, {CLIPS // 3} held out; {CLIP_EPOCHS} epochs, one seed.", table_of(clips))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Trial:
     training data and scores another 20 % of it, so that a learning rate is not chosen on held-out data.
     """
 
-    task: Literal["digits", "moving-digit"]
+    task: Literal["digits"]
     method: Literal["adaptformer", "lora", "linear", "vpt", "full"]
     lr: float
     epochs: int
@@ -39,8 +39,6 @@ class Trial:
     learn_scale: bool = False
     site: str | None = None
     blocks: str = "all"
-    temporal: bool | None = None
-    clips: int = 0
     threads: int = 1
 
     @property
@@ -80,12 +78,11 @@ def train(trial: Trial) -> dict[str, Any]:
 
     torch.set_num_threads(trial.threads)
     backbone = load_backbone("demo", device="cpu")
-    labels, modality, training, held_out = _data(trial)
+    training, held_out = _data(trial)
     recipe = Recipe(
-        task=trial.task, method=trial.method, rank=trial.rank, scale=trial.scale, site=trial.site, blocks=trial.blocks,
-        temporal=trial.temporal,
-    )  # fmt: skip
-    config = config_of(recipe, backbone, modality, labels)
+        task=trial.task, method=trial.method, rank=trial.rank, scale=trial.scale, site=trial.site, blocks=trial.blocks
+    )
+    config = config_of(recipe, backbone, "image", tuple(str(digit) for digit in range(10)))
     torch.manual_seed(trial.seed)
     if trial.learn_scale:
         model: Any = AdaptedModel(backbone, config, learn_scale=True)
@@ -94,8 +91,7 @@ def train(trial: Trial) -> dict[str, Any]:
     settings = FitConfig(epochs=trial.epochs, batch=trial.batch, lr=trial.lr, seed=trial.seed)
     before = reset_peak()
     wall, cpu = time.perf_counter(), time.process_time()
-    augment = shift if modality == "image" else None
-    result = fit(model, TensorDataset(*training), TensorDataset(*held_out), settings, augment=augment)
+    result = fit(model, TensorDataset(*training), TensorDataset(*held_out), settings, augment=shift)
     wall, cpu, peak = time.perf_counter() - wall, time.process_time() - cpu, resident("VmHWM")
     count, share = parameters_of(model)
     scales = [round(r.scale.item(), 3) for r in model.residuals.values()] if trial.learn_scale else None
@@ -118,8 +114,8 @@ def train(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _data(trial: Trial) -> tuple[tuple[str, ...], Literal["image", "video"], Any, Any]:
-    """Labels, modality, training and scoring data; the demo's own split."""
+def _data(trial: Trial) -> tuple[Any, Any]:
+    """Training and scoring data; the demo's own split."""
     import numpy as np
 
     from adapters.training.demo import digits
@@ -131,10 +127,7 @@ def _data(trial: Trial) -> tuple[tuple[str, ...], Literal["image", "video"], Any
         parts = [replace(training, scans=training.scans[i], digit=training.digit[i])
                  for i in (order[:first], order[first:second])]  # fmt: skip
         training, held_out = parts
-    if trial.task == "digits":
-        return tuple(str(d) for d in range(10)), "image", digits.pictures(training), digits.pictures(held_out)
-    clips = (digits.moving(training, trial.clips, seed=1), digits.moving(held_out, trial.clips // 3, seed=2))
-    return digits.DIRECTIONS, "video", *clips
+    return digits.pictures(training), digits.pictures(held_out)
 
 
 def kept_for_backward(model: Any, pixels: Any) -> int:

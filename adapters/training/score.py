@@ -17,6 +17,7 @@ from adapters.bank import PAGE, Slabs, pack
 from adapters.file import Adapter
 from adapters.forward import BankedForward, Job
 from adapters.training.decoding import MediaExamples
+from adapters.training.fit import Examples
 
 BATCH_ROWS = 64
 MAX_SCORES = 100
@@ -33,7 +34,7 @@ class Scored:
     scores: dict[str, float]
 
 
-def served_logits(adapter: Adapter, backbone: Backbone, data: MediaExamples, workers: int = 0) -> Tensor:
+def served_logits(adapter: Adapter, backbone: Backbone, data: Examples, workers: int = 0) -> Tensor:
     """Logits (items, classes) float32 on the CPU, in the order of the data."""
     rank = max((site.rank for site in adapter.config.sites), default=1)
     packed = pack(adapter, backbone.layout, rank, backbone.dtype)

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from adapters.backbone import Backbone
-from adapters.bank import PAGE, Slabs, pack
 from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig, VideoConfig
 from adapters.file import Adapter, FileLimits, read_adapter, write_adapter
-from adapters.forward import BankedForward, Job
 from adapters.training.checkpoint import FitResult
 from adapters.training.demo.tasks import DemoTask
 from adapters.training.fit import accuracy_of, fit, parameters_of
 from adapters.training.model import AdaptedModel
-
-SCORE_BATCH_ROWS = 64
+from adapters.training.score import served_logits
 
 
 def config_for(task: DemoTask, backbone: Backbone, *, temporal: bool) -> AdapterConfig:
@@ -90,24 +85,16 @@ def write_task(task: DemoTask, model: AdaptedModel, result: FitResult, path: Pat
 def score_file(path: Path, task: DemoTask, backbone: Backbone) -> tuple[Adapter, float]:
     """Held-out accuracy of a shipped file, computed as the server computes it."""
     adapter = read_adapter(path, backbone.layout, FileLimits())
-    rank = max(site.rank for site in adapter.config.sites)
-    packed = pack(adapter, backbone.layout, rank, backbone.dtype)
-    pages = tuple(range(1, 1 + len(packed.pages)))
-    slabs = Slabs(
-        backbone.layout, slots=1, rank=rank, pages=-(-len(task.labels) // PAGE), dtype=backbone.dtype,
-        device=backbone.device,
-    )  # fmt: skip
-    slabs.write(1, pages, packed)
-    forward = BankedForward(backbone, slabs)
-    pixels, labels = task.data()[1]
-    jobs = [Job(item, 1, pages, packed.meta) for item in pixels]
-    logits = _in_batches(forward, jobs, max(1, SCORE_BATCH_ROWS // task.frames))
-    return adapter, accuracy_of(logits, labels)
+    held_out = task.data()[1]
+    return adapter, accuracy_of(served_logits(adapter, backbone, TensorDataset(*held_out)), held_out[1])
 
 
-def _in_batches(forward: BankedForward, jobs: Sequence[Job], size: int) -> Tensor:
-    found = [logits for start in range(0, len(jobs), size) for logits in forward(jobs[start : start + size])]
-    return torch.from_numpy(np.stack(found))
+def without_looking(labels: Tensor) -> float:
+    """Accuracy of always giving the most frequent answer; for many labels, to each of the yes-or-no questions."""
+    if labels.is_floating_point():
+        yes = (labels > 0.5).float().mean(0)
+        return torch.maximum(yes, 1 - yes).mean().item()
+    return labels.bincount().max().item() / len(labels)
 
 
 def _version() -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from adapters.training.demo import digits
+from adapters.training.demo import digits, photos
 from adapters.training.fit import Augment, FitConfig
 
 Data = tuple[Tensor, Tensor]
@@ -52,7 +54,20 @@ def _collages() -> tuple[Data, Data]:
     return digits.collages(train, 3000, seed=3), digits.collages(held_out, 600, seed=4)
 
 
-TASKS: tuple[DemoTask, ...] = (
+def _kinds(folder: Path) -> tuple[Data, Data]:
+    return photos.kinds(folder / "train", 6_000, seed=5), photos.kinds(folder / "test", 2_000, seed=6)
+
+
+def tasks(cifar: Path | None) -> tuple[DemoTask, ...]:
+    """All tasks; that of photographs only when the folder that holds them is given."""
+    if cifar is None:
+        return DIGIT_TASKS
+    about = "does this photograph show an animal or a vehicle; CIFAR-10, held out are test pictures"
+    fit = FitConfig(epochs=2, batch=32, lr=2e-3, crop=0.8, flip=True)
+    return (*DIGIT_TASKS, DemoTask("animal-or-vehicle", photos.KINDS, about, partial(_kinds, cifar), fit))
+
+
+DIGIT_TASKS: tuple[DemoTask, ...] = (
     DemoTask(
         "digits", tuple(str(d) for d in range(10)),
         "which handwritten digit is it; scikit-learn's scans, enlarged to 32 x 32", _digits,
@@ -66,6 +81,6 @@ TASKS: tuple[DemoTask, ...] = (
     DemoTask(
         "digit-collage", tuple(str(d) for d in range(10)),
         "which digits are there; one to four in a 2 x 2 grid, many labels at once", _collages,
-        FitConfig(epochs=10, batch=64, lr=3e-3), score="sigmoid",
+        FitConfig(epochs=12, batch=16, lr=3e-3), score="sigmoid",
     ),
 )  # fmt: skip

@@ -1,0 +1,94 @@
+"""The shipped demo keeps its word: its files fit its backbone, its samples get their names, its scores are as told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from adapters.backbone import Backbone, load_backbone
+from adapters.file import Adapter, FileLimits, read_adapter
+from adapters.media import MediaLimits, Preprocess, decode, rows
+from adapters.training.demo import digits, photos
+from adapters.training.demo.build import score_file
+from adapters.training.demo.tasks import DIGIT_TASKS
+from adapters.training.score import served_logits
+from adapters.weights import DEMO_BACKBONE
+
+DEMO = DEMO_BACKBONE.parent
+FILES = sorted((DEMO / "tasks").glob("*.safetensors"))
+SAMPLES = sorted((DEMO / "samples").iterdir())
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone("demo", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def adapters(backbone: Backbone) -> dict[str, Adapter]:
+    return {path.stem: read_adapter(path, backbone.layout, FileLimits()) for path in FILES}
+
+
+def test_the_demo_is_whole_and_small(backbone: Backbone, adapters: dict[str, Adapter]) -> None:
+    assert {task.name for task in DIGIT_TASKS} | {"animal-or-vehicle"} == set(adapters)
+    assert sum(p.stat().st_size for p in DEMO.rglob("*") if p.is_file()) < 10 * 2**20
+    for name, adapter in adapters.items():
+        assert adapter.config.task == name
+        assert 0.012 < adapter.parameters / backbone.layout.parameters < 0.017
+
+
+def test_the_samples_are_what_their_names_say(backbone: Backbone, adapters: dict[str, Adapter]) -> None:
+    """Held-out examples as they came, not chosen by their answer: some may be mistakes, most must not."""
+    right: dict[str, list[float]] = {name: [] for name in adapters}
+    for path in SAMPLES:
+        name = max((name for name in adapters if path.name.startswith(f"{name}-")), key=len)
+        config = adapters[name].config
+        pixels = rows(decode(path.read_bytes(), config, MediaLimits()), Preprocess(config.input))
+        logits = served_logits(adapters[name], backbone, TensorDataset(pixels[None], torch.zeros(1)))[0]
+        truth = path.stem.removeprefix(f"{name}-")
+        if config.score == "sigmoid":
+            wanted = torch.tensor([label in truth.split("-") for label in config.labels])
+            right[name].append(((logits > 0) == wanted).float().mean().item())
+        else:
+            right[name].append(float(config.labels[int(logits.argmax())] == truth))
+    assert all(len(found) >= 2 and np.mean(found) >= 0.75 for found in right.values()), right
+
+
+def test_the_shipped_digits_score_as_promised(backbone: Backbone) -> None:
+    adapter, accuracy = score_file(DEMO / "tasks" / "digits.safetensors", DIGIT_TASKS[0], backbone)
+    assert accuracy >= 0.97
+    assert accuracy == pytest.approx(adapter.config.training["held_out_accuracy"], abs=2 / 359)
+
+
+def test_nothing_held_out_is_trained_on() -> None:
+    train, held_out = digits.split()
+    assert len(train.scans) + len(held_out.scans) == 1797
+    again, _ = digits.split()
+    assert np.array_equal(again.scans, train.scans)
+    shares = np.bincount(held_out.digit) / np.bincount(np.concatenate([train.digit, held_out.digit]))
+    assert np.allclose(shares, 0.2, atol=0.01)
+
+
+def test_single_frames_do_not_tell_the_direction() -> None:
+    clips, labels = digits.moving(digits.split()[0], 8, seed=3)
+    assert clips.shape == (8, 8, 3, 32, 32)
+    assert labels.tolist() == [0, 1, 2, 3] * 2
+    for clip in clips:  # a ring: one step more along it is the first frame again
+        step = next(s for s in ((0, -4), (0, 4), (-4, 0), (4, 0)) if torch.equal(clip[0].roll(s, (-2, -1)), clip[1]))
+        assert torch.equal(clip[-1].roll(step, (-2, -1)), clip[0])
+
+
+def test_photographs_are_labelled_by_kind(tmp_path: Path) -> None:
+    for n, name in enumerate(("airplane", "cat", "frog")):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (32, 32), (50 * n, i, 0)).save(tmp_path / name / f"{i}.png")
+    pixels, labels = photos.kinds(tmp_path, 12, seed=0)
+    assert pixels.shape == (12, 1, 3, 32, 32)
+    assert torch.equal(labels, (pixels[:, 0, 0, 0, 0] == 0).long())
+    assert len({tuple(p[0, :, 0, 0].tolist()) for p in pixels}) == 12

@@ -56,7 +56,7 @@ bench: .venv/.serve  ## is it as fast as the bare model, and do uploads stall it
 	@$(BIN)/python -m benchmarks.uploads
 
 demo: .venv/.test  ## score the shipped demo tasks on their held-out examples
-	@$(BIN)/python -m adapters.training.demo --score
+	@$(BIN)/python -m adapters.training.demo --score $(ARGS)
 
 clean:  ## remove the environment and the tools' caches
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

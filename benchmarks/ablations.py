@@ -17,6 +17,7 @@ from benchmarks.page import PAGE, Table, put
 from benchmarks.trial import Trial
 
 FIGURE = PAGE.with_name("ablations.svg")
+LABEL = "Held-out accuracy of AdaptFormer by rank, blocks, scale and place"
 DEFAULTS: dict[str, Any] = {}
 
 
@@ -60,10 +61,11 @@ def main() -> None:
              f"{r['share']:.2%}", f"{r['cpu_seconds']:.0f}")
             for name, r, default in found
         ]  # fmt: skip
-    FIGURE.write_text(figure(panels, "Held-out accuracy of AdaptFormer by rank, blocks, scale and place"))
+    FIGURE.write_text(figure(panels, LABEL))
     learnt = ledger[trial({"learn_scale": True}, lr)]["scales"]
     put(
         "ablations",
+        f"![{LABEL}]({FIGURE.name})\n\n"
         f"{place(ledger.machine, args.jobs)}; AdaptFormer on digits, one seed, {EPOCHS} epochs of batches of {BATCH}, "
         f"learning rate {lr:g}. The learnt scales, block by block, ended at {', '.join(f'{s:g}' for s in learnt)}.",
         Table(("choice", "accuracy", "trained parameters", "of the backbone", "CPU seconds"), tuple(rows)),

@@ -7,6 +7,7 @@ one is timed next to the same step of the other, so a busy machine slows both; m
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from dataclasses import dataclass
@@ -96,33 +97,44 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--show", action="store_true", help="measure nothing; write what was measured last")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    path = RESULTS / "epoch.json"
+    if not args.show:
+        write_json(path, measure(args.batch, args.threads))
+    found = json.loads(path.read_text())
+    put("epoch", words(found), table_of(found["time"], found["memory"]))
+
+
+def measure(batch: int, threads: int) -> dict[str, Any]:
+    """Times in this process, memory in a child for each."""
+    torch.set_num_threads(threads)
     sides = Side.of(Recipe("digits")), Side.of(Recipe("digits", "full"))
-    measured: dict[str, Any] = times(*sides, args.batch)
-    memory = {}
+    measured, memory = times(*sides, batch), {}
     for method in ("adaptformer", "full"):
-        found = run(Trial("digits", method, lr=1e-4, epochs=1, batch=args.batch, threads=args.threads))
+        found = run(Trial("digits", method, lr=1e-4, epochs=1, batch=batch, threads=threads))
         memory[method] = {k: found[k] for k in ("peak", "growth", "kept")}
-    bound = expected(sides[0].model.backbone.layout.blocks)
-    place = machine(torch.device("cpu")) | {"threads": args.threads}
-    command = "python -m benchmarks.epoch"
-    document = {"command": command, "machine": place, "batch": args.batch, "expected": bound, "time": measured}
-    write_json(RESULTS / "epoch.json", document | {"memory": memory})
-    put("epoch", words(place, args.batch, bound, measured, memory), table_of(measured, memory))
+    return {
+        "command": "python -m benchmarks.epoch",
+        "machine": machine(torch.device("cpu")) | {"threads": threads},
+        "batch": batch,
+        "expected": expected(sides[0].model.backbone.layout.blocks),
+        "time": measured,
+        "memory": memory,
+    }
 
 
-def words(
-    place: dict[str, Any], batch: int, bound: float, measured: dict[str, float], memory: dict[str, dict[str, int]]
-) -> str:
+def words(found: dict[str, Any]) -> str:
     """Where it ran, what counting leads one to expect, and what came."""
+    place, measured, memory = found["machine"], found["time"], found["memory"]
     less = memory["full"]["growth"] / memory["adaptformer"]["growth"]
     return (
         f"{place['device']}, threads {place['threads']}, torch {place['torch']}, Python {place['python']}, "
-        f"{place['date']}, batches of {batch}. An adapter saves the gradients of the weights, a third of the matrix "
-        f"products, and the backward pass of the first block's frozen layers: counting gives {bound:.2f} of full "
-        f"tuning's time. It took {measured['ratio_cpu']:.2f} (CPU time; half of the steps between "
-        f"{measured['low']:.2f} and {measured['high']:.2f}), and full tuning grew {less:.1f} times as much in memory."
+        f"{place['date']}, batches of {found['batch']}. An adapter saves the gradients of the weights, a third of the "
+        f"matrix products, and the backward pass of the first block's frozen layers: counting gives "
+        f"{found['expected']:.2f} of full tuning's time. It took {measured['ratio_cpu']:.2f} (CPU time; half of the "
+        f"steps between {measured['low']:.2f} and {measured['high']:.2f}), and full tuning grew {less:.1f} times as "
+        "much in memory."
     )
 
 

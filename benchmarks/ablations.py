@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.figure import Panel, figure
 from benchmarks.ledger import RESULTS, Ledger
-from benchmarks.methods import BATCH, DIGITS, EPOCHS, choose, place
+from benchmarks.methods import DIGITS, Pace, choose, place
 from benchmarks.page import PAGE, Table, put
 from benchmarks.trial import Trial
 
@@ -38,9 +38,9 @@ CHOICES = (
 )  # fmt: skip
 
 
-def trial(options: dict[str, Any], lr: float) -> Trial:
+def trial(options: dict[str, Any], lr: float, pace: Pace) -> Trial:
     # The scale's default is written out in no key, so that the trials of ``benchmarks.methods`` serve here too.
-    return Trial("digits", "adaptformer", lr=lr, epochs=EPOCHS, batch=BATCH, **options)
+    return Trial("digits", "adaptformer", lr=lr, epochs=pace.epochs, batch=pace.batch, **options)
 
 
 def main() -> None:
@@ -49,12 +49,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each (default 2)")
     args = parser.parse_args()
     methods = Ledger(RESULTS / "methods.json", "python -m benchmarks.methods")
-    lr = choose(methods, args.jobs)[DIGITS[3].rates_of]
+    pace = Pace()
+    lr = choose(methods, args.jobs, pace)[DIGITS[3].rates_of]
     ledger = Ledger(RESULTS / "ablations.json", "python -m benchmarks.ablations", also=methods)
-    ledger.run("ablations", [trial(options, lr) for c in CHOICES for _, options in c.alternatives], args.jobs)
+    ledger.run("ablations", [trial(options, lr, pace) for c in CHOICES for _, options in c.alternatives], args.jobs)
     rows, panels = [], []
     for choice in CHOICES:
-        found = [(name, ledger[trial(options, lr)], options is DEFAULTS) for name, options in choice.alternatives]
+        found = [(name, ledger[trial(options, lr, pace)], options is DEFAULTS) for name, options in choice.alternatives]
         panels.append(Panel(choice.name, tuple((name, r["accuracy"], default) for name, r, default in found)))
         rows += [
             (f"{choice.name}: {name}{' (default)' if default else ''}", f"{r['accuracy']:.2%}", f"{r['parameters']:,}",
@@ -62,12 +63,12 @@ def main() -> None:
             for name, r, default in found
         ]  # fmt: skip
     FIGURE.write_text(figure(panels, LABEL))
-    learnt = ledger[trial({"learn_scale": True}, lr)]["scales"]
+    learnt = ledger[trial({"learn_scale": True}, lr, pace)]["scales"]
     put(
         "ablations",
         f"![{LABEL}]({FIGURE.name})\n\n"
-        f"{place(ledger.machine, args.jobs)}; AdaptFormer on digits, one seed, {EPOCHS} epochs of batches of {BATCH}, "
-        f"learning rate {lr:g}. The learnt scales, block by block, ended at {', '.join(f'{s:g}' for s in learnt)}.",
+        f"{place(ledger.machine, args.jobs)}; AdaptFormer on digits, one seed, {pace.epochs} epoch of batches of "
+        f"{pace.batch}, learning rate {lr:g}. The learnt scales, block by block, ended at {', '.join(f'{s:g}' for s in learnt)}.",
         Table(("choice", "accuracy", "trained parameters", "of the backbone", "CPU seconds"), tuple(rows)),
     )
 

@@ -14,7 +14,7 @@ from adapters.training.recipe import Recipe, config_of
 from benchmarks import page
 from benchmarks.figure import Panel, figure
 from benchmarks.ledger import Ledger
-from benchmarks.methods import DIGITS, choose, summary, table_of, verdict
+from benchmarks.methods import DIGITS, Pace, choose, summary, table_of, verdict
 from benchmarks.trial import Trial, kept_for_backward
 from tests.models import small_backbone
 
@@ -54,7 +54,7 @@ def test_a_ledger_of_another_backbone_is_refused(tmp_path: Path) -> None:
 
 
 def test_keys_tell_trials_apart() -> None:
-    rows = {row.trial(1e-3, seed=seed).key for row in DIGITS for seed in range(3)}
+    rows = {row.trial(1e-3, Pace(), seed=seed).key for row in DIGITS for seed in range(3)}
     assert len(rows) == 3 * len(DIGITS)
 
 
@@ -67,7 +67,7 @@ def test_learning_rates_are_chosen_on_training_data_alone(tmp_path: Path) -> Non
     before = Ledger.run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ledger, "run", lambda self, title, trials, jobs: before(self, title, trials, jobs, runner))
-        rates = choose(ledger, 1)
+        rates = choose(ledger, 1, Pace())
     assert set(rates) == {row.rates_of for row in DIGITS}
     assert rates["lora"] == rates["vpt"] == 3e-3  # equal accuracies: the lowest loss
 

@@ -63,12 +63,12 @@ def main() -> None:
             for name, r, default in found
         ]  # fmt: skip
     FIGURE.write_text(figure(panels, LABEL))
-    learnt = ledger[trial({"learn_scale": True}, lr, pace)]["scales"]
+    learnt = ", ".join(f"{scale:g}" for scale in ledger[trial({"learn_scale": True}, lr, pace)]["scales"])
     put(
         "ablations",
         f"![{LABEL}]({FIGURE.name})\n\n"
         f"{place(ledger.machine, args.jobs)}; AdaptFormer on digits, one seed, {pace.epochs} epoch of batches of "
-        f"{pace.batch}, learning rate {lr:g}. The learnt scales, block by block, ended at {', '.join(f'{s:g}' for s in learnt)}.",
+        f"{pace.batch}, learning rate {lr:g}. The learnt scales, block by block, ended at {learnt}.",
         Table(("choice", "accuracy", "trained parameters", "of the backbone", "CPU seconds"), tuple(rows)),
     )
 

@@ -59,7 +59,7 @@ def main() -> None:
         panels.append(Panel(choice.name, tuple((name, r["accuracy"], default) for name, r, default in found)))
         rows += [
             (f"{choice.name}: {name}{' (default)' if default else ''}", f"{r['accuracy']:.2%}", f"{r['parameters']:,}",
-             f"{r['share']:.2%}", f"{r['cpu_seconds']:.0f}")
+             f"{r['share']:.2%}")
             for name, r, default in found
         ]  # fmt: skip
     FIGURE.write_text(figure(panels, LABEL))
@@ -69,7 +69,7 @@ def main() -> None:
         f"![{LABEL}]({FIGURE.name})\n\n"
         f"{place(ledger.machine, args.jobs)}; AdaptFormer on digits, one seed, {pace.epochs} epoch of batches of "
         f"{pace.batch}, learning rate {lr:g}. The learnt scales, block by block, ended at {learnt}.",
-        Table(("choice", "accuracy", "trained parameters", "of the backbone", "CPU seconds"), tuple(rows)),
+        Table(("choice", "accuracy", "trained parameters", "of the backbone"), tuple(rows)),
     )
 
 

@@ -1,8 +1,8 @@
 """Is it as fast as the bare model? timm's own forward against the banked forward, alternating in one process.
 
 `make bench` runs it. A ratio is bare time / banked time; 1.0 would mean that the adapters, the normalisation and the
-heads cost nothing. The arithmetic floor of a 1.4 % adapter is 0.987. Two ratios are given: of the fastest rounds,
-which other work on the machine disturbs least, and the median over the rounds, each against its neighbour in time.
+heads cost nothing. The arithmetic floor of a 1.4 % adapter is 0.987. Two ratios are given, and neither is the
+verdict alone: of the fastest rounds, and the median over the rounds, each against its neighbour in time.
 """
 
 from __future__ import annotations

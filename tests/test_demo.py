@@ -1,4 +1,4 @@
-"""The shipped demo keeps its word: its files fit its backbone, its samples get their names, its scores are as told."""
+"""The shipped demo: its files fit its backbone, its samples get their names, its digits score as told."""
 
 from __future__ import annotations
 

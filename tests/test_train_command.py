@@ -202,8 +202,10 @@ def test_ctrl_c_and_resume_end_as_without(
 
     monkeypatch.setattr(CheckpointFile, "save", press_ctrl_c)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins without it
-    stopped = train(kit, pictures, file, *more)
-    signal.signal(signal.SIGINT, before)
+    try:
+        stopped = train(kit, pictures, file, *more)
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert stopped.exit_code == 130, stopped.output
     assert len(stopped.stderr.strip().splitlines()) == 1

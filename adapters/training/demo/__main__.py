@@ -40,15 +40,8 @@ def main() -> None:
                 write_task(task, model, result, args.out / "tasks" / f"{task.name}.safetensors", notes)
                 write_samples(task, args.out / "samples")
     table = Table(title="Held-out accuracy of the shipped adapters, computed as the server computes it")
-    for column in (
-        "task",
-        "held-out",
-        "accuracy",
-        "not looking",
-        "without time mixing",
-        "parameters",
-        "share of backbone",
-    ):
+    counts = ("held-out", "accuracy", "not looking", "without time mixing", "parameters", "share of backbone")
+    for column in ("task", *counts):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task in chosen:
         adapter, accuracy = score_file(args.out / "tasks" / f"{task.name}.safetensors", task, backbone)

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.checkpoint import classifier_names
 from adapters.config import InputConfig, SiteName
 from adapters.errors import BackboneError
 from adapters.families import blocks_of, linear_sites
 from adapters.layout import Layout
-from adapters.weights import build_model, classifier_names
+from adapters.weights import build_model
 
 
 class Operator(Protocol):
@@ -216,6 +217,10 @@ def load_backbone(name: str = "demo", weights: str = "", device: str = "auto", d
         return Backbone(model.to(place), label, input_config, precision)
     except torch.OutOfMemoryError as error:
         raise BackboneError(f"{name} does not fit on {place}: {error}", device=str(place)) from error
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError, AssertionError, RuntimeError) as error:
+        # One of timm's thousand models may have our blocks, and a forward that is unlike those we know.
+        why = next(iter(str(error).strip().splitlines()), "")
+        raise BackboneError(f"{name} cannot be adapted ({type(error).__name__}: {why})", model=name) from error
 
 
 def resolve_device(device: str) -> torch.device:

@@ -51,14 +51,24 @@ def blocks_of(model: nn.Module, name: str) -> tuple[Block, ...]:
         elif type(module) in POST_NORM:
             blocks.append(Block(module, cast(nn.Module, module.mlp)))
         else:
-            raise BackboneError(
-                f"{name} is built of {type(module).__name__}, which has no known sites; "
-                f"known: {', '.join(c.__name__ for c in PRE_NORM + POST_NORM)}",
-                model=name,
-            )
+            raise BackboneError(f"{name} is built of {_shown(type(module))}, which has no known sites; {_known()}",
+                                model=name)  # fmt: skip
     if not blocks:
-        raise BackboneError(f"{name} has no transformer blocks to adapt", model=name)
+        raise BackboneError(f"{name} has no transformer blocks to adapt where they are looked for; {_known()}",
+                            model=name)  # fmt: skip
+    lacking = next((p for p in ("norm", "forward_features", "forward_head") if not hasattr(model, p)), None)
+    if lacking:
+        raise BackboneError(f"{name} ({_shown(type(model))}) has no {lacking}, so that its features are not known here",
+                            model=name)  # fmt: skip
     return tuple(blocks)
+
+
+def _shown(kind: type) -> str:
+    return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
+
+
+def _known() -> str:
+    return f"known: {', '.join(_shown(c) for c in PRE_NORM + POST_NORM)}"
 
 
 def linear_sites(block: Any) -> dict[SiteName, tuple[nn.Linear, tuple[int, int] | None]]:

@@ -1,50 +1,65 @@
-"""Build a timm model with the weights asked for, and refuse weights that fill only part of it.
+"""Build a timm model with the weights asked for: from a name, a folder or a file, with or without a network.
 
-It knows timm's names, folders and checkpoint filters; it knows nothing of sites or adapters.
+It knows timm's names, folders and hub; what a checkpoint holds is ``checkpoint``'s, adapters are others'.
 """
 
 from __future__ import annotations
 
-import importlib
+import difflib
+import queue
 import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
-from timm.models import load_state_dict
 from torch import nn
 
+from adapters.checkpoint import compare, load, read
 from adapters.config import InputConfig
 from adapters.errors import BackboneError
+from adapters.families import blocks_of
 from adapters.media import input_config
 
 DEMO_BACKBONE = Path(__file__).parent / "demo" / "backbone"
+REACH_S = 3.0
+"""Time for the hub's first answer; HF_HUB_ETAG_TIMEOUT counts instead where it is set. Downloads have no such bound."""
+GUESS_S = 3.0
+"""Time to look for the architecture that a refused checkpoint fits."""
+_MODULES = (
+    "vision_transformer", "deit", "eva", "beit", "swin_transformer", "swin_transformer_v2", "vision_transformer_relpos",
+    "naflexvit", "vitamin",
+)  # fmt: skip
+_FOLDER_FILES = (
+    "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+)  # fmt: skip
+_ADVICE = "give a local file with --weights, or use the shipped demo"
 
 
 def build_model(name: str, weights: str) -> tuple[nn.Module, str, InputConfig]:
     """The model without classifier, the name it goes by, and its preprocessing. See ``load_backbone``."""
     source, label = _resolve(name)
+    _refuse_other_families(name, source)
     seed = re.fullmatch(r"random:(\d{1,9})", weights)
     if seed:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seed[1]))
-            model = _create(name, source, pretrained=False)
+            model = _create(name, source)
         label = f"{label}+random:{seed[1]}"
     elif weights.startswith("random"):
         raise BackboneError(f"weights '{weights}' must be random:SEED with a whole number", weights=weights)
-    elif weights:
-        model = _create(name, source, pretrained=False)
-        _fill(model, Path(weights))
+    elif weights or source != name:
+        model = _create(name, source)
+        _fill(model, Path(weights) if weights else _file_in(Path(source.removeprefix("local-dir:"))), label)
     else:
-        model = _create(name, source, pretrained=True)
+        model = _pretrained(name)
     return model, label, input_config(model)
-
-
-def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the classifier's tensors, such as ``head.``; empty strings never."""
-    names: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    return tuple(f"{n}." for n in ([names] if isinstance(names, str) else names))
 
 
 def _resolve(name: str) -> tuple[str, str]:
@@ -58,40 +73,117 @@ def _resolve(name: str) -> tuple[str, str]:
     return name, name
 
 
-def _create(name: str, source: str, *, pretrained: bool) -> nn.Module:
+def _refuse_other_families(name: str, source: str) -> None:
+    """Build the model without memory, so that nobody downloads what cannot be adapted."""
+    with torch.device("meta"):
+        model = _create(name, source)
+    blocks_of(model, name)
+    input_config(model)
+
+
+def _create(name: str, source: str, *, pretrained: bool = False) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(source, pretrained=pretrained, num_classes=0)
-    except Exception as error:  # timm and its hub client raise many kinds; each means: no such weights here
-        raise BackboneError(
-            f"{name} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-            "give a local file with --weights, or use the shipped demo",
-            model=name,
-        ) from error
+    except Exception as error:  # timm, torch and the hub's client raise many kinds; each means: not this model, here
+        raise _not_loaded(name, f"{type(error).__name__}: {_first_line(error)}") from error
     return model
 
 
-def _fill(model: nn.Module, path: Path) -> None:
-    """Load a local checkpoint through timm's own filter; every tensor of the backbone must be in it."""
-    if not path.is_file():
-        raise BackboneError(f"weights file '{path}' does not exist", weights=str(path))
-    try:
-        state = load_state_dict(str(path), use_ema=True, weights_only=True)
-        module = importlib.import_module(type(model).__module__)
-        keep = getattr(module, "checkpoint_filter_fn", None)
-        if keep is not None:
-            state = keep(state, model)
-        missing, _ = model.load_state_dict(state, strict=False)
-    except Exception as error:
+def _not_loaded(name: str, why: str) -> BackboneError:
+    return BackboneError(f"{name} could not be loaded ({why}); {_ADVICE}", model=name)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def _file_in(folder: Path) -> Path:
+    """The checkpoint in a folder of timm's hub layout, or the only one in it."""
+    known = [folder / name for name in _FOLDER_FILES if (folder / name).is_file()]
+    others = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".pth", ".bin")]
+    if not known and len(others) != 1:
+        count = f"{len(others)} checkpoints and none" if others else "no checkpoint"
+        raise _not_loaded(folder.name, f"the folder has {count} with a name such as {_FOLDER_FILES[0]}")
+    return (known or others)[0]
+
+
+def _fill(model: nn.Module, path: Path, name: str) -> None:
+    """Load a local checkpoint whole, or raise BackboneError with what is missing and what would be left over."""
+    state = read(path)
+    found = compare(model, state)
+    if not found.fits:
+        fitting = _architecture_of(state, name)
         raise BackboneError(
-            f"weights file '{path.name}' cannot be read as a checkpoint of this model "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
-            weights=str(path),
-        ) from error
-    skip = classifier_names(model)
-    lacking = [m for m in missing if not (skip and m.startswith(skip))]
-    if lacking:
-        raise BackboneError(
-            f"weights file '{path.name}' lacks {len(lacking)} tensors of the model, such as {lacking[0]}; "
-            "it belongs to another architecture",
-            weights=str(path), tensor=lacking[0],
+            f"weights file '{path.name}' {found}; it belongs to another architecture than {name}"
+            + (f" and fits {fitting}" if fitting else ""),
+            weights=str(path), tensor=(*found.missing, *found.left, "")[0],
         )  # fmt: skip
+    load(model, found, path.name)
+
+
+def _architecture_of(state: Mapping[str, Any], near: str) -> str:
+    """A timm model that takes the whole checkpoint, of names like ``near`` first; empty if none is found in time."""
+    kernel = next((v for n, v in state.items() if n.endswith("patch_embed.proj.weight") and v.ndim == 4), None)
+    patch = "" if kernel is None else f"patch{kernel.shape[-1]}"
+    names = [n for module in _MODULES for n in timm.list_models(module=module) if patch in n or "patch" not in n]
+    names.sort(key=lambda n: (patch not in n, -difflib.SequenceMatcher(a=near, b=n, autojunk=False).ratio()))
+    end = time.monotonic() + GUESS_S
+    for name in map(str, names):
+        if time.monotonic() > end:
+            break
+        with torch.device("meta"):
+            model = _create(name, name)
+        found = compare(model, state)
+        if found.fits and not found.stretched:
+            return name
+    return ""
+
+
+def _pretrained(name: str) -> nn.Module:
+    """timm's own weights, from the hub or its cache. Without a network the hub's client would retry for a minute."""
+    hub = huggingface_hub.constants
+    config = timm.get_pretrained_cfg(name)
+    if hub.HF_HUB_OFFLINE or not (config and config.hf_hub_id) or _reachable(hub.ENDPOINT):
+        return _create(name, name, pretrained=True)
+    try:
+        huggingface_hub.snapshot_download(config.hf_hub_id, local_files_only=True)
+    except Exception as error:
+        why = f"{hub.ENDPOINT} cannot be reached, and its weights are not in the local cache"
+        raise _not_loaded(name, why) from error
+    with _offline():
+        return _create(name, name, pretrained=True)
+
+
+def _reachable(address: str) -> bool:
+    """Whether anything answers there, by the hub's own client: its proxies, certificates and timeout count.
+
+    In a thread, since a name server that does not answer heeds no timeout of a client.
+    """
+    hub = huggingface_hub.constants
+    bound = REACH_S if hub.HF_HUB_ETAG_TIMEOUT == hub.DEFAULT_ETAG_TIMEOUT else float(hub.HF_HUB_ETAG_TIMEOUT)
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            huggingface_hub.get_session().head(address, timeout=bound)
+        except Exception:  # of the client, of TLS or of a proxy: there is no way there
+            answers.put(False)
+        else:
+            answers.put(True)
+
+    threading.Thread(target=ask, name="hub", daemon=True).start()
+    try:
+        return answers.get(timeout=bound)
+    except queue.Empty:
+        return False
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The hub's client takes what is in its cache and asks nobody."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before

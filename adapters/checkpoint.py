@@ -1,0 +1,218 @@
+"""Fill a timm model from a checkpoint: every tensor of both has its place, or the checkpoint is refused.
+
+timm's converters know the spellings of other projects, but they also stretch what does not fit, and its loader drops
+what is left over. So both sides are compared here, by name and shape, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from adapters.errors import BackboneError
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3
+"""Names of one kind in a sentence."""
+UNUSED = re.compile(
+    r"(head|head_dist|classifier|lm_head|pooler|pre_logits|projectors|local_cls_norm|dino_head|ibot_head)\..*"
+    r"|mask_token|decoder_(embed|blocks|norm|pred)\..*|decoder_pos_embed"
+    r"|(.*\.)?(relative_position_index|relative_coords_table|attn_mask|num_batches_tracked|periods|bias_mask)"
+)
+"""What no feature needs: classifiers, the mask token and decoder of masked training, the heads of self-supervised
+training, and buffers that timm computes itself."""
+_TABLE = ".relative_position_bias_table"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A checkpoint beside a model: the tensors to load, by the model's names, and all that does not fit.
+
+    ``missing``: of the model. ``left``: of the checkpoint, without a place. ``unused``: likewise, but needed by no
+    feature. ``unfit``: sentences, such as other shapes. ``stretched``: empty, or how the position grid was resampled.
+    """
+
+    tensors: Mapping[str, Tensor]
+    missing: tuple[str, ...]
+    left: tuple[str, ...]
+    unused: tuple[str, ...]
+    unfit: tuple[str, ...]
+    stretched: str
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.left or self.unfit)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.missing:
+            parts.append(f"lacks {len(self.missing)} tensors of the model, such as {_some(self.missing)}")
+        if self.left:
+            parts.append(f"holds {len(self.left)} that the model has no place for, such as {_some(self.left)}")
+        return "; ".join((*parts, *self.unfit))
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the classifier's tensors, such as ``head.``; empty strings never."""
+    names: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{n}." for n in ([names] if isinstance(names, str) else names))
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """What safetensors or torch's restricted unpickler reads, unwrapped as timm does. Raises BackboneError."""
+    if not path.is_file():
+        raise BackboneError(f"weights file '{path}' does not exist", weights=str(path))
+    try:
+        state: Mapping[str, Any] = load_state_dict(str(path), use_ema=True, weights_only=True)
+    except Exception as error:  # torch, safetensors and timm raise many kinds: it cannot be read
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise BackboneError(
+            f"weights file '{path.name}' cannot be read as a checkpoint of plain tensors "
+            f"({type(error).__name__}: {first})",
+            weights=str(path),
+        ) from error
+    return state
+
+
+def load(model: nn.Module, found: Comparison, source: str) -> None:
+    """Give the model the values of a checkpoint that fits; what was resampled or set aside is told in the log."""
+    if found.stretched:
+        log.info("%s: %s", source, found.stretched)
+    if found.unused:
+        log.info("%s: %d tensors are not needed, such as %s", source, len(found.unused), _some(found.unused))
+    model.load_state_dict(found.tensors, strict=False)
+
+
+def compare(model: nn.Module, state: Mapping[str, Any]) -> Comparison:
+    """Lay the entries of a checkpoint beside the model's tensors, which may be on ``meta``. Changes neither."""
+    raw = dict(_flat(state))
+    converted = _timm_names(model, state)
+    wanted, skip = model.state_dict(), classifier_names(model)
+    tensors: dict[str, Tensor] = {}
+    left: list[str] = []
+    unused: list[str] = []
+    shapes: list[str] = []
+    for name, value in converted.items():
+        if name not in wanted:
+            (unused if _is_unused(model, name, skip) else left).append(name)
+        elif not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != wanted[name].shape:
+            shapes.append(f"{name} {_shown(value)}, expected {_shown(wanted[name])}")
+        else:
+            tensors[name] = value
+    missing = [n for n in wanted if n not in converted and not (skip and n.startswith(skip))]
+    stretched, no_grid = _grid(model, raw)
+    unfit = [*_other_patches(model, raw), *_other_windows(model, raw), *_lost_biases(model, raw), *no_grid]
+    if shapes:
+        unfit.append(f"{len(shapes)} of its tensors have another shape or type, such as {shapes[0]}")
+    return Comparison(tensors, tuple(missing), tuple(left), tuple(unused), tuple(unfit), stretched)
+
+
+def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """All tensors, those of inner dictionaries too, under their inner names."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from _flat(value)
+
+
+def _timm_names(model: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The checkpoint as timm's converter for this kind of model spells it; as it is where the converter gives up."""
+    convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    # DeiT III's spelling of layer scale, which timm passes for that model alone; other checkpoints have none.
+    more = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(convert).parameters else {}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints about tensors that it drops
+            converted: Mapping[str, Any] = convert(dict(state), model, **more)
+    except Exception as error:  # it expects its own kind of model; the comparison says what does not fit
+        log.debug("timm's converter: %s: %s", type(error).__name__, error)
+        return state
+    return converted
+
+
+def _is_unused(model: nn.Module, name: str, classifier: tuple[str, ...]) -> bool:
+    if UNUSED.fullmatch(name) or (classifier and name.startswith(classifier)):
+        return True
+    # timm fills SigLIP models that pool otherwise from files with SigLIP's attention pooling.
+    architecture = getattr(model, "pretrained_cfg", {}).get("architecture") or ""
+    return name.startswith("attn_pool.") and "siglip" in architecture
+
+
+def _other_patches(model: Any, raw: Mapping[str, Tensor]) -> Iterator[str]:
+    """timm resamples kernels of another patch size; every token then sees another part of the picture."""
+    projection = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d):
+        return
+    ours = projection.weight.shape
+    for value in raw.values():
+        if value.ndim == 4 and value.shape[:2] == ours[:2] and value.shape[2:] != ours[2:]:
+            yield f"its patches are {_shown(value[0, 0])} pixels, those of the model {ours[2]}x{ours[3]}"
+            return
+
+
+def _other_windows(model: Any, raw: Mapping[str, Tensor]) -> Iterator[str]:
+    """A table of position biases may be resampled where it spans the whole picture, not where it spans a window."""
+    for name, value in raw.items():
+        if not name.endswith(_TABLE):
+            continue
+        try:
+            module: Any = model.get_submodule(name.removesuffix(_TABLE))
+            block: Any = model.get_submodule(name.removesuffix(_TABLE).rpartition(".")[0])
+        except AttributeError:
+            continue  # it is named among the tensors without a place
+        ours = getattr(module, _TABLE[1:], None)
+        if ours is None or ours.shape == value.shape:
+            continue
+        whole = getattr(block, "input_resolution", None) or model.patch_embed.grid_size
+        if tuple(module.window_size) != tuple(whole):
+            yield f"its attention has other windows: {name} {_shown(value)}, expected {_shown(ours)}"
+            return
+
+
+def _lost_biases(model: nn.Module, raw: Mapping[str, Tensor]) -> Iterator[str]:
+    """timm drops the attention's biases of DINOv3 for models without them: right only where they are zero."""
+    if "storage_tokens" not in raw or any(n.endswith("q_bias") for n, _ in model.named_parameters()):
+        return
+    lost = [n for n, v in raw.items() if n.endswith("attn.qkv.bias") and any(v.chunk(3)[i].any() for i in (0, 2))]
+    if lost:
+        yield f"it has biases in its attention, such as {lost[0]}, and the model has none"
+
+
+def _grid(model: Any, raw: Mapping[str, Tensor]) -> tuple[str, list[str]]:
+    """How the grid of positions is resampled, if it is; and why it cannot be."""
+    ours = getattr(model, "pos_embed", None)
+    found = [v for n, v in raw.items() if re.fullmatch(r"(\w+\.)*pos_embed", n) and v.ndim == 3]
+    if not isinstance(ours, Tensor) or ours.ndim != 3 or not found:
+        return "", []
+    prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    theirs = found[0].shape[1] - (1 if "register_tokens" in raw else prefix)
+    mine = ours.shape[1] - prefix
+    if theirs == mine:
+        return "", []
+    old, new = math.isqrt(max(theirs, 0)), math.isqrt(mine)
+    if old * old != theirs or old == 0:
+        return "", [f"its {found[0].shape[1]} positions are no square grid after {prefix} of other tokens"]
+    return f"the grid of positions was resampled from {old}x{old} to {new}x{new}, for pictures of another size", []
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:SHOWN])
+
+
+def _shown(value: object) -> str:
+    return "x".join(map(str, value.shape)) or "scalar" if isinstance(value, Tensor) else type(value).__name__

@@ -61,7 +61,7 @@ class Comparison:
         if self.missing:
             parts.append(f"lacks {len(self.missing)} tensors of the model, such as {_some(self.missing)}")
         if self.left:
-            parts.append(f"holds {len(self.left)} that the model has no place for, such as {_some(self.left)}")
+            parts.append(f"holds {len(self.left)} tensors that the model has no place for, such as {_some(self.left)}")
         return "; ".join((*parts, *self.unfit))
 
 
@@ -116,7 +116,7 @@ def compare(model: nn.Module, state: Mapping[str, Any]) -> Comparison:
     stretched, no_grid = _grid(model, raw)
     unfit = [*_other_patches(model, raw), *_other_windows(model, raw), *_lost_biases(model, raw), *no_grid]
     if shapes:
-        unfit.append(f"{len(shapes)} of its tensors have another shape or type, such as {shapes[0]}")
+        unfit.append(f"has {len(shapes)} tensors of another shape or type, such as {shapes[0]}")
     return Comparison(tensors, tuple(missing), tuple(left), tuple(unused), tuple(unfit), stretched)
 
 
@@ -161,7 +161,7 @@ def _other_patches(model: Any, raw: Mapping[str, Tensor]) -> Iterator[str]:
     ours = projection.weight.shape
     for value in raw.values():
         if value.ndim == 4 and value.shape[:2] == ours[:2] and value.shape[2:] != ours[2:]:
-            yield f"its patches are {_shown(value[0, 0])} pixels, those of the model {ours[2]}x{ours[3]}"
+            yield f"cuts patches of {_shown(value[0, 0])} pixels, the model those of {ours[2]}x{ours[3]}"
             return
 
 
@@ -180,7 +180,7 @@ def _other_windows(model: Any, raw: Mapping[str, Tensor]) -> Iterator[str]:
             continue
         whole = getattr(block, "input_resolution", None) or model.patch_embed.grid_size
         if tuple(module.window_size) != tuple(whole):
-            yield f"its attention has other windows: {name} {_shown(value)}, expected {_shown(ours)}"
+            yield f"has other windows of attention: {name} {_shown(value)}, expected {_shown(ours)}"
             return
 
 
@@ -190,7 +190,7 @@ def _lost_biases(model: nn.Module, raw: Mapping[str, Tensor]) -> Iterator[str]:
         return
     lost = [n for n, v in raw.items() if n.endswith("attn.qkv.bias") and any(v.chunk(3)[i].any() for i in (0, 2))]
     if lost:
-        yield f"it has biases in its attention, such as {lost[0]}, and the model has none"
+        yield f"has biases in its attention, such as {lost[0]}, and the model has none"
 
 
 def _grid(model: Any, raw: Mapping[str, Tensor]) -> tuple[str, list[str]]:
@@ -206,7 +206,7 @@ def _grid(model: Any, raw: Mapping[str, Tensor]) -> tuple[str, list[str]]:
         return "", []
     old, new = math.isqrt(max(theirs, 0)), math.isqrt(mine)
     if old * old != theirs or old == 0:
-        return "", [f"its {found[0].shape[1]} positions are no square grid after {prefix} of other tokens"]
+        return "", [f"has {found[0].shape[1]} positions, which make no square grid after {prefix} of other tokens"]
     return f"the grid of positions was resampled from {old}x{old} to {new}x{new}, for pictures of another size", []
 
 

@@ -35,6 +35,7 @@ _MODULES = (
     "vision_transformer", "deit", "eva", "beit", "swin_transformer", "swin_transformer_v2", "vision_transformer_relpos",
     "naflexvit", "vitamin",
 )  # fmt: skip
+_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so", 1280: "huge"}
 _FOLDER_FILES = (
     "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
@@ -122,11 +123,22 @@ def _fill(model: nn.Module, path: Path, name: str) -> None:
 
 
 def _architecture_of(state: Mapping[str, Any], near: str) -> str:
-    """A timm model that takes the whole checkpoint, of names like ``near`` first; empty if none is found in time."""
+    """A timm model that takes the whole checkpoint; empty if none is found in time.
+
+    Likely ones first: of the same kind of blocks, patches and width, and of names like ``near``.
+    """
     kernel = next((v for n, v in state.items() if n.endswith("patch_embed.proj.weight") and v.ndim == 4), None)
-    patch = "" if kernel is None else f"patch{kernel.shape[-1]}"
-    names = [n for module in _MODULES for n in timm.list_models(module=module) if patch in n or "patch" not in n]
-    names.sort(key=lambda n: (patch not in n, -difflib.SequenceMatcher(a=near, b=n, autojunk=False).ratio()))
+    patch, size = ("", "") if kernel is None else (f"patch{kernel.shape[-1]}", _SIZES.get(kernel.shape[0], ""))
+    swin = any(n.startswith("layers.") for n in state)
+    names = [n for module in _MODULES if module.startswith("swin") == swin for n in timm.list_models(module=module)]
+    names = [n for n in names if patch in n or "patch" not in n]
+    alike = difflib.SequenceMatcher(b=near, autojunk=False)
+
+    def likely(name: str) -> tuple[bool, float]:
+        alike.set_seq1(name)
+        return size not in name, -alike.ratio()
+
+    names.sort(key=likely)
     end = time.monotonic() + GUESS_S
     for name in map(str, names):
         if time.monotonic() > end:
@@ -143,7 +155,9 @@ def _pretrained(name: str) -> nn.Module:
     """timm's own weights, from the hub or its cache. Without a network the hub's client would retry for a minute."""
     hub = huggingface_hub.constants
     config = timm.get_pretrained_cfg(name)
-    if hub.HF_HUB_OFFLINE or not (config and config.hf_hub_id) or _reachable(hub.ENDPOINT):
+    if not (config and config.has_weights):
+        raise _not_loaded(name, "timm has no pretrained weights for it")
+    if hub.HF_HUB_OFFLINE or not config.hf_hub_id or _reachable(hub.ENDPOINT):
         return _create(name, name, pretrained=True)
     try:
         huggingface_hub.snapshot_download(config.hf_hub_id, local_files_only=True)

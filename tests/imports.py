@@ -65,8 +65,3 @@ def served(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
     """Logits as a server computes them: packed, in a slot, through the banked forward."""
     bench = Bench(backbone, [adapter])
     return torch.from_numpy(np.stack(bench.forward([bench.job(0, image[None]) for image in images])))
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    assert expected.std() > 0.1
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

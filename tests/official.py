@@ -66,8 +66,9 @@ def save_checkpoint(path: Path, state: dict[str, Tensor], **args: Any) -> Path:
 def official_logits(
     state: dict[str, Tensor], images: Tensor, *, scale: float = 0.1, option: str = "parallel"
 ) -> Tensor:
-    """Logits (rows, classes) of normalised images (rows, 3, size, size)."""
-    s = state
+    """Logits (rows, classes) of normalised images (rows, 3, size, size), in float64."""
+    s = {name: tensor.double() for name, tensor in state.items()}
+    images = images.double()
     patches = F.conv2d(images, s["patch_embed.proj.weight"], s["patch_embed.proj.bias"], stride=_patch(s))
     x = patches.flatten(2).transpose(1, 2)
     x = torch.cat([s["cls_token"].expand(len(x), -1, -1), x], dim=1) + s["pos_embed"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from adapters.backbone import load_backbone
 from adapters.config import InputConfig
 from adapters.file import FileLimits, read_adapter
-from tests.imports import LABELS, Base, Bed, close, served
-from tests.models import small_backbone
+from tests.imports import LABELS, Base, Bed, served
+from tests.models import close, small_backbone
 from tests.official import official_logits, random_state
 from tests.test_backbone import normalised, pixels
 

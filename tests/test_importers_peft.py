@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.backbone import Backbone, load_backbone
-from tests.imports import Base, Bed, close, served
+from tests.imports import Base, Bed, served
+from tests.models import close
 from tests.test_backbone import normalised, pixels
 
 BASE_CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 12, "bias": "none", "modules_to_save": ["classifier"]}
@@ -74,18 +75,18 @@ def save_folder(folder: Path, state: dict[str, Tensor], **config: Any) -> Path:
 
 
 def merged_logits(bed: Bed, scheme: str, state: dict[str, Tensor], scale: Callable[[str], float]) -> Tensor:
-    """timm's own forward with ``scale * B @ A`` added to its weights, then the head."""
-    backbone = load_backbone(str(bed.base), str(bed.weights), "cpu", "float32")
+    """timm's own forward in float64 with ``scale * B @ A`` added to its weights, then the head."""
+    model = load_backbone(str(bed.base), str(bed.weights), "cpu", "float32").model.double()
     root, modules, head = SCHEMES[scheme]
-    state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+    state = {name.removeprefix("base_model.model."): tensor.double() for name, tensor in state.items()}
     for name in [n.removesuffix(".lora_A.weight") for n in state if n.endswith(".lora_A.weight")]:
         block, module = name.removeprefix(f"{root}.").split(".", 1)
         linear, third = modules[module]
-        weight = backbone.model.get_submodule(f"blocks.{block}.{linear}").weight
+        weight = model.get_submodule(f"blocks.{block}.{linear}").weight
         part = weight if third is None else weight.chunk(3)[third]
         part += scale(name) * state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
-    images = normalised(bed.backbone, pixels(bed.backbone, 3))
-    vector = backbone.model.forward_head(backbone.model.forward_features(images), pre_logits=True)
+    images = normalised(bed.backbone, pixels(bed.backbone, 3)).double()
+    vector = model.forward_head(model.forward_features(images), pre_logits=True)
     return vector @ state[f"{head}.weight"].T + state[f"{head}.bias"]
 
 

@@ -11,7 +11,7 @@ from adapters.config import SiteConfig
 from adapters.file import Adapter
 from adapters.layout import Layout
 from adapters.sites import ACTIVATIONS, ClipRows, LowRankResidual, SiteRows, SlotWeights, banked_residual
-from tests.models import Spec, config_of, random_adapter, small_backbone
+from tests.models import Spec, close, config_of, random_adapter, small_backbone
 
 WIDTH, TOKENS = 24, 7
 
@@ -62,7 +62,7 @@ def test_banked_equals_the_training_module(act: str) -> None:
     order = [2, 1, 0, 3]
     expected = torch.stack([out[i] + (made[s - 1][1](tap[i : i + 1])[0] if s else 0) for i, s in enumerate(order)])
     found = banked_residual(tap, out.clone(), slots_of(made, rank=16), rows(order, [act] * 4))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    close(found, expected)
 
 
 @torch.inference_mode()
@@ -72,7 +72,7 @@ def test_activations_and_ranks_mix_in_one_batch() -> None:
     tap = torch.randn(3, TOKENS, WIDTH)
     found = banked_residual(tap, torch.zeros_like(tap), slots_of(made, 8), rows([1, 2, 3], ["none", "relu", "gelu"]))
     expected = torch.cat([m(tap[i : i + 1]) for i, (_, m) in enumerate(made)])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    close(found, expected)
 
 
 @torch.inference_mode()
@@ -89,7 +89,7 @@ def test_time_mixing_stays_inside_its_clip_and_leaves_pictures_alone() -> None:
     )  # fmt: skip
     found = banked_residual(tap, torch.zeros_like(tap), slots_of(made, 8), rows([2] + [1] * 8, ["relu"] * 9, clips))
     expected = torch.cat([made[1][1](tap[:1]), made[0][1](tap[1:6], 5), made[0][1](tap[6:], 3)])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    close(found, expected)
     still = banked_residual(tap, torch.zeros_like(tap), slots_of(made, 8), rows([2] * 9, ["relu"] * 9))
     assert torch.equal(found[0], still[0])
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import io
 import logging
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ UNUSED = re.compile(
 )
 """What no feature needs: classifiers, the mask token and decoder of masked training, the heads of self-supervised
 training, and buffers that timm computes itself."""
+_COUNTER = re.compile(r"\.num_batches_tracked$")
 _TABLE = ".relative_position_bias_table"
 
 
@@ -108,11 +109,11 @@ def compare(model: nn.Module, state: Mapping[str, Any]) -> Comparison:
     for name, value in converted.items():
         if name not in wanted:
             (unused if _is_unused(model, name, skip) else left).append(name)
-        elif not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != wanted[name].shape:
+        elif not _is_alike(value, wanted[name]):
             shapes.append(f"{name} {_shown(value)}, expected {_shown(wanted[name])}")
         else:
             tensors[name] = value
-    missing = [n for n in wanted if n not in converted and not (skip and n.startswith(skip))]
+    missing = [n for n in wanted if n not in converted and not n.startswith(skip or "\0") and not _COUNTER.search(n)]
     stretched, no_grid = _grid(model, raw)
     unfit = [*_other_patches(model, raw), *_other_windows(model, raw), *_lost_biases(model, raw), *no_grid]
     if shapes:
@@ -134,10 +135,11 @@ def _timm_names(model: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]
     convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     if convert is None:
         return state
-    # DeiT III's spelling of layer scale, which timm passes for that model alone; other checkpoints have none.
-    more = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(convert).parameters else {}
+    # DeiT III's authors spell layer scale as other models do here, so that timm renames it for DeiT alone.
+    more = {"adapt_layer_scale": True} if _architecture(model).startswith("deit") else {}
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints about tensors that it drops
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it prints what it drops
+            warnings.simplefilter("ignore")  # of torch, about how timm resamples
             converted: Mapping[str, Any] = convert(dict(state), model, **more)
     except Exception as error:  # it expects its own kind of model; the comparison says what does not fit
         log.debug("timm's converter: %s: %s", type(error).__name__, error)
@@ -149,8 +151,18 @@ def _is_unused(model: nn.Module, name: str, classifier: tuple[str, ...]) -> bool
     if UNUSED.fullmatch(name) or (classifier and name.startswith(classifier)):
         return True
     # timm fills SigLIP models that pool otherwise from files with SigLIP's attention pooling.
-    architecture = getattr(model, "pretrained_cfg", {}).get("architecture") or ""
-    return name.startswith("attn_pool.") and "siglip" in architecture
+    return name.startswith("attn_pool.") and "siglip" in _architecture(model)
+
+
+def _architecture(model: nn.Module) -> str:
+    return getattr(model, "pretrained_cfg", {}).get("architecture") or ""
+
+
+def _is_alike(value: object, wanted: Tensor) -> bool:
+    """Of one shape, and fractions where fractions are wanted; their precision may differ."""
+    if not isinstance(value, Tensor) or value.shape != wanted.shape:
+        return False
+    return value.is_floating_point() == wanted.is_floating_point()
 
 
 def _other_patches(model: Any, raw: Mapping[str, Tensor]) -> Iterator[str]:
@@ -166,7 +178,10 @@ def _other_patches(model: Any, raw: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def _other_windows(model: Any, raw: Mapping[str, Tensor]) -> Iterator[str]:
-    """A table of position biases may be resampled where it spans the whole picture, not where it spans a window."""
+    """A table of position biases may be resampled where it spans the whole picture, not where it spans a window.
+
+    Windows of Swin that span the picture are cut to it: only from a larger one is theirs a matter of size.
+    """
     for name, value in raw.items():
         if not name.endswith(_TABLE):
             continue
@@ -178,8 +193,9 @@ def _other_windows(model: Any, raw: Mapping[str, Tensor]) -> Iterator[str]:
         ours = getattr(module, _TABLE[1:], None)
         if ours is None or ours.shape == value.shape:
             continue
-        whole = getattr(block, "input_resolution", None) or model.patch_embed.grid_size
-        if tuple(module.window_size) != tuple(whole):
+        stage = getattr(block, "input_resolution", None)
+        spans = tuple(module.window_size) == tuple(stage or model.patch_embed.grid_size)
+        if not spans or (stage and len(value) < len(ours)):
             yield f"has other windows of attention: {name} {_shown(value)}, expected {_shown(ours)}"
             return
 

@@ -79,7 +79,10 @@ def _refuse_other_families(name: str, source: str) -> None:
     with torch.device("meta"):
         model = _create(name, source)
     blocks_of(model, name)
-    input_config(model)
+    try:
+        input_config(model)
+    except (KeyError, TypeError, ValueError) as error:  # a config.json by hand
+        raise _not_loaded(name, f"its preprocessing cannot be read: {_first_line(error)}") from error
 
 
 def _create(name: str, source: str, *, pretrained: bool = False) -> nn.Module:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -17,6 +19,61 @@ from tests.models import small_backbone
 def test_an_unknown_family_is_an_error() -> None:
     with pytest.raises(BackboneError, match="no transformer blocks|no known sites"):
         load_backbone("resnet18", "random:0", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("resnet18", "no transformer blocks"),
+        ("efficientnet_b0", "built of container.Sequential"),
+        ("mvitv2_tiny", "no transformer blocks"),
+        ("hiera_tiny_224", "built of hiera.HieraBlock"),
+        ("samvit_base_patch16", "built of vision_transformer_sam.Block"),
+        ("qwen3_vit_88m_enc", "qwen3_vit.Qwen3VitEncoder. has no norm"),
+        ("qwen3_vit_88m", "no transformer blocks"),
+        ("vit_base_patch16_sapiens2", "1024x768 pixels"),
+        ("vit_base_patch16_224.no_such_tag", "could not be loaded"),
+    ],
+)
+@pytest.mark.parametrize("weights", ["", "random:0", "none.pth"])
+def test_a_model_that_cannot_be_adapted_is_one_line_before_its_weights_are_looked_for(
+    name: str, reason: str, weights: str
+) -> None:
+    with pytest.raises(BackboneError, match=reason) as caught:
+        load_backbone(name, weights, "cpu")
+    assert len(caught.value.message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        {"model_type": "vit"},
+        {"architecture": "no_such_model"},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"no_such_argument": 1}},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"features_only": True}},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 50}},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"in_chans": 1}},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 0}},
+        {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 32]}},
+        {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": "grey"}},
+    ],
+    ids=str,
+)
+def test_a_folder_that_describes_no_model_of_ours_is_one_line(tmp_path: Path, config: Any) -> None:
+    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    with pytest.raises(BackboneError) as caught:
+        load_backbone(str(tmp_path), "random:0", "cpu")
+    assert len(caught.value.message.splitlines()) == 1
+
+
+def test_a_forward_unlike_those_we_know_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def forward_features(_self: object, _images: object) -> None:
+        raise KeyError("patch_coord\n and more")
+
+    monkeypatch.setattr("timm.models.VisionTransformer.forward_features", forward_features)
+    with pytest.raises(BackboneError, match="cannot be adapted .KeyError: 'patch_coord"):
+        small_backbone(tmp_path)
 
 
 def test_a_mistyped_name_gets_suggestions() -> None:
@@ -40,6 +97,33 @@ def test_local_weights_must_fill_the_whole_model(tmp_path: Path) -> None:
         load_backbone(str(tmp_path), str(tmp_path / "part.safetensors"), "cpu")
     with pytest.raises(BackboneError, match="does not exist"):
         load_backbone(str(tmp_path), str(tmp_path / "none.safetensors"), "cpu")
+
+
+def test_a_folders_own_file_is_held_to_the_same(tmp_path: Path) -> None:
+    backbone = small_backbone(tmp_path)
+    state = dict(backbone.model.state_dict())
+    with pytest.raises(BackboneError, match="the folder has no checkpoint with a name such as model.safetensors"):
+        load_backbone(str(tmp_path), "", "cpu")
+    save_file(state, tmp_path / "mine.safetensors")
+    assert load_backbone(str(tmp_path), "", "cpu").layout.fingerprint == fingerprint_of(backbone.model)
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(BackboneError, match="2 checkpoints and none"):
+        load_backbone(str(tmp_path), "", "cpu")
+    save_file(state | {"blocks.0.ls1.gamma": torch.ones(48)}, tmp_path / "model.safetensors")
+    with pytest.raises(BackboneError, match=r"holds 1 tensors that the model has no place for, such as blocks\.0\.ls1"):
+        load_backbone(str(tmp_path), "", "cpu")
+
+
+def test_a_refused_file_is_told_what_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.weights.GUESS_S", 60.0)
+    made = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    save_file({name: tensor.half() for name, tensor in made.state_dict().items()}, tmp_path / "dino.safetensors")
+    with pytest.raises(BackboneError) as caught:
+        load_backbone("vit_small_patch16_224", str(tmp_path / "dino.safetensors"), "cpu")
+    message = caught.value.message
+    assert "holds 24 tensors that the model has no place for, such as blocks.0.ls1.gamma" in message
+    assert "cuts patches of 14x14 pixels, the model those of 16x16" in message
+    assert message.endswith("another architecture than vit_small_patch16_224 and fits vit_small_patch14_dinov2")
 
 
 def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ SHOWN = 3
 """Names of one kind in a sentence."""
 UNUSED = re.compile(
     r"(head|head_dist|classifier|lm_head|pooler|pre_logits|projectors|local_cls_norm|dino_head|ibot_head)\..*"
-    r"|mask_token|decoder_(embed|blocks|norm|pred)\..*|decoder_pos_embed"
+    r"|optimizer|scheduler|lr_scheduler|scaler|mask_token|decoder_(embed|blocks|norm|pred)\..*|decoder_pos_embed"
     r"|(.*\.)?(relative_position_index|relative_coords_table|attn_mask|num_batches_tracked|periods|bias_mask)"
 )
 """What no feature needs: classifiers, the mask token and decoder of masked training, the heads of self-supervised
-training, and buffers that timm computes itself."""
+training, a training's own state, and buffers that timm computes itself."""
 _COUNTER = re.compile(r"\.num_batches_tracked$")
 _TABLE = ".relative_position_bias_table"
 
@@ -89,7 +89,13 @@ def read(path: Path) -> Mapping[str, Any]:
 
 
 def load(model: nn.Module, found: Comparison, source: str) -> None:
-    """Give the model the values of a checkpoint that fits; what was resampled or set aside is told in the log."""
+    """Give the model the values of a checkpoint that fits; what was resampled or set aside is told in the log.
+
+    Raises BackboneError for values that are no numbers.
+    """
+    broken = next((n for n, t in found.tensors.items() if not bool(t.isfinite().all())), None)
+    if broken:
+        raise BackboneError(f"weights file '{source}' holds NaN or infinite values in {broken}", tensor=broken)
     if found.stretched:
         log.info("%s: %s", source, found.stretched)
     if found.unused:
@@ -108,7 +114,8 @@ def compare(model: nn.Module, state: Mapping[str, Any]) -> Comparison:
     shapes: list[str] = []
     for name, value in converted.items():
         if name not in wanted:
-            (unused if _is_unused(model, name, skip) else left).append(name)
+            plain = not isinstance(value, Tensor | Mapping | list | tuple)  # an epoch, a name
+            (unused if plain or _is_unused(model, name, skip) else left).append(name)
         elif not _is_alike(value, wanted[name]):
             shapes.append(f"{name} {_shown(value)}, expected {_shown(wanted[name])}")
         else:
@@ -125,7 +132,7 @@ def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """All tensors, those of inner dictionaries too, under their inner names."""
     for name, value in state.items():
         if isinstance(value, Tensor):
-            yield name, value
+            yield str(name), value  # an optimizer's are numbers
         elif isinstance(value, Mapping):
             yield from _flat(value)
 

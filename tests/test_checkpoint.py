@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapters.checkpoint import compare, load, read
+from adapters.errors import BackboneError
 from tests.models import FAMILIES
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -93,6 +95,19 @@ def test_what_is_not_needed_is_known_by_name_and_told(caplog: pytest.LogCaptureF
     assert compare(model, state | {"student": {"blocks.0.norm1.weight": torch.zeros(48)}}).left == ("student",)
 
 
+def test_a_training_checkpoint_without_a_model_entry_is_read_too() -> None:
+    state = make("vit").state_dict() | {"optimizer": {"state": {0: torch.ones(3)}}, "epoch": 3, "arch": "vit"}
+    assert compare(make("vit"), state).fits
+    assert compare(make("vit"), state | {"student": [torch.ones(3)]}).left == ("student",)
+
+
+def test_a_value_that_is_no_number_is_refused() -> None:
+    model, state = make("vit"), make("vit").state_dict()
+    state["blocks.1.mlp.fc1.bias"][3] = torch.nan
+    with pytest.raises(BackboneError, match=r"holds NaN or infinite values in blocks\.1\.mlp\.fc1\.bias"):
+        load(model, compare(model, state), "vit.pth")
+
+
 def test_siglips_pooling_is_left_out_where_timm_leaves_it_out() -> None:
     state = make("siglip").state_dict()
     assert any(name.startswith("attn_pool.") for name in state)
@@ -128,6 +143,39 @@ def test_original_checkpoints_are_read_by_timms_converters() -> None:
     bias[3] = 0.5
     assert "has biases in its attention" in str(compare(model, theirs | {"blocks.0.attn.qkv.bias": bias}))
     assert compare(make("biases"), theirs | {f"blocks.{b}.attn.qkv.bias": bias for b in range(2)}).fits
+
+
+def test_clips_picture_tower_is_taken_from_the_whole() -> None:
+    model = make("clip")
+    swaps = {
+        "patch_embed.proj": "conv1", "norm_pre": "ln_pre", "norm1": "ln_1", "norm2": "ln_2",
+        "attn.qkv.": "attn.in_proj_", "attn.proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+        "blocks.": "transformer.resblocks.",
+    }  # fmt: skip
+    theirs: dict[str, Tensor] = {"logit_scale": torch.zeros(()), "positional_embedding": torch.zeros(77, 32)}
+    for name, tensor in model.state_dict().items():
+        for ours, other in swaps.items():
+            name = name.replace(ours, other)  # noqa: PLW2901
+        theirs["visual." + re.sub(r"^norm\.", "ln_post.", name)] = tensor
+    theirs["visual.class_embedding"] = theirs.pop("visual.cls_token")[0, 0]
+    theirs["visual.positional_embedding"] = theirs.pop("visual.pos_embed")[0]
+    theirs["visual.proj"] = torch.zeros(48, 7)
+    found = compare(model, theirs)
+    assert found.fits, str(found)
+    assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in model.state_dict().items())
+    trunk = {f"visual.trunk.{n}": t for n, t in make("vit").state_dict().items()} | {"text.weight": torch.zeros(3)}
+    assert compare(make("vit"), trunk).fits
+    assert not compare(make("vit"), trunk | {"visual.trunk.blocks.0.ls1.gamma": torch.zeros(48)}).fits
+
+
+def test_swins_own_names_are_a_stage_apart() -> None:
+    state = make("swin", classes=7).state_dict()
+    theirs = {n.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc", "head"): t
+              for n, t in state.items()}  # fmt: skip
+    theirs |= {"layers.0.blocks.0.attn_mask": torch.zeros(4, 16, 16)}
+    theirs |= {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(16, 16, dtype=torch.long)}
+    assert compare(make("swin"), {"model": theirs}).fits
+    assert not compare(make("swin", depths=[2, 2]), theirs).fits
 
 
 def test_pictures_of_another_size_stretch_the_grid_of_positions_alone() -> None:

@@ -16,6 +16,12 @@ from adapters.errors import BackboneError
 from tests.models import small_backbone
 
 
+@pytest.fixture(autouse=True)
+def _no_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a refused file may fit is looked for in one test; it takes seconds."""
+    monkeypatch.setattr("adapters.weights.GUESS_S", 0.0)
+
+
 def test_an_unknown_family_is_an_error() -> None:
     with pytest.raises(BackboneError, match="no transformer blocks|no known sites"):
         load_backbone("resnet18", "random:0", "cpu")

@@ -43,7 +43,7 @@ class Comparison:
     """A checkpoint beside a model: the tensors to load, by the model's names, and all that does not fit.
 
     ``missing``: of the model. ``left``: of the checkpoint, without a place. ``unused``: likewise, but needed by no
-    feature. ``unfit``: sentences, such as other shapes. ``stretched``: empty, or how the position grid was resampled.
+    feature. ``unfit``: sentences, such as other shapes. ``stretched``: empty, or how positions were resampled.
     """
 
     tensors: Mapping[str, Tensor]
@@ -122,6 +122,8 @@ def compare(model: nn.Module, state: Mapping[str, Any]) -> Comparison:
             tensors[name] = value
     missing = [n for n in wanted if n not in converted and not n.startswith(skip or "\0") and not _COUNTER.search(n)]
     stretched, no_grid = _grid(model, raw)
+    if any(n.endswith(_TABLE) and n in wanted and v.shape != wanted[n].shape for n, v in raw.items()):
+        stretched = stretched or "tables of position biases were resampled, for pictures of another size"
     unfit = [*_other_patches(model, raw), *_other_windows(model, raw), *_lost_biases(model, raw), *no_grid]
     if shapes:
         unfit.append(f"has {len(shapes)} tensors of another shape or type, such as {shapes[0]}")

@@ -187,6 +187,7 @@ def test_pictures_of_another_size_stretch_the_grid_of_positions_alone() -> None:
     assert torch.equal(found.tensors["pos_embed"], expected)
     found = compare(make("beit", img_size=64), make("beit").state_dict())  # tables that span the whole picture
     assert found.fits
+    assert "tables of position biases were resampled" in found.stretched
     found = compare(make("vit of patch 16"), make("vit").state_dict())
     assert "cuts patches of 8x8 pixels, the model those of 16x16" in str(found)
     found = compare(make("windows"), make("swin").state_dict())

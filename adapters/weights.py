@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,9 @@ def _architecture_of(state: Mapping[str, Any], near: str) -> str:
 
     Likely ones first: of the same kind of blocks, patches and width, and of names like ``near``.
     """
-    kernel = next((v for n, v in state.items() if n.endswith("patch_embed.proj.weight") and v.ndim == 4), None)
-    patch, size = ("", "") if kernel is None else (f"patch{kernel.shape[-1]}", _SIZES.get(kernel.shape[0], ""))
+    kernels = [v for n, v in state.items() if n.endswith("patch_embed.proj.weight")]
+    kernel: tuple[int, ...] = tuple(getattr(kernels[0], "shape", ())) if kernels else ()
+    patch, size = (f"patch{kernel[-1]}", _SIZES.get(kernel[0], "")) if len(kernel) == 4 else ("", "")
     swin = any(n.startswith("layers.") for n in state)
     names = [n for module in _MODULES if module.startswith("swin") == swin for n in timm.list_models(module=module)]
     names = [n for n in names if patch in n or "patch" not in n]
@@ -146,11 +147,10 @@ def _architecture_of(state: Mapping[str, Any], near: str) -> str:
     for name in map(str, names):
         if time.monotonic() > end:
             break
-        with torch.device("meta"):
-            model = _create(name, name)
-        found = compare(model, state)
-        if found.fits and not found.stretched:
-            return name
+        with suppress(BackboneError), torch.device("meta"):
+            found = compare(_create(name, name), state)
+            if found.fits and not found.stretched:
+                return name
     return ""
 
 
@@ -162,18 +162,28 @@ def _pretrained(name: str) -> nn.Module:
         raise _not_loaded(name, "timm has no pretrained weights for it")
     # Set by its user, the hub's time for a first answer counts; ten seconds as it comes are too long here.
     bound = REACH_S if hub.HF_HUB_ETAG_TIMEOUT == hub.DEFAULT_ETAG_TIMEOUT else float(hub.HF_HUB_ETAG_TIMEOUT)
-    if hub.HF_HUB_OFFLINE or not config.hf_hub_id or _reachable(hub.ENDPOINT, bound):
+    address = hub.ENDPOINT if config.hf_hub_id else config.url
+    if hub.HF_HUB_OFFLINE or _reachable(address, bound):
         return _create(name, name, pretrained=True)
-    try:
-        huggingface_hub.snapshot_download(config.hf_hub_id, local_files_only=True)
-    except Exception as error:
-        why = (
-            f"{hub.ENDPOINT} cannot be reached in {bound:g} s, and its weights are not in the local cache; "
-            "the environment's HF_HUB_ETAG_TIMEOUT gives a slow network more seconds"
+    if not _is_cached(config):
+        raise _not_loaded(
+            name,
+            f"{address} cannot be reached in {bound:g} s, and its weights are not in the local cache; "
+            "the environment's HF_HUB_ETAG_TIMEOUT gives a slow network more seconds",
         )
-        raise _not_loaded(name, why) from error
     with _offline():
         return _create(name, name, pretrained=True)
+
+
+def _is_cached(config: Any) -> bool:
+    """Whether the hub's client has anything of the model's repository, or torch's has the file of an address."""
+    if not config.hf_hub_id:
+        return (Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name).is_file()
+    try:
+        huggingface_hub.snapshot_download(config.hf_hub_id, local_files_only=True)
+    except Exception:  # of a kind for each thing that may be missing
+        return False
+    return True
 
 
 def _reachable(address: str, bound: float) -> bool:

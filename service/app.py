@@ -20,10 +20,12 @@ from adapters.file import FileLimits
 from adapters.forward import BankedForward
 from adapters.media import MediaLimits
 from service import problems, routes, tracing
+from service.addresses import Methods, PlainPath
+from service.door import Cors, KnownHost, KnownOrigin, Proxies
 from service.engine import BatchReport, Engine
 from service.keys import Keys
 from service.metrics import Metrics, Snapshot
-from service.middleware import RequestContext
+from service.middleware import LastResort, RequestContext
 from service.repository import Repository
 from service.routes.guard import guard, still_open
 from service.serving.budget import Budget
@@ -118,13 +120,24 @@ def create_app(parts: Parts) -> FastAPI:
         title="AdaptServe",
         version=installed_version(),
         description="One frozen Vision Transformer, many tasks; each is a small adapter file with its own endpoint.",
+        redirect_slashes=False,
         redoc_url=None,
         dependencies=[Depends(still_open), Depends(guard)],
     )
     app.state.parts = parts
     problems.install(app)
     routes.install(app)
+    # From the inside out: a request passes the last one first.
+    app.add_middleware(Methods)
+    app.add_middleware(KnownOrigin, settings=parts.settings)
+    app.add_middleware(LastResort)
+    if parts.settings.allowed_origins:
+        app.add_middleware(Cors, settings=parts.settings)
+    app.add_middleware(KnownHost, settings=parts.settings)
     app.add_middleware(RequestContext, on_done=parts.metrics.requested)
+    app.add_middleware(PlainPath, root_path=parts.settings.root_path)
+    if parts.settings.trusted_proxies:
+        app.add_middleware(Proxies, settings=parts.settings)
     return app
 
 

@@ -8,10 +8,13 @@ AdaptError (adapters.errors)
 │   └── BadTaskName          400
 ├── Unauthorised             401
 ├── Forbidden                403
+│   └── ForeignOrigin        403  a page of another origin wants to change something
 ├── UnknownTask              404
 ├── UnknownVersion           404
 ├── Conflict                 409  the state forbids it (deleting the active version, a locked folder)
 ├── BodyTooLarge             413
+├── BadRange                 416
+├── UnknownHost              421  the request was meant for another name
 ├── BadScores                422  the adapter's scores are not finite numbers
 ├── QueueFull                429  with retry_after
 ├── ClientGone               499  never sent: there is nobody to send it to
@@ -66,6 +69,14 @@ class Forbidden(AdaptError):
     """The key lacks the scope."""
 
 
+class ForeignOrigin(Forbidden):
+    """A page that came from elsewhere asks to change something."""
+
+
+class UnknownHost(AdaptError):
+    """The request's ``Host`` is no name of this server."""
+
+
 class UnknownTask(AdaptError):
     """There is no such task."""
 
@@ -80,6 +91,14 @@ class Conflict(AdaptError):
 
 class BodyTooLarge(AdaptError):
     """The body passes its bound."""
+
+
+class BadRange(AdaptError):
+    """A range of bytes that holds none; ``size`` is the file's."""
+
+    def __init__(self, message: str, *, size: int) -> None:
+        super().__init__(message, size=size)
+        self.size = size
 
 
 class BadScores(AdaptError):
@@ -143,10 +162,13 @@ STATUS: dict[type[AdaptError], int] = {
     BadTaskName: 400,
     Unauthorised: 401,
     Forbidden: 403,
+    ForeignOrigin: 403,
+    UnknownHost: 421,
     UnknownTask: 404,
     UnknownVersion: 404,
     Conflict: 409,
     BodyTooLarge: 413,
+    BadRange: 416,
     BadScores: 422,
     QueueFull: 429,
     ClientGone: 499,

@@ -1,4 +1,4 @@
-"""RequestContext: every request gets an id, a count, a log line and a last resort; plain ASGI: streams stay streams.
+"""Around every request: an id, a count and a log line, and a last resort; plain ASGI: streams stay streams.
 
 It does not know what a route does; routes name their tasks in ``scope["state"]["tasks"]``.
 """
@@ -28,7 +28,7 @@ OnDone = Callable[[Sequence[str], int, float], None]
 
 
 class RequestContext:
-    """Adds ``X-Request-Id`` (the caller's own where it is sane), reports the outcome, and answers the unforeseen."""
+    """Adds ``X-Request-Id`` (the caller's own where it is sane) and reports the outcome."""
 
     def __init__(self, app: ASGIApp, on_done: OnDone) -> None:
         self._app, self._on_done = app, on_done
@@ -52,17 +52,38 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, tagged)
-        except Exception:
-            log.exception("request %s: %s %r failed", request_id, scope["method"], scope["path"])
-            if status:
-                raise  # half an answer is out; the connection must break
-            detail = f"the server made a mistake; its log has the details under {request_id}"
-            await respond_plain(500, detail, request_id)(scope, receive, tagged)
         finally:
             seconds, status = time.perf_counter() - start, status or 499
-            if scope["path"].startswith("/v1/"):
+            if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
                 self._on_done(state["tasks"], status, seconds)
             _log(scope, state, status, seconds)
+
+
+class LastResort:
+    """Answers the unforeseen, inside of whatever adds headers to answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            request_id = scope["state"]["request_id"]
+            log.exception("request %s: %s %r failed", request_id, scope["method"], scope["path"])
+            if begun:
+                raise  # half an answer is out; the connection must break
+            detail = f"the server made a mistake; its log has the details under {request_id}"
+            await respond_plain(500, detail, request_id)(scope, receive, send)
 
 
 def _log(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:

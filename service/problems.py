@@ -16,7 +16,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from adapters.errors import AdaptError
+from service.addresses import allowed
 from service.errors import (
+    BadRange,
     BadRequest,
     BodyTooLarge,
     ClientGone,
@@ -48,6 +50,8 @@ def respond(error: AdaptError, request_id: str) -> ProblemResponse:
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, BadRange):
+        headers["Content-Range"] = f"bytes */{error.size}"
     if isinstance(error, Unauthorised):
         headers["WWW-Authenticate"] = 'Bearer realm="adaptserve"'
     if isinstance(error, BodyTooLarge | DeadlineExceeded | ClientGone | Draining):
@@ -82,8 +86,12 @@ def install(app: FastAPI) -> None:
 
     async def framework(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        detail = _HINTS.get(error.status_code, str(error.detail))
-        return respond_plain(error.status_code, detail, request.state.request_id, error.headers)
+        detail, headers = _HINTS.get(error.status_code, str(error.detail)), dict(error.headers or {})
+        if error.status_code == 404 and "//" in request.scope["path"]:
+            detail = "there is nothing at this address: it has two slashes side by side; leave one out"
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(allowed(request.scope))  # of all routes at the address, not the first alone
+        return respond_plain(error.status_code, detail, request.state.request_id, headers)
 
     app.add_exception_handler(AdaptError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -94,6 +102,9 @@ def bad_request(error: RequestValidationError) -> BadRequest:
     """The first thing wrong with a query or path, as our error."""
     first: dict[str, Any] = dict(error.errors()[0])
     place, *rest = (str(part) for part in first["loc"])
-    field = ".".join(rest) or place
+    field = rest[0] if rest else place  # what follows is how we declared it: which type of a union, which item
     came = repr(first.get("input"))[:80]
-    return BadRequest(f"{place} parameter '{field}': {first['msg'].lower()}; {came} came", field=field, got=came)
+    if place == "header":
+        field = "-".join(word.capitalize() for word in field.split("-"))  # the framework has it in lower case
+    where = f"header {field}" if place == "header" else f"{place} parameter '{field}'"
+    return BadRequest(f"{where}: {first['msg'].lower()}; {came} came", field=field, got=came)

@@ -40,6 +40,7 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         log_level=settings.log_level if settings.log_level == "debug" else "warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # service.door believes those that the settings name
         backlog=BACKLOG,
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=settings.keep_alive_s,

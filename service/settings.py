@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service import hosts
 
 PREFIX = "ADAPTSERVE_"
 MIB = 2**20
@@ -24,6 +26,22 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     published_host: str = Field(
         "", description="Address that a container's port is published on, where it is not the one listened on."
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="Names that requests may be addressed to, separated by commas: `example.org`, `*.example.org`, `*` "
+        "for any. IP addresses, localhost, this machine's name, HOST and PUBLISHED_HOST always may.",
+    )
+    allowed_origins: str = Field(
+        "",
+        description="Origins whose pages may call this server from a browser, separated by commas: "
+        "`https://example.org`, `*` for any.",
+    )
+    root_path: str = Field("", description="Path that a proxy serves this server under, like `/vision`.")
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses or networks of proxies whose X-Forwarded-For, -Proto and -Host are believed, separated "
+        "by commas; `*` for any.",
     )
     insecure: bool = Field(False, description="Allow an address other than loopback without keys.")
     keys: str = Field("", description="Keys as `adaptserve keys create` prints them: hashes in a JSON list.")
@@ -89,6 +107,11 @@ class Settings(BaseSettings):
     otel_endpoint: str = Field(
         "", description="Address of an OpenTelemetry collector (OTLP over HTTP); empty is off. Needs the extra `otel`."
     )
+
+    _hosts = field_validator("allowed_hosts")(hosts.check_hosts)
+    _origins = field_validator("allowed_origins")(hosts.check_origins)
+    _root_path = field_validator("root_path")(hosts.check_root_path)
+    _proxies = field_validator("trusted_proxies")(hosts.check_proxies)
 
 
 def read_settings(env_file: Path | None = None, **overrides: Any) -> Settings:

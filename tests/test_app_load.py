@@ -88,7 +88,7 @@ def test_a_client_that_leaves_takes_its_rows_along(small: House) -> None:
         first = pool.submit(small.ask, "t", photograph())
         assert held.entered.wait(WAIT)
         with socket.create_connection((host, int(port))) as raw:
-            head = f"POST /v1/tasks/t/predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST /v1/tasks/t/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             raw.sendall(head.encode() + body)
             assert until(lambda: small.parts.engine.queued_rows == 2)
         assert until(lambda: small.parts.engine.queued_rows == 1)
@@ -109,7 +109,7 @@ def test_all_bodies_together_are_bounded(kit: Kit, tmp_path: Path) -> None:
         made.put("t", kit.file(1)[0]).raise_for_status()
         host, port = made.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as slow:
-            head = "POST /v1/tasks/t/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 30000\r\n\r\n"
+            head = "POST /v1/tasks/t/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000\r\n\r\n"
             slow.sendall(head.encode() + bytes(20_000 - len(body) + 1))
             assert until(lambda: made.parts.bodies.held > 20_000 - len(body))
             refused = made.ask("t", body)

@@ -161,6 +161,7 @@ def test_prometheus_scrapes_where_the_server_listens() -> None:
     config = read_yaml(PROMETHEUS / "prometheus.yml")
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}
     server = compose()["services"]["adaptserve"]
+    assert server["hostname"] == "adaptserve", "or the server would not go by the name that is asked for"
     assert targets["adaptserve"] == [f"adaptserve:{server['environment']['ADAPTSERVE_PORT']}"]
     source = read_yaml(ROOT / "docker/grafana/provisioning/datasources/prometheus.yml")
     board = json.loads((ROOT / "docker/grafana/dashboards/adaptserve.json").read_text())

@@ -173,7 +173,8 @@ def test_where_a_key_may_stand(door: Door) -> None:
 
 def test_the_answer_comes_before_the_body_is_asked_for(door: Door) -> None:
     host, port = door.home.url.removeprefix("http://").split(":")
-    head = "PUT /v1/tasks/pets/adapter HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
+    head = f"PUT /v1/tasks/pets/adapter HTTP/1.1\r\nHost: {host}\r\n"
+    head += "Content-Length: 9000000\r\nExpect: 100-continue\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=WAIT) as connection:
         connection.sendall(head.encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")

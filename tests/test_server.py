@@ -45,7 +45,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def request(header: bytes = b"") -> bytes:
-    return b"GET /livez HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n"
+    return b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n"
 
 
 @pytest.mark.parametrize("first", [b"", request()])
@@ -89,7 +89,7 @@ def test_a_stopping_server_refuses_with_a_problem(home: House) -> None:
         await app(scope | {"state": {DRAINING: True}}, receive, send)
 
     async def ask(path: str) -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(stopping), base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(stopping), base_url="http://localhost") as client:
             return await client.get(path)
 
     for path in ("/v1/tasks", "/v1/tasks/unknown", "/readyz"):

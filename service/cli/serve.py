@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from service import logs
 from service.cli.console import DEVICE_LOST, FAILED, USAGE, complain, one_line_errors, out
+from service.hosts import ANY, listed
 from service.keys import Keys
 from service.settings import PREFIX, Settings, read_settings
 
@@ -132,6 +133,14 @@ def _refuse_open_door(settings: Settings, keys: Keys) -> None:
             "serve with --keys-file keys.json, or add --insecure if the network is trusted"
         )
         raise typer.Exit(USAGE)
+    for name in ("allowed_hosts", "allowed_origins"):
+        if ANY in listed(getattr(settings, name)) and not keys and not settings.insecure:
+            complain(
+                f"with {name} * (ADAPTSERVE_{name.upper()}) and no keys, any page in a browser on this machine could "
+                "upload and delete tasks; name those that may, make a key with `adaptserve keys create`, or add "
+                "--insecure"
+            )
+            raise typer.Exit(USAGE)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -19,11 +19,13 @@ from service.serving.parts import Parts
 _PROBLEMS = {
     400: "The request is malformed.",
     401: "No key came, or an unknown one.",
-    403: "The key lacks the scope, or is limited to other tasks.",
+    403: "The key lacks the scope or is limited to other tasks, or a page of another origin asks.",
     404: "No such task or version.",
     409: "The present state forbids it.",
     413: "The body, picture, clip or adapter passes a limit.",
     415: "Not a format that is read here.",
+    416: "No byte of the file is in the range.",
+    421: "The Host is no name of this server.",
     422: "Readable, but wrong.",
     429: "A queue is full; Retry-After says when to come back.",
     500: "Our own fault: the forward pass failed, also alone. The log has the details.",
@@ -68,6 +70,7 @@ def named(
 
 
 TaskName = Annotated[str, Depends(named)]
+Number = Annotated[int, Path(ge=1, description="a version's number", examples=[1])]
 
 
 def count_for(request: Request, parts: Parts, tasks: list[str]) -> None:
@@ -87,6 +90,12 @@ def file_body(description: str, media_types: list[str], fields: list[str]) -> di
     binary = {"type": "string", "format": "binary"}
     content: dict[str, Any] = {kind: {"schema": binary} for kind in media_types}
     content["multipart/form-data"] = {
-        "schema": {"type": "object", "properties": dict.fromkeys(fields, binary), "minProperties": 1}
+        "schema": {
+            "type": "object",
+            "properties": dict.fromkeys(fields, binary),
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": False,
+        }
     }
     return {"requestBody": {"required": True, "description": description, "content": content}}

@@ -1,6 +1,6 @@
 """The one place that decides who may call what; it runs before parameters are checked and before a body is read.
 
-It does not know how keys are kept; ``service.keys`` does. Nothing here looks at the Host header.
+It does not know how keys are kept; ``service.keys`` does. Nothing here looks at Host or Origin; ``service.door`` does.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _BODY = file_body(
     "/v1/tasks/{task}/adapter",
     status_code=201,
     openapi_extra=_BODY,
-    responses=problems(400, 413, 415, 422, 429, 500, 503, 504, 507)
+    responses=problems(413, 415, 422, 429, 500, 503, 504, 507)
     | {200: {"description": "The task has had these very bytes before.", "model": UploadAnswer}},
 )
 async def upload(
@@ -45,7 +45,8 @@ async def upload(
         caller.watch(gone(request))
         done = await parts.uploads.publish(staged, task, filename, caller, activate=activate)
     response.status_code = 201 if done.created else 200
-    response.headers["Location"] = f"/v1/tasks/{task}/versions/{done.info.number}"
+    root = request.scope.get("root_path", "")
+    response.headers["Location"] = f"{root}/v1/tasks/{task}/versions/{done.info.number}"
     config = done.adapter.config
     return UploadAnswer(
         **version_fields(parts, done.info),

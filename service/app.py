@@ -28,6 +28,7 @@ from service.metrics import Metrics, Snapshot
 from service.middleware import LastResort, RequestContext
 from service.repository import Repository
 from service.routes.guard import guard, still_open
+from service.routes.parameters import known_parameters
 from service.serving.budget import Budget
 from service.serving.catalogue import Catalogue
 from service.serving.counts import Counts
@@ -122,7 +123,7 @@ def create_app(parts: Parts) -> FastAPI:
         description="One frozen Vision Transformer, many tasks; each is a small adapter file with its own endpoint.",
         redirect_slashes=False,
         redoc_url=None,
-        dependencies=[Depends(still_open), Depends(guard)],
+        dependencies=[Depends(still_open), Depends(guard), Depends(known_parameters)],
     )
     app.state.parts = parts
     problems.install(app)

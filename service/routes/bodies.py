@@ -6,6 +6,7 @@ It does not know what the bytes are. Nothing here trusts Content-Length, Content
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -13,7 +14,9 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from adapters.errors import UnsupportedMedia
 from service.errors import BadRequest, BodyTooLarge, ClientGone, QueueFull
+from service.routes.parameters import unknown
 from service.serving.budget import Budget
 from service.serving.caller import Caller
 
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that a form may hold besides the file: boundaries, headers, other fields."""
-MAX_PARTS = 16
+LOST_TO_CURL = re.compile(rb"[\0\r\n]")
+"""What `curl -d @FILE` leaves out. Every picture, clip and adapter has such bytes: lengths hold zeros."""
 DRAIN_BYTES = 64 * 2**20
 DRAIN_S = 2.0
 """What is still read, and thrown away, of a body that is refused: many clients listen only when they have sent all."""
@@ -66,8 +70,8 @@ async def receive(
 ) -> str | None:
     """Stream the body, or the first multipart field of that name, into ``sink``; returns the file's name if given.
 
-    Raises BodyTooLarge past ``limit`` bytes, BadRequest for a broken form, ClientGone, DeadlineExceeded, and what the
-    sink raises.
+    Raises BodyTooLarge past ``limit`` bytes, BadRequest for a broken form or unknown field, UnsupportedMedia for what
+    `curl -d` sends, ClientGone, DeadlineExceeded, and what the sink raises.
     """
     try:
         async with asyncio.timeout(caller.left):
@@ -93,9 +97,11 @@ async def _receive(request: Request, sink: Sink, limit: int, limit_name: str, fi
     claimed = request.headers.get("content-length", "")
     if claimed.isdecimal():
         whole.check(int(claimed))
+    stripped = kind == b"application/x-www-form-urlencoded"  # as --data-binary sends it too, which strips nothing
     async for chunk in _chunks(request):
         if form is None:
             room.take(len(chunk))
+            stripped = stripped and LOST_TO_CURL.search(chunk) is None
             await sink.write(chunk)
             continue
         whole.take(len(chunk))
@@ -105,6 +111,12 @@ async def _receive(request: Request, sink: Sink, limit: int, limit_name: str, fi
     if form is not None:
         form.check_complete()
         return form.filename
+    if stripped and room.taken:
+        raise UnsupportedMedia(
+            "the body is a form, or a file that `curl -d` has damaged: -d leaves out line breaks and zero bytes; send "
+            "the file with --data-binary @FILE",
+            field="body",
+        )
     _, disposition = parse_options_header(request.headers.get("content-disposition"))
     return _text(disposition.get(b"filename"))
 
@@ -139,11 +151,11 @@ class _Room:
     """Counts bytes up to a limit."""
 
     def __init__(self, limit: int, name: str) -> None:
-        self._limit, self._name, self._taken = limit, name, 0
+        self._limit, self._name, self.taken = limit, name, 0
 
     def take(self, count: int) -> None:
-        self._taken += count
-        self.check(self._taken)
+        self.taken += count
+        self.check(self.taken)
 
     def check(self, count: int) -> None:
         if count > self._limit:
@@ -154,14 +166,13 @@ class _Room:
 
 
 class _Form:
-    """A multipart form, fed in chunks; gives the data of the first part that has one of the names."""
+    """A multipart form, fed in chunks; gives the data of its one part, which has one of the names."""
 
     def __init__(self, boundary: bytes | None, fields: Sequence[str]) -> None:
         if not boundary:
             raise BadRequest("the Content-Type is multipart/form-data without a boundary; let your client set it")
         self._fields = fields
-        self._seen: list[str] = []
-        self._wanted = self._found = self._ended = False
+        self._found = self._ended = False
         self.filename: str | None = None
         self._header, self._value, self._disposition = bytearray(), bytearray(), b""
         self._pieces: list[bytes] = []
@@ -180,7 +191,7 @@ class _Form:
             raise BadRequest(f"the multipart boundary cannot be used: {error}") from error
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The wanted part's bytes in this chunk."""
+        """The part's bytes in this chunk."""
         self._pieces.clear()
         try:
             self._parser.write(chunk)
@@ -195,8 +206,8 @@ class _Form:
         if not self._found:
             names = " or ".join(f"'{name}'" for name in self._fields)
             raise BadRequest(
-                f"the multipart form has no field {names}; it has {self._seen or 'none'}",
-                field="body", expected=list(self._fields), got=self._seen,
+                f"the multipart form has no field at all; send the file as {names}",
+                field="body", expected=list(self._fields),
             )  # fmt: skip
 
     def _part_begin(self) -> None:
@@ -211,18 +222,18 @@ class _Form:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = (_text(options.get(b"name")) or "")[:64]
-        if len(self._seen) >= MAX_PARTS:
-            raise BadRequest(f"the multipart form has more than {MAX_PARTS} fields", field="body", limit=MAX_PARTS)
-        self._seen.append(name)
-        self._wanted = name in self._fields
-        if self._wanted and self._found:
+        if name not in self._fields:
+            sentence = unknown("form field", [name], self._fields)
+            raise BadRequest(
+                f"{sentence}; parameters go into the address, as ?top_k=3",
+                field=name, expected=list(self._fields), got=[name],
+            )  # fmt: skip
+        if self._found:
             raise BadRequest(f"the multipart form holds more than one file (again: '{name}'); send one", field=name)
-        if self._wanted:
-            self._found, self.filename = True, _text(options.get(b"filename"))
+        self._found, self.filename = True, _text(options.get(b"filename"))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._wanted:
-            self._pieces.append(data[start:end])
+        self._pieces.append(data[start:end])
 
     def _end(self) -> None:
         self._ended = True

@@ -28,7 +28,7 @@ _BODY = file_body(
     ["application/octet-stream", "image/jpeg", "video/mp4"],
     FIELDS,
 )
-_PROBLEMS = problems(400, 404, 413, 415, 422, 429, 500, 503, 504, 507)
+_PROBLEMS = problems(404, 413, 415, 422, 429, 500, 503, 504, 507)
 
 TopK = Annotated[int, Query(ge=1, description="how many labels to return, best first; all if there are fewer")]
 Version = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="a version other than the active one")]

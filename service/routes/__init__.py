@@ -2,12 +2,12 @@
 
 from fastapi import FastAPI
 
-from service.routes import health, predict, tasks, upload
+from service.routes import download, health, predict, tasks, upload
 from service.routes.common import problems
 
 
 def install(app: FastAPI) -> None:
     """Add every endpoint."""
-    for module in (predict, upload, tasks):
-        app.include_router(module.router, responses=problems(401, 403, 503))
-    app.include_router(health.router)
+    for module in (predict, upload, tasks, download):
+        app.include_router(module.router, responses=problems(400, 401, 403, 421, 503))
+    app.include_router(health.router, responses=problems(400, 421))

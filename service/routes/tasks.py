@@ -1,4 +1,4 @@
-"""Tasks and their versions: list, history, download, activate, delete.
+"""Tasks and their versions: list, history, activate, delete.
 
 It does not know files or folders; the catalogue and the repository do.
 """
@@ -6,23 +6,17 @@ It does not know files or folders; the catalogue and the repository do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Any, cast
 
-from fastapi import APIRouter, Path, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter
 
 from service.repository import VersionInfo
-from service.routes.common import AtHand, TaskName, problems
+from service.routes.common import AtHand, Number, TaskName, problems
 from service.routes.guard import Holder
 from service.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
 from service.serving.parts import Parts
 
 router = APIRouter(tags=["tasks"])
-
-CHUNK = 256 * 1024
-
-Number = Annotated[int, Path(ge=1, description="a version's number", examples=[1])]
 
 
 @router.get("/v1/tasks")
@@ -56,25 +50,6 @@ async def versions(parts: AtHand, task: TaskName) -> VersionsAnswer:
 async def one_version(parts: AtHand, task: TaskName, version: Number) -> VersionAnswer:
     """One version: its digest, size and age."""
     return VersionAnswer(**version_fields(parts, parts.repository.version(task, version)))
-
-
-@router.get(
-    "/v1/tasks/{task}/versions/{version}/adapter",
-    response_class=StreamingResponse,
-    responses=problems(400, 404)
-    | {200: {"content": {"application/octet-stream": {}}}, 304: {"description": "You have it."}},
-)
-async def download(request: Request, parts: AtHand, task: TaskName, version: Number) -> Response:
-    """The file as it was uploaded; its digest is the ETag."""
-    info = parts.repository.version(task, version)
-    headers = {"ETag": f'"{info.digest}"', "Cache-Control": "no-cache"}
-    if info.digest in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    # Opened before the answer starts, so a version deleted meanwhile is still sent whole.
-    file = await asyncio.to_thread(parts.catalogue.open, task, version)
-    headers["Content-Length"] = str(info.size)
-    headers["Content-Disposition"] = f'attachment; filename="{task}-{version}.safetensors"'
-    return StreamingResponse(_chunks(file), headers=headers, media_type="application/octet-stream")
 
 
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
@@ -130,9 +105,3 @@ async def _task(parts: Parts, name: str) -> TaskAnswer:
         problem=listed.problem,
         requests=TaskCounts(answered=answered, failed=failed),
     )
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while chunk := file.read(CHUNK):
-            yield chunk

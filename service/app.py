@@ -122,6 +122,7 @@ def create_app(parts: Parts) -> FastAPI:
         version=installed_version(),
         description="One frozen Vision Transformer, many tasks; each is a small adapter file with its own endpoint.",
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
         dependencies=[Depends(still_open), Depends(guard), Depends(known_parameters)],
     )

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 from typer.testing import CliRunner
 
+from service.cli import client as client_module
 from service.cli.main import app
 from tests.houses import Kit, Process, house, photograph, until
 
@@ -78,6 +80,15 @@ def test_an_open_door_is_refused() -> None:
     assert len(refused.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["ALLOWED_HOSTS", "ALLOWED_ORIGINS"])
+def test_every_page_may_come_in_only_where_there_are_keys(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ADAPTSERVE_{name}", "example.org,*" if name == "ALLOWED_HOSTS" else "*")
+    refused = serve("--port", "0")
+    assert refused.returncode == 2
+    assert name in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
 def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -127,6 +138,13 @@ def test_push_and_predict(kit: Kit, tmp_path: Path) -> None:
         asked = runner.invoke(app, ["predict", str(picture), "--task", "pets", "--url", home.url, "--top-k", "2"])
         assert asked.exit_code == 0
         assert asked.stdout.count("label ") >= 2
+        question = ["predict", str(picture), "--task", "pets", "--url", home.url, "--deadline"]
+        assert runner.invoke(app, [*question, "20"]).exit_code == 0
+        late = runner.invoke(app, [*question, "9999"])
+        assert late.exit_code == 1
+        assert "X-Deadline-Ms is 9999000" in late.stderr
+        for wrong in ("0", "-1", "soon", "nan", "inf"):
+            assert runner.invoke(app, [*question, wrong]).exit_code == 2, wrong
         missing = runner.invoke(app, ["predict", str(picture), "--task", "none", "--url", home.url])
         assert missing.exit_code == 1
     gone = runner.invoke(app, ["predict", str(picture), "--task", "pets", "--url", home.url])
@@ -138,3 +156,24 @@ def test_help_teaches() -> None:
         shown = runner.invoke(app, [*command, "--help"])
         assert shown.exit_code == 0
         assert "adaptserve" in shown.stdout
+
+
+def test_a_deadline_bounds_the_wait_for_a_server_that_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "PATIENCE_S", 0.1)
+    (tmp_path / "a.jpg").write_bytes(photograph())
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begun = time.monotonic()
+        asked = runner.invoke(
+            app, ["predict", str(tmp_path / "a.jpg"), "--task", "t", "--url", url, "--deadline", "0.2501"]
+        )
+        assert time.monotonic() - begun < 5
+        connection, _ = silent.accept()
+        with connection:
+            assert b"\r\nX-Deadline-Ms: 251\r\n" in connection.recv(65536)
+    assert asked.exit_code == 1
+    assert "did not answer in time" in asked.stderr

@@ -5,6 +5,7 @@ It knows HTTP only; no torch is imported for it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,13 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
-from service.cli.console import accept, one_line_errors, out
+from service.cli.console import USAGE, accept, complain, one_line_errors, out
 
 CHUNK = 256 * 1024
 UPLOAD_TIMEOUT_S = 600.0
 PREDICT_TIMEOUT_S = 120.0
+PATIENCE_S = 5.0
+"""How much longer than the deadline the answer is waited for: the server's own 504 says more than a time-out here."""
 
 Key = Annotated[
     str | None, typer.Option("--key", envvar="ADAPTSERVE_KEY", help="The server's key, where it asks for one.")
@@ -72,15 +75,32 @@ def predict(
     task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task to ask.")],
     url: Annotated[str, typer.Option("--url", metavar="URL", help="The server.")] = "http://127.0.0.1:8000",
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels to show.")] = 5,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            "--deadline",
+            metavar="SECONDS",
+            min=0.001,
+            help="How long the answer is worth waiting for.  [default: the server's]",
+        ),
+    ] = None,
     key: Key = None,
 ) -> None:
     """Ask a task what it sees in PATH.
 
-    Example:  adaptserve predict cat.jpg --task pets --url http://127.0.0.1:8000 --top-k 3
+    With --deadline the server refuses at once what it could only answer later, and gives up when the time is over.
+
+    Example:  adaptserve predict cat.jpg --task pets --url http://127.0.0.1:8000 --top-k 3 --deadline 2.5
     """
+    asked, timeout = headers(key), PREDICT_TIMEOUT_S
+    if deadline is not None:
+        if not math.isfinite(deadline):
+            complain(f"--deadline is a number of seconds, not {deadline}")
+            raise typer.Exit(USAGE)
+        asked["X-Deadline-Ms"], timeout = str(math.ceil(1000 * deadline)), deadline + PATIENCE_S
     with one_line_errors():
         body = path.read_bytes()
-        with httpx.Client(base_url=url, timeout=PREDICT_TIMEOUT_S, headers=headers(key)) as client:
+        with httpx.Client(base_url=url, timeout=timeout, headers=asked) as client:
             response = accept(client.post(f"/v1/tasks/{segment(task)}/predict", params={"top_k": top_k}, content=body))
     answer = response.json()
     table = Table(title=f"{answer['task']} version {answer['version']}, sha256 {answer['digest'][:12]}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from adapters.limits import OWN_FILE
 from service.cli.console import one_line_errors, out
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ def inspect(
 
     Example:  adaptserve inspect digits.safetensors
     """
-    from adapters.file import FileLimits, digest_of, read_header  # torch takes seconds
+    from adapters.file import digest_of, read_header  # torch takes seconds
 
     with one_line_errors():
-        header = read_header(file, FileLimits())
+        header = read_header(file, OWN_FILE)
         digest = digest_of(file)
         size = file.stat().st_size
     console = out()

@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset
 
 from adapters.backbone import Backbone
 from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig, VideoConfig
-from adapters.file import Adapter, FileLimits, read_adapter, write_adapter
+from adapters.file import Adapter, read_adapter, write_adapter
+from adapters.limits import FileLimits
 from adapters.training.checkpoint import FitResult
 from adapters.training.demo.tasks import DemoTask
 from adapters.training.fit import accuracy_of, fit, parameters_of

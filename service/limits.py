@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from adapters.layout import Layout
 from adapters.limits import MEDIA_SETTINGS, FileLimits, MediaLimits
 from service.settings import Settings
 
@@ -15,12 +14,12 @@ def media_limits(settings: Settings) -> MediaLimits:
     return MediaLimits(**{name: getattr(settings, MEDIA_SETTINGS.get(name, name)) for name in names})
 
 
-def file_limits(settings: Settings, layout: Layout) -> FileLimits:
-    """Bounds on adapter files for a backbone."""
+def file_limits(settings: Settings, max_rank: int) -> FileLimits:
+    """Bounds on adapter files; ``max_rank`` is that of the slots."""
     return FileLimits(
         max_file_bytes=settings.max_adapter_bytes,
         max_header_bytes=settings.max_adapter_header_bytes,
-        max_rank=layout.slot_rank(settings.max_rank),
+        max_rank=max_rank,
         max_classes=settings.max_classes,
         max_frames=min(settings.max_clip_frames, settings.max_batch_rows),  # a clip's rows go in one batch
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from adapters.backbone import Backbone
 from adapters.errors import TrainingError
 from adapters.media import MediaLimits, Preprocess, decode_image
+from adapters.training.batches import Batches
 from adapters.training.data import Listing, check_classes, find_examples, split
 from adapters.training.decoding import MediaExamples, Reader, Scanned, scan
 from tests.media_samples import clip, encode, scene
@@ -53,7 +53,7 @@ def test_one_folder_per_class(tmp_path: Path) -> None:
     assert listing.modality == "image"
     assert listing.labels == ("cat", "dog")
     assert [e.name for e in listing.examples] == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"]
-    assert {e.held_out for e in listing.examples} == {None}
+    assert {e.part for e in listing.examples} == {None}
 
 
 def test_train_and_val_folders_are_the_split(tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_train_and_val_folders_are_the_split(tmp_path: Path) -> None:
     assert len(train) == 4
 
 
-def test_classes_named_train_and_val_are_classes(tmp_path: Path) -> None:
-    assert find_examples(fill(tmp_path, train=2, val=2)).labels == ("train", "val")
+def test_a_class_named_train_among_others_is_a_class(tmp_path: Path) -> None:
+    assert find_examples(fill(tmp_path, train=2, bus=2, car=1)).labels == ("bus", "car", "train")
 
 
 def test_a_table_of_paths_and_labels(tmp_path: Path) -> None:
@@ -201,8 +201,7 @@ def test_broken_files_are_found_and_their_class_may_be_lost(tmp_path: Path, back
     assert len(tight.bad) == 3
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_clips_decode_in_workers(tmp_path: Path, backbone: Backbone) -> None:
+def test_clips_decode_in_threads(tmp_path: Path, backbone: Backbone) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.mp4").write_bytes(clip(count=6))
@@ -211,7 +210,7 @@ def test_clips_decode_in_workers(tmp_path: Path, backbone: Backbone) -> None:
     reader = Reader(config_of(backbone, Spec(frames=3)), MediaLimits())
     found = scanned(listing, reader, cache_bytes=0)
     data = MediaExamples(found, [0, 1], {"a": 0, "b": 1}, reader)
-    ((pixels, labels),) = DataLoader(data, batch_size=2, num_workers=1)
+    ((pixels, labels),) = Batches(data, 2, threads=2)
     assert pixels.shape == (2, 3, 3, 32, 32)
     assert labels.tolist() == [0, 1]
     assert torch.equal(pixels[0], data[0][0])

@@ -5,19 +5,20 @@ It knows the serving forward; it does not know how the adapter was made.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from adapters.backbone import Backbone
 from adapters.bank import PAGE, Slabs, pack
 from adapters.file import Adapter
 from adapters.forward import BankedForward, Job
+from adapters.training.batches import Batches, Examples
 from adapters.training.decoding import MediaExamples
-from adapters.training.fit import Examples
 
 BATCH_ROWS = 64
 MAX_SCORES = 100
@@ -45,8 +46,8 @@ def served_logits(adapter: Adapter, backbone: Backbone, data: Examples, workers:
     )  # fmt: skip
     slabs.write(1, pages, packed)
     forward = BankedForward(backbone, slabs)
-    loader = DataLoader(data, batch_size=max(1, BATCH_ROWS // adapter.config.frames), num_workers=workers)
-    found = [logits for pixels, _ in loader for logits in forward([Job(p, 1, pages, packed.meta) for p in pixels])]
+    batches = Batches(data, max(1, BATCH_ROWS // adapter.config.frames), threads=workers)
+    found = [logits for pixels, _ in batches for logits in forward([Job(p, 1, pages, packed.meta) for p in pixels])]
     return torch.from_numpy(np.stack(found))
 
 
@@ -60,6 +61,18 @@ def scored(logits: Tensor, labels: tuple[str, ...], data: MediaExamples) -> list
     return found
 
 
-def accuracy(examples: list[Scored]) -> float:
+def accuracy(examples: Sequence[Scored]) -> float:
     """Share of examples whose best label is the right one."""
     return sum(e.label == e.predicted for e in examples) / len(examples)
+
+
+def recalls(examples: Sequence[Scored]) -> dict[str, tuple[int, int]]:
+    """Label -> how many of its examples are right, and how many there are; labels without any are not in it."""
+    right, all_of = Counter(e.label for e in examples if e.label == e.predicted), Counter(e.label for e in examples)
+    return {label: (right[label], count) for label, count in all_of.items()}
+
+
+def balanced_accuracy(examples: Sequence[Scored]) -> float:
+    """The mean of the classes' recalls, so that a class counts as much as any other, however few it has."""
+    found = recalls(examples).values()
+    return sum(right / count for right, count in found) / len(found)

@@ -1,0 +1,65 @@
+"""What names say in a data set: parts such as ``train`` and ``valid``, labels, and files that are no data.
+
+It opens nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Literal
+
+from adapters.config import MAX_LABEL_CHARS
+from adapters.errors import TrainingError
+
+Part = Literal["train", "val", "test"]
+"""What a split is made of: to train on, to hold out, and to leave alone where ``val`` is held out."""
+_PARTS: dict[str, Part] = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "validate": "val", "dev": "val", "eval": "val",
+    "evaluation": "val", "test": "test", "testing": "test", "tests": "test",
+}  # fmt: skip
+_WORDS = "|".join(sorted(_PARTS, key=len, reverse=True))
+_PART = re.compile(rf"({_WORDS})(?:[-_ .]?(?:set|data|dataset|split|images|imgs|pictures|photos|videos|clips))?")
+_NUMBERED = re.compile(rf"(?:.*[-_ .])?(?:{_WORDS})(?:[-_ .]?\d+|[-_ .].*)?")
+_FOLD = re.compile(r"(?:.*[-_ .])?(?:k?folds?|splits?|cv|subsets?|partitions?|parts?)[-_ .]?\w?\d*")
+_NO_DATA = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
+    "lost+found", "__pycache__",
+}  # fmt: skip
+_OURS = re.compile(r"\.safetensors(?:\.\w+)?(?:\.(?:report|resume))?$")
+
+
+def part_of(name: str) -> Part | None:
+    """``Train``, ``valid``, ``TEST_SET`` and alike; None for any other name."""
+    match = _PART.fullmatch(unicodedata.normalize("NFC", name).strip().casefold())
+    return _PARTS[match[1]] if match else None
+
+
+def like_a_part(name: str, *, folds: bool) -> bool:
+    """Whether a name has a part in it, such as ``train1`` and ``seg_test``; with ``folds`` also ``fold3`` and alike."""
+    plain = name.strip().casefold()
+    return bool(_NUMBERED.fullmatch(plain) or (folds and _FOLD.fullmatch(plain)))
+
+
+def is_no_data(name: str) -> bool:
+    """Hidden files, and what systems leave in folders that people look at or pack."""
+    return name.startswith(".") or name.strip().casefold() in _NO_DATA
+
+
+def is_ours(name: str) -> bool:
+    """What `adaptserve train` writes, which may lie among the data."""
+    return bool(_OURS.search(name))
+
+
+def label_of(text: str, where: str) -> str:
+    """A label in one Unicode form (NFC), without space around it. Raises TrainingError for one that cannot be shown."""
+    label = unicodedata.normalize("NFC", text).strip()
+    if not 1 <= len(label) <= MAX_LABEL_CHARS:
+        raise TrainingError(
+            f"{where[:120]}: the label has {len(label)} characters, expected 1 to {MAX_LABEL_CHARS}; shorten it",
+            field="label", limit=MAX_LABEL_CHARS, value=len(label),
+        )  # fmt: skip
+    if not label.isprintable():  # so is no byte of a folder's name that is not UTF-8
+        raise TrainingError(f"{where[:120]!r}: the label has characters that cannot be shown; rename it", field="label")
+    return label

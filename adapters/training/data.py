@@ -266,10 +266,9 @@ def _modality(data: Path, kinds: dict[Modality, list[str]], bad: Sequence[BadFil
             field="data", expected="pictures or clips", got="both",
         )  # fmt: skip
     if not kinds:
-        seen = f"; {len(bad)} files are none, such as {bad[0].name}" if bad else ""
-        raise TrainingError(
-            f"no picture or clip was found in {data}{seen}; expected one folder of them per class", field="data", got=0
-        )
+        seen = f"; {len(bad)} files are none, such as {bad[0].name} ({bad[0].reason})" if bad else ""
+        wanted = "paths are relative to its folder" if data.is_file() else "expected one folder of them per class"
+        raise TrainingError(f"no picture or clip was found in {data}{seen}; {wanted}", field="data", got=0)
     return next(iter(kinds))
 
 

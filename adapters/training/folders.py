@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adapters.errors import MediaError, TrainingError
 from adapters.media import sniff
-from adapters.training.names import Part, is_no_data, is_ours, label_of, like_a_part, part_of
+from adapters.training.names import Part, is_no_data, is_ours, label_of, like_parts, part_of
 
 HEAD_BYTES = 512
 """Enough of a file to know its format by."""
@@ -90,10 +90,10 @@ def _unwrapped(data: Path) -> Path:
     """The first folder on the way down that holds more than one folder, or more than one with pictures and a split."""
     for _ in range(MAX_WRAPPERS):
         inner = subfolders(data)
-        if len(inner) > 1 and not any(part_of(path.name) for path in inner):  # images/train, labels/train
-            split = [path for path in inner if any(part_of(p.name) for p in subfolders(path))]
-            if len(split) == len(inner):
-                inner = [path for path in split if _holds_media(path)]
+        if len(inner) > 1 and not any(part_of(path.name) for path in inner):  # images/train beside labels
+            split = [path for path in inner if len({part_of(p.name) for p in subfolders(path)} - {None}) > 1]
+            full = [path for path in inner if _holds_media(path)] if split else []
+            inner = full if len(full) == 1 and full[0] in split else inner
         if len(inner) != 1 or not subfolders(inner[0]) or part_of(inner[0].name) or _table_in(data):
             break
         data = inner[0]
@@ -107,7 +107,10 @@ def _split(root: Path, parts: dict[Path, Part], others: Sequence[Path]) -> Layou
         if part_of(other.name) and part_of(other.name) not in parts.values():
             found.notes.append(f"{other.name}/ has no class folders and is left alone")
         elif _holds_media(other):
-            raise _not_understood(root, f"{other.name}/ is no part of a split, and its files belong to no class of it")
+            raise _not_understood(
+                root,
+                f"{other.name}/ is no part of a split; move it away, or if the others are classes too, give a CSV",
+            )
         else:
             found.notes.append(f"{other.name}/ holds no pictures or clips and is left alone")
     if len(set(parts.values())) < len(parts):
@@ -117,13 +120,14 @@ def _split(root: Path, parts: dict[Path, Part], others: Sequence[Path]) -> Layou
     if len(parts) == 1:
         alone = next(iter(parts))
         raise _not_understood(root, f"nothing is to be held out; give {alone} itself, and a share of it is")
+    wrapped = all(len(subfolders(folder)) == 1 for folder in parts)
     for folder, part in parts.items():
         inner = subfolders(folder)
         table = _table_in(folder)
         if table and len(inner) <= 1:
             found.tables.append((table, part))
             continue
-        if len(inner) == 1 and part_of(inner[0].name) and subfolders(inner[0]):  # train/train/<class>/*
+        if len(inner) == 1 and (wrapped or part_of(inner[0].name)) and subfolders(inner[0]):  # train/train/<class>/*
             inner = subfolders(inner[0])
         found.stray += [path for path in visible(folder) if path.is_file()]
         found.classes += [(child, label_of(child.name, str(child)), part) for child in inner]
@@ -133,11 +137,9 @@ def _split(root: Path, parts: dict[Path, Part], others: Sequence[Path]) -> Layou
 def _refuse_parts_as_classes(root: Path, children: Sequence[Path]) -> None:
     """Raise TrainingError where class folders are called as the parts of a split are."""
     names = [child.name for child in children]
-    exact = {part_of(name) for name in names} - {None}
-    all_flat = not any(subfolders(child) for child in children)
-    if len(exact) > 1 or (exact and len(names) == 1):
-        raise _not_understood(root, "they look like a split without class folders; if they are classes, give a CSV")
-    if len(names) > 1 and all(like_a_part(name, folds=not all_flat) for name in names):
+    if len(names) == 1 and part_of(names[0]):
+        raise _not_understood(root, "it looks like a split without class folders")
+    if like_parts(names, folds=any(subfolders(child) for child in children)):
         raise _not_understood(root, "they look like the parts of a split; if they are classes, give a CSV")
 
 

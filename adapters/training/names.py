@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Literal
 
 from adapters.config import MAX_LABEL_CHARS
@@ -21,7 +23,8 @@ _PARTS: dict[str, Part] = {
 }  # fmt: skip
 _WORDS = "|".join(sorted(_PARTS, key=len, reverse=True))
 _PART = re.compile(rf"({_WORDS})(?:[-_ .]?(?:set|data|dataset|split|images|imgs|pictures|photos|videos|clips))?")
-_NUMBERED = re.compile(rf"(?:.*[-_ .])?(?:{_WORDS})(?:[-_ .]?\d+|[-_ .].*)?")
+_NUMBERED = re.compile(rf"(?:{_WORDS})[-_ .]?(?:\d+|[a-z])")
+_WITHIN = re.compile(rf"(.*[-_ .])?({_WORDS})([-_ .].*)?")
 _FOLD = re.compile(r"(?:.*[-_ .])?(?:k?folds?|splits?|cv|subsets?|partitions?|parts?)[-_ .]?\w?\d*")
 _NO_DATA = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
@@ -36,10 +39,19 @@ def part_of(name: str) -> Part | None:
     return _PARTS[match[1]] if match else None
 
 
-def like_a_part(name: str, *, folds: bool) -> bool:
-    """Whether a name has a part in it, such as ``train1`` and ``seg_test``; with ``folds`` also ``fold3`` and alike."""
-    plain = name.strip().casefold()
-    return bool(_NUMBERED.fullmatch(plain) or (folds and _FOLD.fullmatch(plain)))
+def like_parts(names: Sequence[str], *, folds: bool) -> bool:
+    """Whether names look like those of a split's parts: ``train1`` and ``train2``, ``seg_train`` and ``seg_test``.
+
+    ``folds``: also ``fold1`` and ``fold2``. ``bullet_train`` and ``steam_train`` are no parts.
+    """
+    plain = [name.strip().casefold() for name in names]
+    if len(plain) > 1 and all(part_of(n) or _NUMBERED.fullmatch(n) or (folds and _FOLD.fullmatch(n)) for n in plain):
+        return True
+    found: dict[tuple[str | None, str | None], set[Part]] = defaultdict(set)
+    for name in plain:
+        if match := _WITHIN.fullmatch(name):
+            found[match[1], match[3]].add(_PARTS[match[2]])
+    return any(len(parts) > 1 for parts in found.values())
 
 
 def is_no_data(name: str) -> bool:

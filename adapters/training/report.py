@@ -21,7 +21,7 @@ from adapters.config import AdapterConfig
 from adapters.training.data import BadFile
 from adapters.training.decoding import MediaExamples
 from adapters.training.page import ClassScore, Mistake, page
-from adapters.training.score import Scored, recalls
+from adapters.training.score import Recalls, Scored
 
 WORST = 12
 """Mistakes that are shown as pictures, those first that the adapter was surest of."""
@@ -59,7 +59,8 @@ def write_report(
 
 
 def _classes(labels: Sequence[str], trained_on: MediaExamples, examples: Sequence[Scored]) -> list[ClassScore]:
-    counts, found = Counter(e.label for e in trained_on.examples), recalls(examples)
+    counts = Counter(e.label for e in trained_on.examples)
+    found = Recalls.of((e.label, e.predicted) for e in examples).found
     return [ClassScore(label, counts[label], *reversed(found.get(label, (0, 0)))) for label in labels]
 
 

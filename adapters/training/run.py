@@ -35,7 +35,7 @@ from adapters.training.names import Part
 from adapters.training.progress import Teller
 from adapters.training.recipe import Recipe, config_of
 from adapters.training.report import write_report
-from adapters.training.score import accuracy, balanced_accuracy, scored, served_logits
+from adapters.training.score import Recalls, accuracy, scored, served_logits
 
 SUFFIX = ".safetensors"
 FEW = 2
@@ -90,6 +90,7 @@ class Trained:
     digest: str
     config: AdapterConfig
     accuracy: float
+    recalls: Recalls
     bad: tuple[BadFile, ...]
     resumed_epochs: int
     report: Path | None
@@ -123,7 +124,7 @@ def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
     else:
         logits, _ = predict(model, data[1], settings)
     examples = scored(logits, config.labels, data[1])
-    given = data[1].examples[0].part
+    given, recalls = data[1].examples[0].part, Recalls.of((e.label, e.predicted) for e in examples)
     account = {
         "method": plan.recipe.method,
         "data": plan.data.resolve().name,
@@ -131,7 +132,7 @@ def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
         "bad_files": len(bad),
         **account_of(model, result, *data),
         "held_out_accuracy": round(accuracy(examples), 4),
-        "held_out_balanced_accuracy": round(balanced_accuracy(examples), 4),
+        "held_out_balanced_accuracy": round(recalls.balanced_accuracy, 4),
         **({"needs": [_needed(refusal) for refusal in refused]} if refused else {}),
         "recipe": dataclasses.asdict(plan.fit),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -153,7 +154,7 @@ def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
             teller.warn(f"the adapter is written, its report is not: {report}: {reason_of(error)}")
             report = None
     plan.checkpoint.unlink(missing_ok=True)
-    return Trained(digest, config, accuracy(examples), bad, resumed, report)
+    return Trained(digest, config, accuracy(examples), recalls, bad, resumed, report)
 
 
 def _refused(plan: Plan, config: AdapterConfig, backbone: Backbone) -> list[AdapterTooLarge]:

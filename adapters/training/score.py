@@ -6,7 +6,7 @@ It knows the serving forward; it does not know how the adapter was made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,13 +66,30 @@ def accuracy(examples: Sequence[Scored]) -> float:
     return sum(e.label == e.predicted for e in examples) / len(examples)
 
 
-def recalls(examples: Sequence[Scored]) -> dict[str, tuple[int, int]]:
+@dataclass(frozen=True)
+class Recalls:
     """Label -> how many of its examples are right, and how many there are; labels without any are not in it."""
-    right, all_of = Counter(e.label for e in examples if e.label == e.predicted), Counter(e.label for e in examples)
-    return {label: (right[label], count) for label, count in all_of.items()}
 
+    found: Mapping[str, tuple[int, int]]
 
-def balanced_accuracy(examples: Sequence[Scored]) -> float:
-    """The mean of the classes' recalls, so that a class counts as much as any other, however few it has."""
-    found = recalls(examples).values()
-    return sum(right / count for right, count in found) / len(found)
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str]]) -> Recalls:
+        """From (right label, given label) of every example."""
+        right, count = Counter[str](), Counter[str]()
+        for label, given in pairs:
+            count[label] += 1
+            right[label] += given == label
+        return cls({label: (right[label], count[label]) for label in count})
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the recalls, so that a class counts as much as any other, however few examples it has."""
+        return sum(right / count for right, count in self.found.values()) / len(self.found)
+
+    def summary(self) -> str:
+        """The balanced accuracy and the class with the least recall, in words."""
+        label, (right, count) = min(self.found.items(), key=lambda item: item[1][0] / item[1][1])
+        return (
+            f"{self.balanced_accuracy:.2%}, the mean over {len(self.found)} classes; least is '{label}' with "
+            f"{right} of {count}"
+        )

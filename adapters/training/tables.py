@@ -29,7 +29,7 @@ PATHS = (
     "image_id", "video_id", "name", "id", "uri",
 )  # fmt: skip
 LABELS = (
-    "label", "labels", "class", "classes", "class_name", "classname", "label_name", "category", "category_name",
+    "label_name", "class_name", "classname", "category_name", "label", "labels", "class", "classes", "category",
     "categories", "target", "tag", "species", "breed", "action", "type", "class_id", "label_id", "classid", "y",
 )  # fmt: skip
 SPLITS = ("split", "set", "subset", "partition", "part", "dataset", "data_set", "phase", "usage")

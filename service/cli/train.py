@@ -205,7 +205,7 @@ def _say(plan: Plan, trained: Trained) -> None:
         "task": f"{trained.config.task}, {len(trained.config.labels)} labels",
         "held-out accuracy": f"{told['held_out_accuracy']:.2%} of {told['held_out_examples']} files, "
         f"best of {told['epochs_run']} epochs: {told['best_epoch']}",
-        "balanced accuracy": f"{told['held_out_balanced_accuracy']:.2%}, the mean over classes",
+        "balanced accuracy": trained.recalls.summary(),
         "parameters": f"{told['parameters']:,} ({told['share_of_backbone']:.2%} of the backbone)",
         "time, memory": f"{told['seconds']:.0f} s, peak {told['peak_memory_bytes'] / 2**20:,.0f} MiB",
         "file": f"{plan.out}, sha256 {trained.digest[:12]}" if trained.digest else "none",

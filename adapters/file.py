@@ -26,7 +26,7 @@ from torch import Tensor
 from adapters.config import AdapterConfig
 from adapters.errors import AdapterTooLarge, BrokenAdapter, NotAnAdapter
 from adapters.layout import Layout, Shape, oversized
-from adapters.limits import FileLimits, variable
+from adapters.limits import FileLimits, raised
 
 METADATA_KEY = "adaptserve"
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -104,7 +104,7 @@ def refusals(config: AdapterConfig, layout: Layout, limits: FileLimits) -> list[
 
 def _too_many_bytes(what: str, size: int, limit: int, setting: str, **facts: object) -> AdapterTooLarge:
     return AdapterTooLarge(
-        f"{what} {size} bytes, the limit is {limit}; a server takes more when started with {variable(setting)}",
+        f"{what} {size} bytes, the limit is {limit}; a server takes it when started with {raised([setting], size)}",
         limit=limit, value=size, settings=[setting], **facts,
     )  # fmt: skip
 

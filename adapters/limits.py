@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapters.config import MAX_CLASSES, MAX_RANK
-from adapters.errors import BrokenMedia, MediaTooLarge
+from adapters.errors import AdapterTooLarge, BrokenMedia, MediaTooLarge
 
 PREFIX = "ADAPTSERVE_"
 """Of the environment variables that hold a server's settings."""
@@ -34,6 +34,14 @@ def variable(setting: str) -> str:
 def raised(settings: Iterable[str], value: int) -> str:
     """Settings as they are written in an environment to allow ``value``."""
     return " ".join(f"{variable(name)}={value}" for name in settings)
+
+
+def needed(refusal: AdapterTooLarge) -> str:
+    """The settings with which a server takes what was refused, as they are written in an environment."""
+    settings, value = refusal.facts["settings"], refusal.facts["value"]
+    assert isinstance(settings, list)
+    assert isinstance(value, int)
+    return raised(settings, value)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from adapters.backbone import Backbone
 from adapters.config import AdapterConfig
 from adapters.errors import AdapterTooLarge, TrainingError
 from adapters.file import Adapter, refusals, write_adapter
-from adapters.limits import FileLimits, MediaLimits, raised
+from adapters.limits import FileLimits, MediaLimits, needed
 from adapters.training.account import account_of, tool
 from adapters.training.baselines import NO_FILE, check_method, model_of
 from adapters.training.checkpoint import Checkpoint, CheckpointFile, FitResult
@@ -113,7 +113,7 @@ def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
     config = config_of(plan.recipe, backbone, listing.modality, listing.labels)
     refused = _refused(plan, config, backbone)
     for refusal in refused:
-        teller.warn(f"a server would refuse what this makes: {refusal.message}")
+        teller.warn(f"a server with default settings, or those given here, will refuse the file: {refusal.message}")
     scanned, data = _data(plan, listing, config, teller)
     bad = (*listing.bad, *scanned.bad)
     model, result, resumed = _fit(plan, backbone, config, listing, data, teller)
@@ -133,7 +133,7 @@ def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
         **account_of(model, result, *data),
         "held_out_accuracy": round(accuracy(examples), 4),
         "held_out_balanced_accuracy": round(recalls.balanced_accuracy, 4),
-        **({"needs": [_needed(refusal) for refusal in refused]} if refused else {}),
+        **({"needs": [needed(refusal) for refusal in refused]} if refused else {}),
         "recipe": dataclasses.asdict(plan.fit),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "tool": tool(),
@@ -163,14 +163,6 @@ def _refused(plan: Plan, config: AdapterConfig, backbone: Backbone) -> list[Adap
         return []
     rank = backbone.layout.slot_rank(plan.served.max_rank)
     return refusals(config, backbone.layout, dataclasses.replace(plan.served, max_rank=rank))
-
-
-def _needed(refusal: AdapterTooLarge) -> str:
-    """The settings with which a server takes it, as an environment has them."""
-    names, value = refusal.facts["settings"], refusal.facts["value"]
-    assert isinstance(names, list)
-    assert isinstance(value, int)
-    return raised(names, value)
 
 
 def _data(

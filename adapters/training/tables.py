@@ -30,7 +30,7 @@ PATHS = (
 )  # fmt: skip
 LABELS = (
     "label_name", "class_name", "classname", "category_name", "label", "labels", "class", "classes", "category",
-    "categories", "target", "tag", "species", "breed", "action", "type", "class_id", "label_id", "classid", "y",
+    "categories", "target", "tag", "species", "breed", "action", "type", "class_id", "label_id", "classid",
 )  # fmt: skip
 SPLITS = ("split", "set", "subset", "partition", "part", "dataset", "data_set", "phase", "usage")
 
@@ -130,9 +130,11 @@ def _columns(table: Path, lines: _Lines) -> _Columns:
     if (a_file and not named) or (path is None and label is None and _place(table, later) is None):
         swapped = _place(table, [cells for _, cells in lines[:LOOKED_AT]]) == 1
         return _Columns(int(swapped), int(not swapped), 2, head=False, classes={})
+    place = _place(table, later)
+    if place is not None and place != label:
+        path = place
     if path is None:
-        place = _place(table, later)
-        path = place if place is not None else next(i for i in range(len(names)) if i not in (label, part))
+        path = next(i for i in range(len(names)) if i not in (label, part))
     rest = [i for i, name in enumerate(names) if i not in (path, part) and name]
     if label is None and len(rest) == 1:
         label = rest[0]

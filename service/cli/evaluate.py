@@ -51,9 +51,7 @@ class Reply:
 
 
 def evaluate(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folders of one class each, with or without a split, or a CSV.")
-    ],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder or a CSV as `adaptserve train` takes.")],
     task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task to ask.")],
     report: Annotated[
         Path | None,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from adapters.errors import TrainingError
 from adapters.training.data import find_examples
+from adapters.training.tables import read_table
 from tests.test_training_folders import NFC, NFD, lay, message, picture
 
 TABLES = {
@@ -96,3 +100,16 @@ def test_other_encodings_and_archives_say_what_to_do(folder: Path) -> None:
     for content in ("path;label\na/0.png;Äpfel\n".encode("latin-1"), b"PK\x03\x04\x00\xff"):
         (folder / "t.csv").write_bytes(content)
         assert "save the table as CSV in UTF-8" in message(folder / "t.csv")
+
+
+CELLS = st.sampled_from(["path", "label", "a/0.png", "a\\1.png", "x", "train", "0", "", '"', "{", "\0", "#", "é"])
+LINES = st.lists(st.lists(CELLS | st.text(max_size=5), max_size=4), max_size=6)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=LINES, separator=st.sampled_from([",", ";", "\t", " ", "\\"]))
+def test_any_text_is_a_table_or_one_line(folder: Path, lines: list[list[str]], separator: str) -> None:
+    text = "\n".join(separator.join(cells) for cells in lines)
+    (folder / "t.csv").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with suppress(TrainingError):
+        read_table(folder / "t.csv")

@@ -134,13 +134,13 @@ def _columns(table: Path, lines: _Lines) -> _Columns:
     if place is not None and place != label:
         path = place
     if path is None:
-        path = next(i for i in range(len(names)) if i not in (label, part))
+        path = next((i for i in range(len(names)) if i not in (label, part)), None)
     rest = [i for i, name in enumerate(names) if i not in (path, part) and name]
     if label is None and len(rest) == 1:
         label = rest[0]
     if label is None and len(rest) > 1 and all(c[i] in ("0", "1") for c in later if len(c) > max(rest) for i in rest):
         return _Columns(path, None, part, head=True, classes={i: first[i] for i in rest})
-    if label is None or label == path:
+    if path is None or label is None or label == path:
         raise TrainingError(
             f"{table.name} has the columns {', '.join(first)[:200]}, and which one is the label is not clear; call "
             "two of them path and label", field="data", got=first[:20],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 from adapters.backbone import Backbone
 from adapters.errors import TrainingError
@@ -15,6 +18,10 @@ from adapters.media import MediaLimits, Preprocess, decode_image
 from adapters.training.batches import Batches
 from adapters.training.data import Listing, check_classes, find_examples, split
 from adapters.training.decoding import MediaExamples, Reader, Scanned, scan
+from adapters.training.fit import FitConfig
+from adapters.training.progress import Teller
+from adapters.training.recipe import Recipe
+from adapters.training.run import Plan, train
 from tests.media_samples import clip, encode, scene
 from tests.models import Spec, config_of, small_backbone
 
@@ -199,6 +206,54 @@ def test_broken_files_are_found_and_their_class_may_be_lost(tmp_path: Path, back
         check_classes(listing, scanned(listing, reader).examples)
     tight = scanned(listing, Reader(config_of(backbone, Spec()), MediaLimits(max_bytes=50)))
     assert len(tight.bad) == 3
+
+
+def numbered(count: int) -> TensorDataset:
+    return TensorDataset(torch.arange(count)[:, None], torch.arange(count) % 2)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("seed", [None, 4])
+def test_batches_come_in_the_order_of_a_loader(threads: int, seed: int | None) -> None:
+    """With a seed also what is drawn for it: the generator goes on alike."""
+    ours, theirs = (None if seed is None else torch.Generator().manual_seed(seed) for _ in range(2))
+    data = numbered(25)
+    batches = Batches(data, 8, threads=threads, generator=ours)
+    loader = DataLoader(data, batch_size=8, shuffle=seed is not None, generator=theirs, drop_last=seed is not None)
+    assert len(batches) == len(loader)
+    for _ in range(2):
+        for (found, labels), (expected, truth) in zip(batches, loader, strict=True):
+            assert torch.equal(found, expected)
+            assert torch.equal(labels, truth)
+    if ours and theirs:
+        assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_a_file_that_is_gone_ends_the_batches(tmp_path: Path, backbone: Backbone) -> None:
+    listing = find_examples(fill(tmp_path, a=20, b=20))
+    reader = Reader(config_of(backbone, Spec()), MediaLimits())
+    found = scanned(listing, reader, cache_bytes=0)
+    data = MediaExamples(found, range(40), {"a": 0, "b": 1}, reader)
+    (tmp_path / "b" / "3.png").unlink()
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        list(Batches(data, 4, threads=2))
+    assert threading.active_count() == before
+
+
+def test_nothing_is_decoded_in_processes_or_shared_memory(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container has 64 MiB of it, on which a large set ended in a bus error."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    (tmp_path / "d").mkdir()
+    plan = Plan(fill(tmp_path / "d", a=6, b=6), tmp_path / "a.safetensors", Recipe("t"),
+                FitConfig(epochs=1, batch=4, workers=3), cache_bytes=0)  # fmt: skip
+    assert train(plan, backbone, Teller()).config.labels == ("a", "b")
 
 
 def test_clips_decode_in_threads(tmp_path: Path, backbone: Backbone) -> None:

@@ -100,11 +100,11 @@ def telling() -> Iterator[Teller]:
     """
     lines = next((stream for stream in (sys.stdout, sys.stderr) if not stream.isatty()), None)
     if not sys.stderr.isatty() or _is_pipe(sys.stdout):
-        yield Teller(lines)
+        yield Teller(lines, every_s=EVERY_S)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield Teller(lines, bar)
+        yield Teller(lines, bar, every_s=EVERY_S)
 
 
 def _is_pipe(stream: TextIO) -> bool:

@@ -138,14 +138,17 @@ def _columns(table: Path, lines: _Lines) -> _Columns:
     rest = [i for i, name in enumerate(names) if i not in (path, part) and name]
     if label is None and len(rest) == 1:
         label = rest[0]
-    if label is None and len(rest) > 1 and all(c[i] in ("0", "1") for c in later if len(c) > max(rest) for i in rest):
-        return _Columns(path, None, part, head=True, classes={i: first[i] for i in rest})
-    if path is None or label is None or label == path:
+    one_hot = (
+        label is None
+        and len(rest) > 1
+        and all(cells[i] in ("0", "1") for cells in later if len(cells) > max(rest) for i in rest)
+    )
+    if path is None or (label is None and not one_hot) or label == path:
         raise TrainingError(
             f"{table.name} has the columns {', '.join(first)[:200]}, and which one is the label is not clear; call "
             "two of them path and label", field="data", got=first[:20],
         )  # fmt: skip
-    return _Columns(path, label, part, head=True, classes={})
+    return _Columns(path, label, part, head=True, classes={i: first[i] for i in rest} if one_hot else {})
 
 
 def _known(names: Sequence[str], known: Sequence[str]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import threading
 from pathlib import Path
 
@@ -154,14 +155,14 @@ def test_mistakes_in_tables_are_one_line_each(tmp_path: Path) -> None:
 
 def test_an_unreadable_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, a=1, b=1)
-    whole = Path.iterdir
+    whole = os.scandir
 
-    def refuse(self: Path) -> object:
-        if self.name == "b":
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-        return whole(self)
+    def refuse(path: Path) -> object:
+        if path.name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path)
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     assert "b cannot be read: permission denied" in message(tmp_path)
 
 

@@ -5,6 +5,7 @@ It goes by names and places, and opens a file only to know whether a folder hold
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +21,7 @@ MAX_WRAPPERS = 5
 """Folders around the data that hold nothing but one folder."""
 MAX_TRIED = 100
 """Files that are looked at to know whether a folder holds pictures."""
+MAX_PARTS = 3
 TABLES = ("metadata.csv", "metadata.jsonl", "_classes.csv")
 """Tables of labels that lie beside the files: Hugging Face's and Roboflow's."""
 EXPECTED = "expected DATA/train/<class>/* and DATA/val/<class>/* (and test), or DATA/<class>/*, or a CSV of path,label"
@@ -53,7 +55,7 @@ def layout_of(data: Path) -> Layout:
     if table and len(children) == 1:
         return Layout(tables=[(table, None)])
     _refuse_parts_as_classes(root, children)
-    stray = [path for path in visible(root) if path.is_file()]
+    stray = _files(root)
     if len(children) > 1 and all(_is_class_first(child) for child in children):
         labels = {child: label_of(child.name, str(child)) for child in children}
         classes = [(part, label, part_of(part.name)) for child, label in labels.items() for part in subfolders(child)]
@@ -61,29 +63,36 @@ def layout_of(data: Path) -> Layout:
     return Layout([(child, label_of(child.name, str(child)), None) for child in children], stray=stray)
 
 
-def visible(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted, without hidden files and what is no data."""
+def subfolders(folder: Path) -> list[Path]:
+    """Folders that may hold data, sorted; those that hold nothing but what training wrote do not."""
+    found = (Path(entry.path) for entry in _entries(folder) if entry.is_dir())
+    return [path for path in found if not _only_ours(path) and not _around(path, folder)]
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """All files below, in a fixed order; folders that are links are not followed."""
+    for entry in _entries(folder):
+        if not entry.is_dir():
+            yield Path(entry.path)
+        elif not entry.is_symlink():
+            yield from files_in(Path(entry.path))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that lie in the folder itself."""
+    return [Path(entry.path) for entry in _entries(folder) if entry.is_file()]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted, without hidden files and what is no data; millions of files are not looked at."""
     try:
-        return sorted(p for p in folder.iterdir() if not is_no_data(p.name) and not is_ours(p.name))
+        with os.scandir(folder) as found:
+            return sorted((e for e in found if not is_no_data(e.name) and not is_ours(e.name)), key=lambda e: e.name)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise TrainingError(
             f"{folder} cannot be read: {reason}; check its permissions", field="data", got=str(folder)
         ) from error
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """Folders that may hold data; those that hold nothing but what training wrote do not."""
-    return [p for p in visible(folder) if p.is_dir() and not _only_ours(p) and not _around(p, folder)]
-
-
-def files_in(folder: Path) -> Iterator[Path]:
-    """All files below, in a fixed order; folders that are links are not followed."""
-    for path in visible(folder):
-        if not path.is_dir():
-            yield path
-        elif not path.is_symlink():
-            yield from files_in(path)
 
 
 def _unwrapped(data: Path) -> Path:
@@ -129,7 +138,7 @@ def _split(root: Path, parts: dict[Path, Part], others: Sequence[Path]) -> Layou
             continue
         if len(inner) == 1 and (wrapped or part_of(inner[0].name)) and subfolders(inner[0]):  # train/train/<class>/*
             inner = subfolders(inner[0])
-        found.stray += [path for path in visible(folder) if path.is_file()]
+        found.stray += _files(folder)
         found.classes += [(child, label_of(child.name, str(child)), part) for child in inner]
     return found
 
@@ -139,7 +148,8 @@ def _refuse_parts_as_classes(root: Path, children: Sequence[Path]) -> None:
     names = [child.name for child in children]
     if len(names) == 1 and part_of(names[0]):
         raise _not_understood(root, "it looks like a split without class folders")
-    if like_parts(names, folds=any(subfolders(child) for child in children)):
+    folds = like_parts(names, folds=True) and any(subfolders(child) for child in children)
+    if folds or like_parts(names, folds=False):
         raise _not_understood(root, "they look like the parts of a split; if they are classes, give a CSV")
 
 
@@ -151,7 +161,7 @@ def _not_understood(root: Path, why: str) -> TrainingError:
 def _content(folder: Path) -> str:
     inner = [path.name for path in subfolders(folder)]
     if not inner:
-        return f"{sum(1 for path in visible(folder) if path.is_file())} files"
+        return f"{len(_files(folder))} files"
     return f"{len(inner)} folders such as {inner[0]}/" if len(inner) > 1 else f"{inner[0]}/"
 
 
@@ -161,7 +171,7 @@ def _is_split(folder: Path) -> bool:
 
 def _is_class_first(folder: Path) -> bool:
     """``<class>/{train,val}/*``: nothing but parts lies in the folder, train among them."""
-    inner = [part_of(path.name) for path in visible(folder)]
+    inner = [part_of(entry.name) for entry in islice(_entries(folder), MAX_PARTS + 1)]
     return len(inner) > 1 and None not in inner and len(set(inner)) == len(inner) and "train" in inner
 
 
@@ -171,7 +181,7 @@ def _table_in(folder: Path) -> Path | None:
 
 def _holds_media(folder: Path, depth: int = 0) -> bool:
     """Whether a picture or clip is among the first files below; with ``depth`` 1 among those in the folder itself."""
-    files = (path for path in visible(folder) if path.is_file()) if depth else files_in(folder)
+    files = iter(_files(folder)) if depth else files_in(folder)
     for path in islice(files, MAX_TRIED):
         try:
             with path.open("rb") as file:
@@ -185,10 +195,18 @@ def _holds_media(folder: Path, depth: int = 0) -> bool:
 def _only_ours(folder: Path) -> bool:
     """Whether training wrote all that is in a folder, and there is something."""
     try:
-        found = [p for p in folder.iterdir() if not is_no_data(p.name)]
+        with os.scandir(folder) as entries:
+            found = 0
+            for entry in entries:
+                if is_no_data(entry.name):
+                    continue
+                found += 1
+                deeper = entry.is_dir() and not entry.is_symlink()
+                if not is_ours(entry.name) and not (deeper and _only_ours(Path(entry.path))):
+                    return False
+            return found > 0
     except OSError:
         return False  # whoever reads it says so
-    return bool(found) and all(is_ours(p.name) or (p.is_dir() and not p.is_symlink() and _only_ours(p)) for p in found)
 
 
 def _around(path: Path, folder: Path) -> bool:

@@ -251,6 +251,11 @@ def test_files_in_no_class_folder_name_the_way_out(tmp_path: Path) -> None:
     assert "if labels.csv lists its files and their labels, give that file instead" in message(tmp_path)
 
 
+def test_a_table_beside_a_flat_split_is_pointed_out(tmp_path: Path) -> None:
+    (lay(tmp_path, "train+test") / "train.csv").write_text("image_id,label\n")
+    assert "a CSV of path,label, such as train.csv if it lists them" in message(tmp_path)
+
+
 def test_names() -> None:
     assert [part_of(name) for name in ("Training", "VALID", "dev", "tests", "test_images")] == [
         "train", "val", "val", "test", "test",

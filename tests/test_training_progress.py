@@ -75,6 +75,15 @@ def test_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "warning: this and that\n")
 
 
+def test_names_that_cannot_be_shown_do_not_end_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Teller(lines).note("\udcff \x1b[31m Äpfel/ holds no pictures")
+    lines.seek(0)
+    assert lines.read() == "? ?[31m \\xc4pfel/ holds no pictures\n"
+    Teller().warn("\udcff")
+    assert capsys.readouterr().err == "warning: ?\n"
+
+
 def test_durations() -> None:
     assert [duration(s) for s in (3.2, 89, 600, 3600 * 3 + 300)] == ["3 s", "89 s", "10 min", "3 h 5 min"]
 

@@ -17,9 +17,9 @@ import numpy as np
 from adapters.config import Modality
 from adapters.errors import MediaError, TrainingError
 from adapters.media import sniff
-from adapters.training.folders import HEAD_BYTES, TABLES, files_in, layout_of
+from adapters.training.folders import HEAD_BYTES, TABLES, files_in, layout_of, table_beside
 from adapters.training.names import Part, part_of
-from adapters.training.tables import JSON_SUFFIXES, read_table
+from adapters.training.tables import read_table
 
 MAX_FILES = 2_000_000
 NOUNS: dict[Modality, str] = {"image": "picture", "video": "clip"}
@@ -209,7 +209,7 @@ def _folders(root: Path) -> _Found:
     for table, part in layout.tables:
         _add_table(found, table, table.parent.relative_to(root), part)
     found.bad += [BadFile(p.relative_to(root).as_posix(), "it is in no class folder") for p in layout.stray]
-    if not layout.classes and not layout.tables and (hint := _table_beside(layout.stray)):
+    if not layout.classes and not layout.tables and (hint := table_beside(layout.stray)):
         raise TrainingError(
             f"{root} has no class folders; if {hint.name} lists its files and their labels, give that file instead",
             field="data",
@@ -240,10 +240,6 @@ def _add_table(found: _Found, table: Path, place: Path = Path(), part: Part | No
         raise TrainingError(
             f"{table.name} gives a split for some lines only; give it for all or for none", field="data"
         )
-
-
-def _table_beside(files: Sequence[Path]) -> Path | None:
-    return next((path for path in files if path.suffix.casefold() in (".csv", ".tsv", *JSON_SUFFIXES)), None)
 
 
 def _sniffed(files: Iterable[Example]) -> tuple[list[Example], list[BadFile], dict[Modality, list[str]]]:

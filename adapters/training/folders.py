@@ -14,6 +14,7 @@ from pathlib import Path
 from adapters.errors import MediaError, TrainingError
 from adapters.media import sniff
 from adapters.training.names import Part, is_no_data, is_ours, label_of, like_parts, part_of
+from adapters.training.tables import JSON_SUFFIXES
 
 HEAD_BYTES = 512
 """Enough of a file to know its format by."""
@@ -155,7 +156,14 @@ def _refuse_parts_as_classes(root: Path, children: Sequence[Path]) -> None:
 
 def _not_understood(root: Path, why: str) -> TrainingError:
     seen = ", ".join(f"{child.name}/ ({_content(child)})" for child in islice(subfolders(root), 8))
-    return TrainingError(f"{root} holds {seen}: {why}; {EXPECTED}", field="data", expected=EXPECTED, got=seen)
+    table = table_beside(_files(root))
+    hint = f", such as {table.name} if it lists them" if table else ""
+    return TrainingError(f"{root} holds {seen}: {why}; {EXPECTED}{hint}", field="data", expected=EXPECTED, got=seen)
+
+
+def table_beside(files: Sequence[Path]) -> Path | None:
+    """A file among them that may be a table of labels."""
+    return next((path for path in files if path.suffix.casefold() in (".csv", ".tsv", *JSON_SUFFIXES)), None)
 
 
 def _content(folder: Path) -> str:

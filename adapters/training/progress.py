@@ -66,7 +66,7 @@ class Teller:
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            print(_plain(line, sys.stderr), file=sys.stderr, flush=True)  # noqa: T201
 
     def _enter(self, stage: str, share: float) -> None:
         if stage != self._stage:
@@ -80,7 +80,15 @@ class Teller:
             return
         done = share - self._from
         left = (self._told - self._began) * (1 - share) / done if done > 0 else 0.0
-        print(f"{line}, {duration(left)} left" if left else line, file=self._lines, flush=True)
+        told = f"{line}, {duration(left)} left" if left else line
+        print(_plain(told, self._lines), file=self._lines, flush=True)
+
+
+def _plain(line: str, stream: TextIO) -> str:
+    """Without what a terminal would act on or the stream cannot write: a folder's name may hold any byte."""
+    plain = "".join(c if c.isprintable() else "?" for c in line)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def duration(seconds: float) -> str:

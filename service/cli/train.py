@@ -52,7 +52,7 @@ def train(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA", help="DATA/<class>/*, DATA/{train,val,test}/<class>/*, or a CSV of path,label[,split]."
+            metavar="DATA", help="DATA/CLASS/FILE, DATA/{train,val,test}/CLASS/FILE, or a CSV of path,label[,split]."
         ),
     ],
     file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],

@@ -44,6 +44,11 @@ def needed(refusal: AdapterTooLarge) -> str:
     return raised(settings, value)
 
 
+def foreseen(refusal: AdapterTooLarge) -> str:
+    """The refusal of a file that is being made, for whoever makes it."""
+    return f"a server with default settings, or those given here, will refuse the file: {refusal.message}"
+
+
 @dataclass(frozen=True)
 class FileLimits:
     """What an adapter file may ask for. ``max_rank`` and ``max_classes`` are what the bank has room for."""

@@ -23,7 +23,7 @@ from adapters.backbone import Backbone
 from adapters.config import AdapterConfig
 from adapters.errors import AdapterTooLarge, TrainingError
 from adapters.file import Adapter, refusals, write_adapter
-from adapters.limits import FileLimits, MediaLimits, needed
+from adapters.limits import FileLimits, MediaLimits, foreseen, needed
 from adapters.training.account import account_of, tool
 from adapters.training.baselines import NO_FILE, check_method, model_of
 from adapters.training.checkpoint import Checkpoint, CheckpointFile, FitResult
@@ -113,7 +113,7 @@ def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
     config = config_of(plan.recipe, backbone, listing.modality, listing.labels)
     refused = _refused(plan, config, backbone)
     for refusal in refused:
-        teller.warn(f"a server with default settings, or those given here, will refuse the file: {refusal.message}")
+        teller.warn(foreseen(refusal))
     scanned, data = _data(plan, listing, config, teller)
     bad = (*listing.bad, *scanned.bad)
     model, result, resumed = _fit(plan, backbone, config, listing, data, teller)

@@ -96,7 +96,8 @@ def fit(
         if config.patience and _epochs_without_gain(result) >= config.patience:
             break
         loss = _epoch(model, loader, optimizer, config, epoch, augment=augment, on_step=on_step, generator=generator)
-        logits, labels = predict(model, held_out, config)
+        scored = _scoring(on_step, (epoch + 1) / config.epochs, loss)
+        logits, labels = predict(model, held_out, config, scored)
         accuracy, result.seconds = accuracy_of(logits, labels), before + time.monotonic() - began
         result.history.append({"epoch": epoch + 1, "loss": loss, "held_out_loss": loss_of(logits, labels).item(),
                                "accuracy": accuracy, "seconds": result.seconds})  # fmt: skip
@@ -107,6 +108,13 @@ def fit(
     model.load_state_dict(best)
     model.eval()
     return result
+
+
+def _scoring(
+    on_step: Callable[[float, float], None] | None, progress: float, loss: float
+) -> Callable[[float], None] | None:
+    """Lets ``on_step`` hear that an epoch goes on while it is scored, which may take as long as its steps."""
+    return (lambda _share: on_step(progress, loss)) if on_step else None
 
 
 def _epochs_without_gain(result: FitResult) -> int:
@@ -186,13 +194,18 @@ def _pooled(
 
 
 @torch.inference_mode()
-def predict(model: HeadedModel, data: Examples, config: FitConfig) -> tuple[Tensor, Tensor]:
-    """Logits and labels of a whole data set, on the CPU, in its order."""
+def predict(
+    model: HeadedModel, data: Examples, config: FitConfig, on_batch: Callable[[float], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels of a whole data set, on the CPU, in its order. ``on_batch`` gets the share that is done."""
     model.eval()
     logits, labels = [], []
-    for pixels, truth in Batches(data, config.batch, threads=config.workers):
+    batches = Batches(data, config.batch, threads=config.workers)
+    for pixels, truth in batches:
         logits.append(model(images_of(model, pixels)).cpu())
         labels.append(truth)
+        if on_batch:
+            on_batch(len(logits) / len(batches))
     return torch.cat(logits), torch.cat(labels)
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from math import isnan
 from pathlib import Path
 
@@ -119,10 +120,11 @@ def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
     model, result, resumed = _fit(plan, backbone, config, listing, data, teller)
     adapter = Adapter(model.exported_config(), model.tensors(), "") if isinstance(model, AdaptedModel) else None
     settings = _settings(plan, data[1])
+    scoring = partial(teller.at, "scoring")
     if adapter:
-        config, logits = adapter.config, served_logits(adapter, backbone, data[1], settings.workers)
+        config, logits = adapter.config, served_logits(adapter, backbone, data[1], settings.workers, scoring)
     else:
-        logits, _ = predict(model, data[1], settings)
+        logits, _ = predict(model, data[1], settings, scoring)
     examples = scored(logits, config.labels, data[1])
     given, recalls = data[1].examples[0].part, Recalls.of((e.label, e.predicted) for e in examples)
     account = {

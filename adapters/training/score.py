@@ -6,7 +6,7 @@ It knows the serving forward; it does not know how the adapter was made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +35,14 @@ class Scored:
     scores: dict[str, float]
 
 
-def served_logits(adapter: Adapter, backbone: Backbone, data: Examples, workers: int = 0) -> Tensor:
-    """Logits (items, classes) float32 on the CPU, in the order of the data."""
+def served_logits(
+    adapter: Adapter,
+    backbone: Backbone,
+    data: Examples,
+    workers: int = 0,
+    on_batch: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Logits (items, classes) float32 on the CPU, in the data's order; ``on_batch`` gets the share that is done."""
     rank = max((site.rank for site in adapter.config.sites), default=1)
     packed = pack(adapter, backbone.layout, rank, backbone.dtype)
     pages = tuple(range(1, 1 + len(packed.pages)))
@@ -47,7 +53,11 @@ def served_logits(adapter: Adapter, backbone: Backbone, data: Examples, workers:
     slabs.write(1, pages, packed)
     forward = BankedForward(backbone, slabs)
     batches = Batches(data, max(1, BATCH_ROWS // adapter.config.frames), threads=workers)
-    found = [logits for pixels, _ in batches for logits in forward([Job(p, 1, pages, packed.meta) for p in pixels])]
+    found = []
+    for number, (pixels, _) in enumerate(batches, 1):
+        found += forward([Job(p, 1, pages, packed.meta) for p in pixels])
+        if on_batch:
+            on_batch(number / len(batches))
     return torch.from_numpy(np.stack(found))
 
 

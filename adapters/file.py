@@ -35,8 +35,10 @@ _OTHER_FORMATS = (
     (b"PK\x03\x04", "a zip archive, such as torch.save writes"), (b"\x1f\x8b", "a gzip archive"),
     (b"\xff\xd8\xff", "a JPEG picture"), (b"\x89PNG", "a PNG picture"), (b"\x89HDF", "an HDF5 file"),
 )  # fmt: skip
-HEADER_ENTRY_BYTES = 80
-"""About what a header says of one tensor beside its name."""
+HEADER_ENTRY_BYTES = 100
+"""At most what a header says of one tensor beside its name."""
+TOLD_BYTES = 64 * 1024
+"""At most what a file tells of its training."""
 PICKLE_SUFFIXES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
@@ -84,11 +86,14 @@ def read_header(path: Path, limits: FileLimits) -> Header:
 
 
 def refusals(config: AdapterConfig, layout: Layout, limits: FileLimits) -> list[AdapterTooLarge]:
-    """Why a server with these bounds would refuse the float32 file of this config; empty where it would take it."""
+    """Why a server with these bounds would refuse the float32 file of this config; empty where it would take it.
+
+    The file's size is foreseen with room for what training will tell in it.
+    """
     shapes = layout.tensors(config)
     # The config is JSON within JSON; beside it stands an entry of name, dtype, shape and place for each tensor.
     header = len(json.dumps(config.model_dump_json(exclude_none=True), ensure_ascii=False).encode())
-    header += sum(len(name) + HEADER_ENTRY_BYTES for name in shapes)
+    header += sum(len(name) + HEADER_ENTRY_BYTES for name in shapes) + TOLD_BYTES
     size = header + 4 * sum(math.prod(shape) for shape in shapes.values())
     found = list(
         oversized(config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)

@@ -139,6 +139,8 @@ def test_an_unlabelled_test_folder_is_left_alone(tmp_path: Path) -> None:
         ["Train+Test"],
         ["train"],
         ["train1+train2"],
+        ["fold0+fold1+fold2"],
+        ["part1+part2/cat+dog"],
         ["trainA+trainB+testA+testB"],
         ["cat_train+cat_test+dog_train+dog_test"],
         ["data/train+valid+test"],

@@ -84,6 +84,24 @@ def test_names_that_cannot_be_shown_do_not_end_a_training(capsys: pytest.Capture
     assert capsys.readouterr().err == "warning: ?\n"
 
 
+class Gone(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    writes = 0
+
+    def write(self, _: str) -> int:
+        self.writes += 1
+        raise BrokenPipeError
+
+
+def test_a_log_that_is_gone_ends_no_training() -> None:
+    gone = Gone()
+    teller = Teller(gone)
+    for epoch in range(3):
+        teller.reached("training", epoch / 3, "an epoch")
+    assert gone.writes == 1
+
+
 def test_durations() -> None:
     assert [duration(s) for s in (3.2, 89, 600, 3600 * 3 + 300)] == ["3 s", "89 s", "10 min", "3 h 5 min"]
 

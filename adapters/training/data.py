@@ -270,7 +270,11 @@ def _modality(data: Path, kinds: dict[Modality, list[str]], bad: Sequence[BadFil
 
 def _bound(count: int) -> None:
     if count >= MAX_FILES:
-        raise TrainingError(f"the data has more than {MAX_FILES} files; give fewer", field="data", limit=MAX_FILES)
+        raise TrainingError(
+            f"the data has more than {MAX_FILES} files, which no setting changes; give fewer",
+            field="data",
+            limit=MAX_FILES,
+        )
 
 
 def reason_of(error: Exception) -> str:

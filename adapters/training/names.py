@@ -19,11 +19,11 @@ Part = Literal["train", "val", "test"]
 _PARTS: dict[str, Part] = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "validate": "val", "dev": "val", "eval": "val",
-    "evaluation": "val", "test": "test", "testing": "test", "tests": "test",
+    "evaluation": "val", "holdout": "val", "test": "test", "testing": "test", "tests": "test",
 }  # fmt: skip
 _WORDS = "|".join(sorted(_PARTS, key=len, reverse=True))
 _PART = re.compile(rf"({_WORDS})(?:[-_ .]?(?:set|data|dataset|split|images|imgs|pictures|photos|videos|clips))?")
-_NUMBERED = re.compile(rf"(?:{_WORDS})[-_ .]?(?:\d+|[a-z])")
+_NUMBERED = re.compile(rf"(?:{_WORDS})[-_ .]?(?:\d+|[a-z])|k?(?:folds?|splits?)[-_ .]?\d+")
 _WITHIN = re.compile(rf"(.*[-_ .])?({_WORDS})([-_ .].*)?")
 _FOLD = re.compile(r"(?:.*[-_ .])?(?:k?folds?|splits?|cv|subsets?|partitions?|parts?)[-_ .]?\w?\d*")
 _NO_DATA = {
@@ -42,7 +42,7 @@ def part_of(name: str) -> Part | None:
 def like_parts(names: Sequence[str], *, folds: bool) -> bool:
     """Whether names look like those of a split's parts: ``train1`` and ``train2``, ``seg_train`` and ``seg_test``.
 
-    ``folds``: also ``fold1`` and ``fold2``. ``bullet_train`` and ``steam_train`` are no parts.
+    ``folds``: also ``part1`` and ``subset_b``. ``bullet_train`` and ``steam_train`` are no parts.
     """
     plain = [name.strip().casefold() for name in names]
     if len(plain) > 1 and all(part_of(n) or _NUMBERED.fullmatch(n) or (folds and _FOLD.fullmatch(n)) for n in plain):

@@ -81,7 +81,10 @@ class Teller:
         done = share - self._from
         left = (self._told - self._began) * (1 - share) / done if done > 0 else 0.0
         told = f"{line}, {duration(left)} left" if left else line
-        print(_plain(told, self._lines), file=self._lines, flush=True)
+        try:
+            print(_plain(told, self._lines), file=self._lines, flush=True)
+        except OSError:  # a pipe that nobody reads any more, a full disk: no reason to end a training
+            self._lines = None
 
 
 def _plain(line: str, stream: TextIO) -> str:

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from adapters.config import AdapterConfig
 from adapters.errors import AdapterTooLarge, BrokenAdapter, NotAnAdapter
-from adapters.layout import Layout, Shape
+from adapters.layout import Layout, Shape, oversized
+from adapters.limits import FileLimits, raised
 
 METADATA_KEY = "adaptserve"
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -34,18 +35,11 @@ _OTHER_FORMATS = (
     (b"PK\x03\x04", "a zip archive, such as torch.save writes"), (b"\x1f\x8b", "a gzip archive"),
     (b"\xff\xd8\xff", "a JPEG picture"), (b"\x89PNG", "a PNG picture"), (b"\x89HDF", "an HDF5 file"),
 )  # fmt: skip
+HEADER_ENTRY_BYTES = 100
+"""At most what a header says of one tensor beside its name."""
+TOLD_BYTES = 64 * 1024
+"""At most what a file tells of its training."""
 PICKLE_SUFFIXES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt")
-
-
-@dataclass(frozen=True)
-class FileLimits:
-    """What a file may ask for. ``max_rank`` and ``max_classes`` are what the bank has room for."""
-
-    max_file_bytes: int = 256 * 2**20
-    max_header_bytes: int = 2**20
-    max_rank: int = 1024
-    max_classes: int = 4096
-    max_frames: int = 64
 
 
 @dataclass(frozen=True)
@@ -77,9 +71,7 @@ def read_header(path: Path, limits: FileLimits) -> Header:
     """Parse the header alone. Raises NotAnAdapter, BrokenAdapter or AdapterTooLarge."""
     size = path.stat().st_size
     if size > limits.max_file_bytes:
-        raise AdapterTooLarge(
-            f"the file has {size} bytes, the limit is {limits.max_file_bytes}", limit=limits.max_file_bytes, value=size
-        )
+        raise _too_many_bytes("the file has", size, limits.max_file_bytes, "max_adapter_bytes")
     with path.open("rb") as file:
         raw = _header_bytes(file, size, limits)
         body = size - file.tell()
@@ -91,6 +83,35 @@ def read_header(path: Path, limits: FileLimits) -> Header:
         raise BrokenAdapter("the safetensors header is not a JSON object", field="header")
     config = _config(parsed.pop("__metadata__", None))
     return Header(config, _tensor_table(parsed, body))
+
+
+def refusals(config: AdapterConfig, layout: Layout, limits: FileLimits) -> list[AdapterTooLarge]:
+    """Why a server with these bounds would refuse the float32 file of this config; empty where it would take it.
+
+    The file's size is foreseen with room for what training will tell in it.
+    """
+    shapes = layout.tensors(config)
+    # The config is JSON within JSON; beside it stands an entry of name, dtype, shape and place for each tensor.
+    header = len(json.dumps(config.model_dump_json(exclude_none=True), ensure_ascii=False).encode())
+    header += sum(len(name) + HEADER_ENTRY_BYTES for name in shapes) + TOLD_BYTES
+    size = header + 4 * sum(math.prod(shape) for shape in shapes.values())
+    found = list(
+        oversized(config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
+    )
+    if header > limits.max_header_bytes:
+        found.append(
+            _too_many_bytes("the file's header has", header, limits.max_header_bytes, "max_adapter_header_bytes")
+        )
+    if size > limits.max_file_bytes:
+        found.append(_too_many_bytes("the file has", size, limits.max_file_bytes, "max_adapter_bytes"))
+    return found
+
+
+def _too_many_bytes(what: str, size: int, limit: int, setting: str, **facts: object) -> AdapterTooLarge:
+    return AdapterTooLarge(
+        f"{what} {size} bytes, the limit is {limit}; a server takes it when started with {raised([setting], size)}",
+        limit=limit, value=size, settings=[setting], **facts,
+    )  # fmt: skip
 
 
 def read_adapter(path: Path, layout: Layout, limits: FileLimits) -> Adapter:
@@ -170,10 +191,9 @@ def _header_bytes(file: BinaryIO, size: int, limits: FileLimits) -> bytes:
     if first != b"{":
         raise NotAnAdapter("this is not a .safetensors file: no JSON header at byte 8", expected="safetensors")
     if length > limits.max_header_bytes:
-        raise AdapterTooLarge(
-            f"the safetensors header claims {length} bytes, the limit is {limits.max_header_bytes}",
-            field="header", limit=limits.max_header_bytes, value=length,
-        )  # fmt: skip
+        raise _too_many_bytes(
+            "the safetensors header claims", length, limits.max_header_bytes, "max_adapter_header_bytes", field="header"
+        )
     if 8 + length > size:
         raise BrokenAdapter(
             f"the file is cut short: its header needs {8 + length} bytes, the file has {size}",

@@ -5,14 +5,16 @@ It does not know torch or timm: ``backbone.py`` makes a Layout from a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from adapters.config import AdapterConfig, SiteName
 from adapters.errors import AdapterTooLarge, BrokenAdapter, WrongBase
+from adapters.limits import raised
 
 Shape = tuple[int, ...]
+MIN_SLOT_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Layout:
         """The multiple of 8 whose ``parallel`` residuals come closest to ``share`` of the backbone: 64 on ViT-B."""
         widths = sum(width_in + width_out for width_in, width_out in self.sites["parallel"])
         return max(8, round(share * self.parameters / widths / 8) * 8)
+
+    def slot_rank(self, max_rank: int = 0) -> int:
+        """The rank of a server's slots, and so the largest it takes: ``max_rank``, or what fits the backbone."""
+        return max_rank or max(MIN_SLOT_RANK, self.default_rank())
 
     def check(self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> None:
         """Raise WrongBase, BrokenAdapter or AdapterTooLarge unless the config fits this backbone."""
@@ -71,9 +77,8 @@ class Layout:
                     f"site '{site.site}' names block {site.blocks[-1]}, {self.model} has blocks 0 to {self.blocks - 1}",
                     field="sites.blocks", expected=self.blocks - 1, got=site.blocks[-1],
                 )  # fmt: skip
-            _bound("sites.rank", "rank", site.rank, max_rank)
-        _bound("labels", "classes", len(config.labels), max_classes)
-        _bound("video.frames", "frames", config.frames, max_frames)
+        for refusal in oversized(config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames):
+            raise refusal
 
     def tensors(self, config: AdapterConfig) -> dict[str, Shape]:
         """Name and shape of every tensor the file must hold, and of none besides."""
@@ -95,8 +100,18 @@ class Layout:
         return shapes
 
 
-def _bound(field: str, noun: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise AdapterTooLarge(
-            f"the adapter has {value} {noun}, this server takes at most {limit}", field=field, limit=limit, value=value
-        )
+def oversized(config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> Iterator[AdapterTooLarge]:
+    """Why a server with these bounds would refuse the config; nothing where it would not."""
+    rank = max((site.rank for site in config.sites), default=0)
+    for field, noun, value, limit, settings in (
+        ("sites.rank", "rank", rank, max_rank, ("max_rank",)),
+        ("labels", "classes", len(config.labels), max_classes, ("max_classes",)),
+        # All frames of a clip go in one batch.
+        ("video.frames", "frames", config.frames, max_frames, ("max_clip_frames", "max_batch_rows")),
+    ):
+        if value > limit:
+            yield AdapterTooLarge(
+                f"the adapter has {value} {noun}, this server takes at most {limit}; it takes this one when started "
+                f"with {raised(settings, value)}",
+                field=field, limit=limit, value=value, settings=list(settings),
+            )  # fmt: skip

@@ -16,14 +16,13 @@ from prometheus_client import CollectorRegistry
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.bank import PAGE, Bank, Slabs
-from adapters.file import FileLimits
 from adapters.forward import BankedForward
-from adapters.media import MediaLimits
 from service import problems, routes, tracing
 from service.addresses import Methods, PlainPath
 from service.door import Cors, KnownHost, KnownOrigin, Proxies
 from service.engine import BatchReport, Engine
 from service.keys import Keys
+from service.limits import file_limits, media_limits
 from service.metrics import Metrics, Snapshot
 from service.middleware import LastResort, RequestContext
 from service.repository import Repository
@@ -44,7 +43,6 @@ from service.version import installed_version
 
 log = logging.getLogger(__name__)
 
-MIN_SLOT_RANK = 16
 PAGES_PER_SLOT = 4
 """Head pages beside those of one largest head: 64 classes for each slot."""
 WARM_UP_S = 300.0
@@ -83,12 +81,12 @@ def build(settings: Settings) -> Iterator[Parts]:
         stack.callback(engine.close)
         stack.callback(engine.drain, settings.drain_s)
         health.ask(engine, WARM_UP_S)  # nobody is served before the device has computed
-        catalogue = Catalogue(repository, bank, _file_limits(settings, slabs), max_descriptions=settings.max_tasks)
+        catalogue = Catalogue(repository, bank, file_limits(settings, slabs.rank), max_descriptions=settings.max_tasks)
         if settings.backbone == "demo":
             publish_demo(catalogue)
         decode_pool = Pool("decode", workers=_decode_workers(settings), max_waiting=settings.max_decodes_waiting)
         stack.callback(decode_pool.close)
-        decoder = Decoder(decode_pool, _media_limits(settings))
+        decoder = Decoder(decode_pool, media_limits(settings))
         decoder.warm_up(backbone.input)
         # An upload has one job at a time, and one more to clear up after it.
         upload_pool = Pool("upload", workers=settings.max_uploads, max_waiting=2 * settings.max_uploads)
@@ -147,32 +145,10 @@ def _slabs(settings: Settings, backbone: Backbone) -> Slabs:
     return Slabs(
         backbone.layout,
         slots=settings.slots,
-        rank=settings.max_rank or max(MIN_SLOT_RANK, backbone.layout.default_rank()),
+        rank=backbone.layout.slot_rank(settings.max_rank),
         pages=PAGES_PER_SLOT * settings.slots + -(-settings.max_classes // PAGE),
         dtype=backbone.dtype,
         device=backbone.device,
-    )
-
-
-def _file_limits(settings: Settings, slabs: Slabs) -> FileLimits:
-    return FileLimits(
-        max_file_bytes=settings.max_adapter_bytes,
-        max_header_bytes=settings.max_adapter_header_bytes,
-        max_rank=slabs.rank,
-        max_classes=settings.max_classes,
-        max_frames=min(settings.max_clip_frames, settings.max_batch_rows),  # a clip's rows go in one batch
-    )
-
-
-def _media_limits(settings: Settings) -> MediaLimits:
-    return MediaLimits(
-        max_bytes=settings.max_body_bytes,
-        max_pixels=settings.max_pixels,
-        max_side=settings.max_side,
-        max_frames=settings.max_clip_frames,
-        max_frame_pixels=settings.max_frame_pixels,
-        max_duration_s=settings.max_clip_seconds,
-        decode_timeout_s=settings.decode_timeout_s,
     )
 
 

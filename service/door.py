@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from adapters.errors import AdaptError
+from adapters.limits import variable
 from service.errors import BadRequest, ForeignOrigin, UnknownHost
 from service.hosts import ANY, Hosts, Origin, Place, listed, of_this_machine, origin, place
 from service.problems import respond
-from service.settings import PREFIX, Settings
+from service.settings import Settings
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
 """Methods that change nothing: a page may send them, and the browser hides the answer from it."""
@@ -74,7 +75,7 @@ class KnownHost:
         if host not in self._hosts:
             raise UnknownHost(
                 f"this server does not go by the name '{host.host[:80]}'; ask for it as localhost or by its IP "
-                f"address, or let it have the name: add it to {PREFIX}ALLOWED_HOSTS (allowed_hosts)",
+                f"address, or let it have the name: add it to {variable('allowed_hosts')} (allowed_hosts)",
                 field="Host", got=host.host[:80],
             )  # fmt: skip
 
@@ -108,7 +109,7 @@ class KnownOrigin:
         page = f"a page of {origins[0][:80]!r}" if origins else f"a page of another origin (Sec-Fetch-Site: {site})"
         raise ForeignOrigin(
             f"{page} asks for this, and only this server's own pages may change something; to let it, name its origin "
-            f"in {PREFIX}ALLOWED_ORIGINS (allowed_origins)" + self._hint(origins, headers),
+            f"in {variable('allowed_origins')} (allowed_origins)" + self._hint(origins, headers),
             field="Origin", got=[text[:80] for text in origins[:2]],
         )  # fmt: skip
 
@@ -126,7 +127,7 @@ class KnownOrigin:
         page, host = _read(origins[0], headers) if origins else (None, None)
         if page is None or host is None or not page.is_at(host):
             return ""
-        return f"; is it this server's own, behind a proxy with TLS, name the proxy in {PREFIX}TRUSTED_PROXIES"
+        return f"; is it this server's own, behind a proxy with TLS, name the proxy in {variable('trusted_proxies')}"
 
 
 def _read(text: str, headers: Headers) -> tuple[Origin | None, Place | None]:
@@ -164,7 +165,7 @@ class Cors(CORSMiddleware):
         if not self.is_allowed_origin(headers["origin"]):
             return ForeignOrigin(
                 f"pages of {page!r} may not call this server; to let them, name their origin in "
-                f"{PREFIX}ALLOWED_ORIGINS (allowed_origins)",
+                f"{variable('allowed_origins')} (allowed_origins)",
                 field="Origin", got=page,
             )  # fmt: skip
         return BadRequest(

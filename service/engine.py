@@ -160,7 +160,8 @@ class Engine:
         wait = self._pace.seconds(queued)
         if queued + rows > limit:
             raise QueueFull(
-                f"the queue holds {queued} rows, the limit is {limit}; try again in {wait or 1.0:.1f} s",
+                f"the queue holds {queued} rows, the limit is {limit} (max_queue_rows); "
+                f"try again in {wait or 1.0:.1f} s",
                 retry_after=wait or 1.0, limit=limit, value=queued + rows,
             )  # fmt: skip
         left = deadline - self._clock()

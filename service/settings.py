@@ -1,6 +1,7 @@
 """One frozen settings object, read once from the environment (``ADAPTSERVE_``) and an optional file.
 
-Every bound of the server has its name here. It knows nothing of what the values are used for.
+Every bound of the server has its name here; those that training keeps too have their defaults from ``adapters.limits``.
+It knows nothing of what the values are used for.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adapters.config import MAX_CLASSES, MAX_FRAMES, MAX_RANK
+from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variable
 from service import hosts
 
-PREFIX = "ADAPTSERVE_"
 MIB = 2**20
 
 
@@ -60,32 +62,54 @@ class Settings(BaseSettings):
 
     slots: int = Field(64, ge=1, le=65_536, description="Adapters resident on the device at once.")
     max_rank: int = Field(
-        0, ge=0, le=1024, description="Rank of a slot; 0 takes about 1.4 % of the backbone, at least 16."
+        0, ge=0, le=MAX_RANK, description="Rank of a slot; 0 takes about 1.4 % of the backbone, at least 16."
     )
-    max_classes: int = Field(4096, ge=1, le=65_536, description="Classes of one adapter.")
+    max_classes: int = Field(FileLimits.max_classes, ge=1, le=MAX_CLASSES, description="Classes of one adapter.")
     host_cache_bytes: int = Field(1024 * MIB, ge=0, description="Packed adapters kept in host memory, in bytes.")
-    max_batch_rows: int = Field(32, ge=1, le=1024, description="Rows (pictures or frames) of one batch.")
+    max_batch_rows: int = Field(BATCH_ROWS, ge=1, le=1024, description="Rows (pictures or frames) of one batch.")
     max_queue_rows: int = Field(1024, ge=1, description="Rows accepted and not yet answered; beyond it, 429.")
     deadline_s: float = Field(10.0, gt=0, description="Time for a request that names none, in seconds.")
     max_deadline_s: float = Field(60.0, gt=0, description="The longest deadline a client may ask for, in seconds.")
 
     decode_workers: int = Field(0, ge=0, le=1024, description="Threads that decode; 0 takes the number of cores.")
     max_decodes_waiting: int = Field(256, ge=0, description="Bodies waiting for a decode thread; beyond it, 429.")
-    max_body_bytes: int = Field(64 * MIB, ge=1, description="Bytes of one picture or clip.")
+    max_body_bytes: int = Field(MediaLimits.max_bytes, ge=1, description="Bytes of one picture or clip.")
     max_bodies_bytes: int = Field(
         512 * MIB, ge=1, description="Bytes of all requests' pictures and clips together; beyond it, 429."
     )
-    max_pixels: int = Field(50_000_000, ge=1, description="Pixels of one picture.")
-    max_frame_pixels: int = Field(9_000_000, ge=1, description="Pixels of one frame of a clip.")
-    max_side: int = Field(16_384, ge=1, description="Pixels along one side of a picture.")
-    max_clip_frames: int = Field(32, ge=1, le=128, description="Frames that a video task may ask for.")
-    max_clip_seconds: float = Field(600.0, gt=0, description="Duration of one clip, in seconds.")
-    decode_timeout_s: float = Field(10.0, gt=0, description="Time to decode one body, in seconds.")
+    max_pixels: int = Field(
+        MediaLimits.max_pixels,
+        ge=1,
+        le=178_956_970,
+        description="Pixels of one picture, within Pillow's own 178956970.",
+    )
+    max_side: int = Field(MediaLimits.max_side, ge=1, description="Pixels along one side of a picture or a frame.")
+    max_scan_pixels: int = Field(
+        MediaLimits.max_scan_pixels, ge=1, description="Pixels times scans of a progressive JPEG."
+    )
+    max_frame_pixels: int = Field(MediaLimits.max_frame_pixels, ge=1, description="Pixels of one frame of a clip.")
+    max_clip_frames: int = Field(
+        MediaLimits.max_frames, ge=1, le=MAX_FRAMES,
+        description="Frames that a video task may ask for; a batch must hold them too (`ADAPTSERVE_MAX_BATCH_ROWS`).",
+    )  # fmt: skip
+    max_clip_pixels: int = Field(
+        MediaLimits.max_clip_pixels, ge=1, description="Pixels of all frames that are taken from one clip."
+    )
+    max_clip_seconds: float = Field(MediaLimits.max_duration_s, gt=0, description="Duration of one clip, in seconds.")
+    max_clip_packets: int = Field(MediaLimits.max_packets, ge=1, description="Compressed frames of one clip.")
+    max_clip_samples: int = Field(
+        MediaLimits.max_samples, ge=1, description="Entries in the tables of an MP4, about 70 bytes of memory each."
+    )
+    decode_timeout_s: float = Field(
+        MediaLimits.decode_timeout_s, gt=0, description="Time to decode one body, in seconds."
+    )
 
     max_uploads: int = Field(4, ge=1, le=256, description="Uploads in progress at once; beyond it, 429.")
     upload_timeout_s: float = Field(120.0, gt=0, description="Time for one upload, in seconds.")
-    max_adapter_bytes: int = Field(256 * MIB, ge=1, description="Bytes of one adapter file.")
-    max_adapter_header_bytes: int = Field(MIB, ge=1, description="Bytes of an adapter file's header.")
+    max_adapter_bytes: int = Field(FileLimits.max_file_bytes, ge=1, description="Bytes of one adapter file.")
+    max_adapter_header_bytes: int = Field(
+        FileLimits.max_header_bytes, ge=1, description="Bytes of an adapter file's header."
+    )
     max_tasks: int = Field(10_000, ge=1, description="Tasks in the repository.")
     max_versions_per_task: int = Field(1000, ge=1, description="Versions kept of one task.")
     max_tasks_per_request: int = Field(64, ge=1, le=1024, description="Tasks that one request may ask.")
@@ -125,5 +149,5 @@ def markdown_table() -> str:
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = "empty" if field.default == "" else f"`{field.default}`"
-        lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
+        lines.append(f"| `{variable(name)}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from adapters.training import progress
 from service.cli.main import app
 from tests.houses import House, Kit, house, photograph, scores_of
 
@@ -57,6 +59,35 @@ def test_the_share_of_right_answers(home: House, data: Path) -> None:
     result = run(home, data)
     assert result.exit_code == 0, result.output
     assert "pets: 83.33% of 6 files are right" in result.output
+
+
+def test_classes_and_parts_are_scored_on_their_own(home: House, data: Path) -> None:
+    """The one mistake is all that its class has; and what was trained on is told apart from what was not."""
+    wrong = next(path for path in data.rglob(f"{COUNT - 1}.jpg"))
+    counts = {folder.name: len(list(folder.iterdir())) for folder in data.iterdir()}
+    right = {name: count - (name == wrong.parent.name) for name, count in counts.items()}
+    balanced = sum(right[name] / counts[name] for name in counts) / len(counts)
+    told = run(home, data).output
+    assert (
+        f"balanced accuracy {balanced:.2%}, the mean over {len(counts)} classes; least is '{wrong.parent.name}'" in told
+    )
+    assert "by part" not in told
+    (data.parent / "split" / "train").mkdir(parents=True)
+    shutil.copytree(data, data.parent / "split" / "test")
+    for folder in data.iterdir():
+        if folder != wrong.parent:
+            shutil.move(folder, data.parent / "split" / "train" / folder.name)
+    (data.parent / "split" / "train" / "odd.txt").write_text("no class")
+    result = run(home, data.parent / "split")
+    assert result.exit_code == 0, result.output
+    assert f"by part: test {5 / 6:.2%} of 6, train 100.00% of" in result.stdout
+
+
+def test_a_job_hears_how_far_it_is(home: House, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    lines = [line for line in run(home, data).stdout.splitlines() if line.startswith("asking about 6 files")]
+    assert len(lines) == COUNT
+    assert "50%" in lines[2]
 
 
 def test_a_kept_report(home: House, data: Path) -> None:

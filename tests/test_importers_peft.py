@@ -141,6 +141,16 @@ def test_some_blocks_and_sites_only(bed: Bed) -> None:
     assert [(s.site, s.blocks) for s in adapter.config.sites] == [("q", (1,)), ("v", (1,))]
 
 
+def test_what_a_server_would_refuse_is_warned_of(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_folder(bed.folder / "lora", random_lora(bed.backbone, "timm"))
+    assert bed.run("peft", folder).stderr == ""
+    monkeypatch.setenv("ADAPTSERVE_MAX_RANK", "3")
+    made = bed.run("peft", folder)
+    assert made.exit_code == 0, made.output
+    assert made.stderr.startswith("warning: ")
+    assert "ADAPTSERVE_MAX_RANK=4" in made.stderr
+
+
 A, QUERY = torch.ones(4, 48), "base_model.model.vit.layers.0.attention.q_proj"
 
 

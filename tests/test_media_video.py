@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
+from adapters.limits import Deadline
 from adapters.media import MediaLimits, decode_clip
-from adapters.media.limits import Deadline
 from adapters.media.packets import choose_frames, read_clip
 from tests.media_samples import clip, encode, levels, scene, sound_only
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +97,7 @@ def done(kit: Kit, data: Path, file: Path, *more: str) -> Header:
 def failed(kit: Kit, data: Path, file: Path, *more: str) -> str:
     result = train(kit, data, file, *more)
     assert result.exit_code == 1, result.output
-    lines = result.stderr.strip().splitlines()
+    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("warning: ")]
     assert len(lines) == 1, result.stderr
     assert not file.exists()
     return lines[0]
@@ -208,7 +212,7 @@ def test_ctrl_c_and_resume_end_as_without(
         signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert stopped.exit_code == 130, stopped.output
-    assert len(stopped.stderr.strip().splitlines()) == 1
+    assert [line.split(":")[0] for line in stopped.stderr.strip().splitlines()] == ["warning", "stopped"]
     assert "go on with --resume" in stopped.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["file.safetensors.resume"]
     assert "resume it (--resume) or delete it" in failed(kit, pictures, file, *more)
@@ -274,6 +278,114 @@ def test_what_cannot_be_done_is_one_line(kit: Kit, pictures: Path, tmp_path: Pat
     file_in_the_way.touch()
     assert "could not be written" in failed(kit, pictures, file_in_the_way / "a.safetensors")
     assert train(kit, pictures, file, "--batch", "1").exit_code == 2
+
+
+def test_what_a_server_would_refuse_is_warned_of(
+    kit: Kit, home: House, pictures: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before training and in the report; and not where the settings allow it, which are the server's own."""
+    more = ("--rank", "20", "--epochs", "1")
+    wide, quiet = tmp_path / "wide.safetensors", tmp_path / "quiet.safetensors"
+    result = train(kit, pictures, wide, *more)
+    assert "ADAPTSERVE_MAX_RANK=20" in result.stderr.splitlines()[0]
+    assert "ADAPTSERVE_MAX_RANK=20" in result.stdout.split("a server needs")[1]
+    assert metrics(wide)["training"]["needs"] == ["ADAPTSERVE_MAX_RANK=20"]
+    assert "ADAPTSERVE_MAX_RANK=20" in (Path(f"{wide}.report") / "index.html").read_text()
+    assert "ADAPTSERVE_MAX_RANK=20" in runner.invoke(app, ["inspect", str(wide)]).stdout
+    assert "ADAPTSERVE_MAX_RANK=20" in home.put("wide", wide.read_bytes()).json()["detail"]
+    monkeypatch.setenv("ADAPTSERVE_MAX_RANK", "20")
+    assert "MAX_RANK" not in train(kit, pictures, quiet, *more).output
+    (tmp_path / "env").write_text("ADAPTSERVE_MAX_CLIP_FRAMES=40\n")
+    result = train(kit, clips, tmp_path / "long.safetensors", "--frames", "40", "--epochs", "1",
+                   "--env-file", str(tmp_path / "env"))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "ADAPTSERVE_MAX_CLIP_FRAMES=40 ADAPTSERVE_MAX_BATCH_ROWS=40" in result.stderr
+
+
+def test_the_bounds_of_the_server_hold_in_training(
+    kit: Kit, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTSERVE_MAX_PIXELS", "1999")
+    told = failed(kit, pictures, tmp_path / "a.safetensors")
+    assert "has no readable picture" in told
+    monkeypatch.setenv("ADAPTSERVE_MAX_PIXELS", "0")
+    result = train(kit, pictures, tmp_path / "a.safetensors")
+    assert result.exit_code == 2
+    assert "setting max_pixels (ADAPTSERVE_MAX_PIXELS)" in result.stderr
+
+
+def test_a_file_that_is_written_into_the_data(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    found = [done(kit, data, data / place / "a.safetensors", "--epochs", "1") for place in ("", "out", "red", "out")]
+    assert len({header.config.model_copy(update={"training": {}}).model_dump_json() for header in found}) == 1
+    assert {header.config.training["train_examples"] for header in found} == {24}
+
+
+def test_classes_count_alike_beside_the_share_of_files(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    """One class has twenty files, one has three: the report has its recall, and a line says how few they are."""
+    data, file = tmp_path / "data", tmp_path / "a.safetensors"
+    shutil.copytree(pictures, data)
+    for i in range(10):
+        shutil.copy(data / "red" / "0.png", data / "red" / f"more{i}.png")
+        if i > 2:
+            next((data / "blue").glob(f"{i}.*")).unlink()
+    result = train(kit, data, file)
+    assert "only 2 files or fewer are held out of classes 'blue', 'green': their scores say little" in result.stderr
+    report = metrics(file)
+    classes = {line["label"]: line for line in report["classes"]}
+    assert {label: (line["train"], line["held_out"]) for label, line in classes.items()} == {
+        "blue": (2, 1), "green": (8, 2), "red": (16, 4),
+    }  # fmt: skip
+    for label, line in classes.items():
+        mine = [e["correct"] for e in report["held_out"] if e["label"] == label]
+        assert line["recall"] == sum(mine) / len(mine) == line["right"] / line["held_out"]
+    balanced = sum(line["recall"] for line in classes.values()) / 3
+    assert report["training"]["held_out_balanced_accuracy"] == round(balanced, 4)
+    assert f"balanced accuracy  {balanced:.2%}, the mean over 3 classes" in result.stdout
+    html = (Path(f"{file}.report") / "index.html").read_text()
+    assert f"<b>{balanced:.2%}</b>" in html
+    assert "<td>blue</td><td>2</td><td>1</td>" in html
+
+
+def test_a_class_of_which_nothing_is_held_out_is_warned_of(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    data, file = tmp_path / "data", tmp_path / "a.safetensors"
+    for part, names in (("train", COLOURS), ("valid", ["red", "green"])):
+        for name in names:
+            shutil.copytree(pictures / name, data / part / name)
+    result = train(kit, data, file, "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert "nothing is held out of class 'blue': no score here says anything of that" in result.stderr
+    assert next(line for line in metrics(file)["classes"] if line["label"] == "blue")["recall"] is None
+    assert "<td>none</td><td>not known</td>" in (Path(f"{file}.report") / "index.html").read_text()
+    assert metrics(file)["training"]["split"] == "given, val held out"
+    shutil.copytree(data / "valid", data / "test")
+    told = done(kit, data, tmp_path / "b.safetensors", "--epochs", "1", "--held-out", "test").config.training
+    assert told["split"] == "given, test held out"
+    assert "no 'test' to hold out" in failed(kit, pictures, tmp_path / "c.safetensors", "--held-out", "test")
+    assert train(kit, pictures, tmp_path / "c.safetensors", "--held-out", "2").exit_code == 2
+
+
+def test_the_output_of_a_job_has_a_line_for_each_epoch(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", *arguments(kit, pictures, tmp_path / "a.safetensors")]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=110, check=True)
+    lines = finished.stdout.splitlines()
+    assert "24 pictures of 3 classes to train on, 6 held out" in lines
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert [line.split(":")[0] for line in epochs] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert all(re.search(r"loss \d+\.\d+, held-out accuracy \d+\.\d+%", line) for line in epochs)
+    assert all(re.search(r", \d+ s left$", line) for line in epochs[:-1])
+
+
+def test_the_history_in_a_file_is_bounded(
+    kit: Kit, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand epochs would fill the header that a server reads; the report has all of them."""
+    monkeypatch.setattr(training_run, "MAX_HISTORY", 2)
+    file = tmp_path / "a.safetensors"
+    told = done(kit, pictures, file, "--epochs", "5").config.training
+    assert [line["epoch"] for line in told["history"]] == [2, 5]
+    assert len(metrics(file)["training"]["history"]) == 5
 
 
 def test_names_of_tasks() -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
+import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from adapters.backbone import Backbone
 from adapters.errors import TrainingError
 from adapters.media import MediaLimits, Preprocess, decode_image
+from adapters.training.batches import Batches
 from adapters.training.data import Listing, check_classes, find_examples, split
 from adapters.training.decoding import MediaExamples, Reader, Scanned, scan
+from adapters.training.fit import FitConfig
+from adapters.training.progress import Teller
+from adapters.training.recipe import Recipe
+from adapters.training.run import Plan, train
 from tests.media_samples import clip, encode, scene
 from tests.models import Spec, config_of, small_backbone
 
@@ -53,7 +61,7 @@ def test_one_folder_per_class(tmp_path: Path) -> None:
     assert listing.modality == "image"
     assert listing.labels == ("cat", "dog")
     assert [e.name for e in listing.examples] == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"]
-    assert {e.held_out for e in listing.examples} == {None}
+    assert {e.part for e in listing.examples} == {None}
 
 
 def test_train_and_val_folders_are_the_split(tmp_path: Path) -> None:
@@ -64,8 +72,8 @@ def test_train_and_val_folders_are_the_split(tmp_path: Path) -> None:
     assert len(train) == 4
 
 
-def test_classes_named_train_and_val_are_classes(tmp_path: Path) -> None:
-    assert find_examples(fill(tmp_path, train=2, val=2)).labels == ("train", "val")
+def test_a_class_named_train_among_others_is_a_class(tmp_path: Path) -> None:
+    assert find_examples(fill(tmp_path, train=2, bus=2, car=1)).labels == ("bus", "car", "train")
 
 
 def test_a_table_of_paths_and_labels(tmp_path: Path) -> None:
@@ -147,14 +155,14 @@ def test_mistakes_in_tables_are_one_line_each(tmp_path: Path) -> None:
 
 def test_an_unreadable_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, a=1, b=1)
-    whole = Path.iterdir
+    whole = os.scandir
 
-    def refuse(self: Path) -> object:
-        if self.name == "b":
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-        return whole(self)
+    def refuse(path: Path) -> object:
+        if path.name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path)
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     assert "b cannot be read: permission denied" in message(tmp_path)
 
 
@@ -201,8 +209,55 @@ def test_broken_files_are_found_and_their_class_may_be_lost(tmp_path: Path, back
     assert len(tight.bad) == 3
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_clips_decode_in_workers(tmp_path: Path, backbone: Backbone) -> None:
+def numbered(count: int) -> TensorDataset:
+    return TensorDataset(torch.arange(count)[:, None], torch.arange(count) % 2)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("seed", [None, 4])
+def test_batches_come_in_the_order_of_a_loader(threads: int, seed: int | None) -> None:
+    """With a seed also what is drawn for it: the generator goes on alike."""
+    ours, theirs = (None if seed is None else torch.Generator().manual_seed(seed) for _ in range(2))
+    data = numbered(25)
+    batches = Batches(data, 8, threads=threads, generator=ours)
+    loader = DataLoader(data, batch_size=8, shuffle=seed is not None, generator=theirs, drop_last=seed is not None)
+    assert len(batches) == len(loader)
+    for _ in range(2):
+        for (found, labels), (expected, truth) in zip(batches, loader, strict=True):
+            assert torch.equal(found, expected)
+            assert torch.equal(labels, truth)
+    if ours and theirs:
+        assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_a_file_that_is_gone_ends_the_batches(tmp_path: Path, backbone: Backbone) -> None:
+    listing = find_examples(fill(tmp_path, a=20, b=20))
+    reader = Reader(config_of(backbone, Spec()), MediaLimits())
+    found = scanned(listing, reader, cache_bytes=0)
+    data = MediaExamples(found, range(40), {"a": 0, "b": 1}, reader)
+    (tmp_path / "b" / "3.png").unlink()
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        list(Batches(data, 4, threads=2))
+    assert threading.active_count() == before
+
+
+def test_nothing_is_decoded_in_processes_or_shared_memory(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container has 64 MiB of it, on which a large set ended in a bus error."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    (tmp_path / "d").mkdir()
+    plan = Plan(fill(tmp_path / "d", a=6, b=6), tmp_path / "a.safetensors", Recipe("t"),
+                FitConfig(epochs=1, batch=4, workers=3), cache_bytes=0)  # fmt: skip
+    assert train(plan, backbone, Teller()).config.labels == ("a", "b")
+
+
+def test_clips_decode_in_threads(tmp_path: Path, backbone: Backbone) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.mp4").write_bytes(clip(count=6))
@@ -211,7 +266,7 @@ def test_clips_decode_in_workers(tmp_path: Path, backbone: Backbone) -> None:
     reader = Reader(config_of(backbone, Spec(frames=3)), MediaLimits())
     found = scanned(listing, reader, cache_bytes=0)
     data = MediaExamples(found, [0, 1], {"a": 0, "b": 1}, reader)
-    ((pixels, labels),) = DataLoader(data, batch_size=2, num_workers=1)
+    ((pixels, labels),) = Batches(data, 2, threads=2)
     assert pixels.shape == (2, 3, 3, 32, 32)
     assert labels.tolist() == [0, 1]
     assert torch.equal(pixels[0], data[0][0])

@@ -3,9 +3,9 @@
 It does not know HTTP, adapters' tensors or the device.
 """
 
+from adapters.limits import MediaLimits
 from adapters.media.decode import decode
 from adapters.media.images import decode_image
-from adapters.media.limits import MediaLimits
 from adapters.media.preprocess import Preprocess, input_config, normalise, rows
 from adapters.media.sniff import sniff
 from adapters.media.video import decode_clip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapters.errors import UnsupportedMedia
-from adapters.media.limits import Deadline, MediaLimits, bound
+from adapters.limits import Deadline, MediaLimits, bound
 
 # Tag -> offset of the 32-bit count, from the start of the tag.
 _SAMPLE_COUNTS = {b"stsz": 12, b"stz2": 12, b"trun": 8}

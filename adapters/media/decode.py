@@ -9,8 +9,8 @@ from PIL import Image
 
 from adapters.config import AdapterConfig
 from adapters.errors import WrongModality
+from adapters.limits import MediaLimits
 from adapters.media.images import decode_image
-from adapters.media.limits import MediaLimits
 from adapters.media.sniff import sniff
 from adapters.media.video import decode_clip
 

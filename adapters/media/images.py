@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
-from adapters.media.limits import Deadline, MediaLimits, bound
+from adapters.limits import Deadline, MediaLimits, bound
 from adapters.media.sniff import media_format
 
 _ORIENTATION_TAG = 0x0112

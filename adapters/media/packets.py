@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from adapters.errors import BrokenMedia
-from adapters.media.limits import Deadline, MediaLimits, bound
+from adapters.limits import Deadline, MediaLimits, bound
 from adapters.media.timeline import Timeline
 
 VideoPacket: TypeAlias = "Packet[VideoStream]"

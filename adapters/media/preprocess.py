@@ -55,7 +55,8 @@ class Preprocess:
                 raise BrokenMedia(f"{shape} to fit into {scaled} pixels; crop it", field="size", got=[width, height])
         elif scaled * scaled * long // short > self._max_resized_pixels:
             raise MediaTooLarge(
-                f"{shape}: with the short side at {scaled} it has over {self._max_resized_pixels} pixels; crop it",
+                f"{shape}: with the short side at {scaled} it has over {self._max_resized_pixels} pixels, "
+                "which no setting changes; crop it",
                 field="size", limit=self._max_resized_pixels, value=scaled * scaled * long // short,
             )  # fmt: skip
 

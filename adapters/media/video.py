@@ -17,8 +17,8 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
+from adapters.limits import Deadline, MediaLimits, bound
 from adapters.media.boxes import check_tables
-from adapters.media.limits import Deadline, MediaLimits, bound
 from adapters.media.packets import Chosen, choose_frames, read_clip
 from adapters.media.sniff import media_format
 

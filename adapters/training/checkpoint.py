@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adapters.errors import TrainingError
 
-MAX_CHECKPOINT_BYTES = 4 * 2**30
+MAX_CHECKPOINT_BYTES = 64 * 2**30
 _UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, EOFError, UnpicklingError)
 
 

@@ -1,44 +1,43 @@
 """Labelled files on disk -> what to train on and what to hold out; what is wrong with them is one clear line.
 
-It knows folders, CSV files and splits; it looks at the first bytes of a file, and knows no pixels and no model.
+It knows examples and parts; how folders and tables are read is ``folders.py`` and ``tables.py``. It looks at the first
+bytes of a file, and knows no pixels and no model.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from adapters.config import MAX_LABEL_CHARS, Modality
+from adapters.config import Modality
 from adapters.errors import MediaError, TrainingError
 from adapters.media import sniff
+from adapters.training.folders import HEAD_BYTES, TABLES, files_in, layout_of, table_beside
+from adapters.training.names import Part, part_of
+from adapters.training.tables import read_table
 
 MAX_FILES = 2_000_000
-HEAD_BYTES = 512
-"""Enough of a file to know its format by."""
 NOUNS: dict[Modality, str] = {"image": "picture", "video": "clip"}
-SPLITS = {"train": False, "val": True}
-"""Names of a split that the data brings along -> whether it is held out."""
 
 
 @dataclass(frozen=True)
 class Example:
     """One file and its label.
 
-    ``name`` is for people; ``place`` is what must not be empty, a class or its folder; ``held_out`` is None where
-    the data does not say.
+    ``name`` is for people; ``place`` is what must not be empty, a class or its folder; ``part`` is None where the data
+    brings no split.
     """
 
     path: Path
     name: str
     label: str
     place: str
-    held_out: bool | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -50,48 +49,86 @@ class BadFile:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A class, or its folder in one part of a split, which must not be empty."""
+
+    label: str
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
 class Listing:
-    """All that a data set holds. ``places``: class or class folder -> its label."""
+    """What a data set holds; ``places`` by the name of a class or of its folder. ``notes``: how it was understood."""
 
     modality: Modality
-    places: Mapping[str, str]
+    places: Mapping[str, Place]
     examples: tuple[Example, ...]
     bad: tuple[BadFile, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Sorted; their order is that of the adapter's classes."""
-        return tuple(sorted(set(self.places.values())))
+        return tuple(sorted({place.label for place in self.places.values()}))
 
     @property
     def digest(self) -> str:
         """sha256 over the examples' names, labels and sizes in bytes: other data, another digest."""
         digest = hashlib.sha256()
         for e in self.examples:
-            digest.update(repr((e.name, e.label, e.held_out, e.path.stat().st_size)).encode())
+            digest.update(repr((e.name, e.label, e.part, e.path.stat().st_size)).encode())
         return digest.hexdigest()
 
 
-def find_examples(data: Path) -> Listing:
-    """``DATA/{train,val}/<class>/*``, ``DATA/<class>/*``, or a CSV of ``path,label`` (and ``split``, if named).
+def find_examples(data: Path, held_out: Part | None = None) -> Listing:
+    """What training uses of the data: where it brings a split, ``train`` and the part that is held out.
 
-    Files whose first bytes are no picture or clip are listed as bad. Raises TrainingError where nothing can be
-    learnt: no files, one class, a class without files, pictures among clips, a label that is too long.
+    ``held_out`` names that part; otherwise it is ``val``, or ``test`` where there is no ``val``. Files whose first
+    bytes are no picture or clip are listed as bad. Raises TrainingError where nothing can be learnt: no files, one
+    class, a class without files, pictures among clips, a label that is too long, folders like a split that is none.
+    """
+    listing = _without_the_third_part(list_examples(data), held_out)
+    check_classes(listing, listing.examples)
+    return listing
+
+
+def list_examples(data: Path) -> Listing:
+    """All labelled files: ``DATA/<class>/*``, ``DATA/{train,val,test}/<class>/*``, or a table of paths and labels.
+
+    Raises TrainingError as ``find_examples`` does, but for a class that has no files or no other beside it.
     """
     if data.is_dir():
         found = _folders(data)
     elif data.is_file():
-        found = _table(data)
+        found = _Found()
+        _add_table(found, data)
     else:
         raise TrainingError(
             f"{data} does not exist; give a folder with one folder of pictures or clips per class, or a CSV file",
             field="data", got=str(data),
         )  # fmt: skip
     examples, bad, kinds = _sniffed(found.files)
-    modality = _modality(data, kinds, bad)
-    listing = Listing(modality, found.places, tuple(examples), (*found.bad, *bad))
-    check_classes(listing, examples)
-    return listing
+    modality = _modality(data, kinds, [*found.bad, *bad])
+    return Listing(modality, found.places, tuple(examples), (*found.bad, *bad), tuple(found.notes))
+
+
+def _without_the_third_part(listing: Listing, held_out: Part | None) -> Listing:
+    """Leave out what is neither trained on nor held out, and say so."""
+    there = {e.part for e in listing.examples} - {None}
+    if held_out and held_out not in there:
+        seen = f"it has {', '.join(sorted(filter(None, there)))}" if there else "it brings no split"
+        raise TrainingError(f"the data has no '{held_out}' to hold out; {seen}", field="held_out", got=held_out)
+    if not there:
+        return listing
+    chosen: Part = held_out or ("val" if "val" in there else "test")
+    used = [e for e in listing.examples if e.part in ("train", chosen)]
+    third: Part = "test" if chosen == "val" else "val"
+    unused = {e.place for e in listing.examples} - {e.place for e in used}
+    notes = list(listing.notes)
+    if left := len(listing.examples) - len(used):
+        notes.append(f"'{third}' ({left} files) is left alone; '{chosen}' is held out")
+    places = {name: p for name, p in listing.places.items() if p.part != third and name not in unused}
+    return replace(listing, examples=tuple(used), places=places, notes=tuple(notes))
 
 
 def check_classes(listing: Listing, readable: Iterable[Example]) -> None:
@@ -115,17 +152,8 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[in
 
     Raises TrainingError where a class would have nothing to train on, or nothing would be held out.
     """
-    if any(e.held_out is not None for e in examples):
-        train = [i for i, e in enumerate(examples) if not e.held_out]
-        held = [i for i, e in enumerate(examples) if e.held_out]
-        if not held:
-            raise TrainingError("the split holds nothing out: put some files of each class under 'val'", field="val")
-        lost = {e.label for e in examples} - {examples[i].label for i in train}
-        if lost:
-            raise TrainingError(
-                f"class '{min(lost)}' is in 'val' but not in 'train'; give it files there", field="train"
-            )
-        return train, held
+    if any(e.part for e in examples):
+        return _given_split(examples)
     by_label: dict[str, list[int]] = defaultdict(list)
     for i, example in enumerate(examples):
         by_label[example.label].append(i)
@@ -142,76 +170,76 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[in
     return [i for i in everything if i not in held_out], sorted(held_out)
 
 
-@dataclass(frozen=True)
+def _given_split(examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+    train = [i for i, e in enumerate(examples) if e.part == "train"]
+    held = [i for i, e in enumerate(examples) if e.part != "train"]
+    if not held:
+        raise TrainingError("the split holds nothing out: put some files of each class under 'val'", field="val")
+    known = {examples[i].label for i in train}
+    lost = {examples[i].label for i in held} - known
+    if lost:
+        name, part = min(lost), examples[held[0]].part
+        alike = next((label for label in known if label.casefold() == name.casefold()), None)
+        raise TrainingError(
+            f"class '{name}' is in '{part}' but not in 'train'{f', which has {alike!r}' if alike else ''}; "
+            f"{'give both the same name' if alike else 'give it files there'}", field="train",
+        )  # fmt: skip
+    return train, held
+
+
+@dataclass
 class _Found:
     """Files before any is opened."""
 
-    files: list[Example]
-    places: dict[str, str]
-    bad: list[BadFile]
+    files: list[Example] = field(default_factory=list)
+    places: dict[str, Place] = field(default_factory=dict)
+    bad: list[BadFile] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def _folders(root: Path) -> _Found:
-    top = _subfolders(root)
-    fixed = {p.name: p for p in top if p.name in SPLITS and _subfolders(p)}
-    parts: list[tuple[Path, bool | None]]
-    parts = [(fixed[name], held) for name, held in SPLITS.items()] if len(fixed) == len(SPLITS) else [(root, None)]
-    found = _Found([], {}, [])
-    for part, held_out in parts:
-        for folder in _subfolders(part):
-            _check_label(folder.name, str(folder))
-            place = folder.relative_to(root).as_posix()
-            found.places[place] = folder.name
-            for path in _files(folder):
-                _bound(len(found.files))
-                found.files.append(Example(path, path.relative_to(root).as_posix(), folder.name, place, held_out))
-    if parts[0][1] is None:
-        found.bad.extend(BadFile(p.name, "it is in no class folder") for p in _visible(root) if p.is_file())
+    layout = layout_of(root)
+    found = _Found(notes=layout.notes)
+    for folder, label, part in layout.classes:
+        place = folder.relative_to(root).as_posix()
+        found.places[place] = Place(label, part)
+        for path in files_in(folder):
+            _bound(len(found.files))
+            found.files.append(Example(path, path.relative_to(root).as_posix(), label, place, part))
+    for table, part in layout.tables:
+        _add_table(found, table, table.parent.relative_to(root), part)
+    found.bad += [BadFile(p.relative_to(root).as_posix(), "it is in no class folder") for p in layout.stray]
+    if not layout.classes and not layout.tables and (hint := table_beside(layout.stray)):
+        raise TrainingError(
+            f"{root} has no class folders; if {hint.name} lists its files and their labels, give that file instead",
+            field="data",
+        )
     return found
 
 
-def _table(path: Path) -> _Found:
-    """Paths are relative to the CSV file's folder. A first row ``path,label[,split]`` is taken as its head."""
-    found, labels = _Found([], {}, []), dict[Path, str]()
-    for line, row in _csv_rows(path):
-        if len(row) != 2 and (len(row) != 3 or row[2] not in SPLITS):
+def _add_table(found: _Found, table: Path, place: Path = Path(), part: Part | None = None) -> None:
+    """``place``: the table's folder below the data, which is what its paths are relative to."""
+    labels: dict[Path, str] = {e.path: e.label for e in found.files}
+    for row in read_table(table):
+        if labels.setdefault(row.file, row.label) != row.label:
             raise TrainingError(
-                f"{path.name} line {line}: expected path,label or path,label,split with split train or val, got "
-                f"{len(row)} fields: {','.join(row)[:80]!r}", field="data", line=line,
-            )  # fmt: skip
-        file, label = path.parent / row[0], row[1]
-        _check_label(label, f"{path.name} line {line}")
-        if labels.setdefault(file, label) != label:
-            raise TrainingError(
-                f"{path.name} line {line}: {row[0]} has two labels, '{labels[file]}' and '{label}'; leave one",
-                field="data", line=line,
+                f"{table.name} line {row.line}: {row.name} has two labels, '{labels[row.file]}' and '{row.label}'; "
+                "leave one",
+                field="data", line=row.line,
             )  # fmt: skip
         _bound(len(found.files))
-        found.places[label] = label
-        found.files.append(Example(file, row[0], label, label, SPLITS[row[2]] if len(row) == 3 else None))
+        found.places[row.label] = Place(row.label)
+        name, given = (place / row.name).as_posix(), part or row.part
+        if given is None and table.name in TABLES and len(parts := Path(row.name).parts) > 1:
+            given = part_of(parts[0])
+        found.files.append(Example(row.file, name, row.label, row.label, given))
     if len({e.path for e in found.files}) < len(found.files):
         repeated = Counter(e.name for e in found.files).most_common(1)[0][0]
-        raise TrainingError(f"{path.name} lists {repeated} more than once; leave one line of it", field="data")
-    if len({e.held_out is None for e in found.files}) > 1:
-        raise TrainingError(f"{path.name} gives a split for some lines only; give it for all or for none", field="data")
-    return found
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                head = reader.line_num == 1 and [c.lower() for c in cells[:2]] == ["path", "label"]
-                if any(cells) and not head:
-                    yield reader.line_num, cells
-    except (csv.Error, UnicodeDecodeError) as error:
+        raise TrainingError(f"{table.name} lists {repeated} more than once; leave one line of it", field="data")
+    if len({e.part is None for e in found.files}) > 1:
         raise TrainingError(
-            f"{path} is no CSV file of path,label in UTF-8 ({error}); give a folder or such a file", field="data"
-        ) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
+            f"{table.name} gives a split for some lines only; give it for all or for none", field="data"
+        )
 
 
 def _sniffed(files: Iterable[Example]) -> tuple[list[Example], list[BadFile], dict[Modality, list[str]]]:
@@ -234,46 +262,19 @@ def _modality(data: Path, kinds: dict[Modality, list[str]], bad: Sequence[BadFil
             field="data", expected="pictures or clips", got="both",
         )  # fmt: skip
     if not kinds:
-        seen = f"; {len(bad)} files are none, such as {bad[0].name}" if bad else ""
-        raise TrainingError(
-            f"no picture or clip was found in {data}{seen}; expected one folder of them per class", field="data", got=0
-        )
+        seen = f"; {len(bad)} files are none, such as {bad[0].name} ({bad[0].reason})" if bad else ""
+        wanted = "paths are relative to its folder" if data.is_file() else "expected one folder of them per class"
+        raise TrainingError(f"no picture or clip was found in {data}{seen}; {wanted}", field="data", got=0)
     return next(iter(kinds))
-
-
-def _check_label(label: str, where: str) -> None:
-    if not 1 <= len(label) <= MAX_LABEL_CHARS:
-        raise TrainingError(
-            f"{where[:120]}: the label has {len(label)} characters, expected 1 to {MAX_LABEL_CHARS}; shorten it",
-            field="label", limit=MAX_LABEL_CHARS, value=len(label),
-        )  # fmt: skip
-    if not label.isprintable():  # so is no byte of a folder's name that is not UTF-8
-        raise TrainingError(f"{where[:120]!r}: the label has characters that cannot be shown; rename it", field="label")
 
 
 def _bound(count: int) -> None:
     if count >= MAX_FILES:
-        raise TrainingError(f"the data has more than {MAX_FILES} files; give fewer", field="data", limit=MAX_FILES)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [p for p in _visible(folder) if p.is_dir()]
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below, in a fixed order; hidden ones are no data."""
-    for path in _visible(folder):
-        if not path.is_dir():
-            yield path
-        elif not path.is_symlink():
-            yield from _files(path)
+        raise TrainingError(
+            f"the data has more than {MAX_FILES} files, which no setting changes; give fewer",
+            field="data",
+            limit=MAX_FILES,
+        )
 
 
 def reason_of(error: Exception) -> str:
@@ -281,9 +282,3 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, MediaError):
         return error.message
     return ((error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__).lower()
-
-
-def _unreadable(path: Path, error: OSError) -> TrainingError:
-    return TrainingError(
-        f"{path} cannot be read: {reason_of(error)}; check its permissions", field="data", got=str(path)
-    )

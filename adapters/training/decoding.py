@@ -101,10 +101,7 @@ def _in_order(examples: Sequence[Example], reader: Reader, threads: int) -> Iter
 
 
 class MediaExamples(Dataset[tuple[Tensor, ...]]):
-    """Items (pixels uint8 (frames, 3, size, size), label index int64 ()); read from memory, or from disk when asked.
-
-    Picklable, so that DataLoader workers can decode.
-    """
+    """Items (pixels uint8 (frames, 3, size, size), label index int64 ()); read from memory, or from disk when asked."""
 
     def __init__(self, scanned: Scanned, chosen: Sequence[int], classes: Mapping[str, int], reader: Reader) -> None:
         self.examples = [scanned.examples[i] for i in chosen]

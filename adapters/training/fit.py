@@ -14,16 +14,14 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from adapters.errors import TrainingError
 from adapters.media import normalise
 from adapters.training.augment import Crop, mixing_weight
+from adapters.training.batches import Batches, Examples
 from adapters.training.checkpoint import Checkpoint, FitResult
 from adapters.training.model import HeadedModel
-
-Examples = Dataset[tuple[Tensor, ...]]
-"""Items are (pixels uint8 (frames, 3, size, size), label): int64 () or, for many labels, float32 (classes,)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class FitConfig:
 
     ``crop``: the smallest share of a picture's area that a random crop leaves. ``flip``: mirror half of them.
     ``mixup``: alpha of the Beta that blends neighbours. ``patience``: epochs without gain before it stops; 0 never.
+    ``workers``: threads that decode ahead.
     """
 
     epochs: int = 20
@@ -85,7 +84,7 @@ def fit(
     if model.pools_alike and augment is None and not config.mixup:
         train, held_out = _pooled(model, train, config, on_step), _pooled(model, held_out, config, on_step)
         config = replace(config, workers=0)
-    loader = _loader(train, config, generator)
+    loader = Batches(train, config.batch, threads=config.workers, generator=generator)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=config.weight_decay)
     result, best = FitResult(), copy.deepcopy(model.state_dict())
     if start is not None:
@@ -97,7 +96,8 @@ def fit(
         if config.patience and _epochs_without_gain(result) >= config.patience:
             break
         loss = _epoch(model, loader, optimizer, config, epoch, augment=augment, on_step=on_step, generator=generator)
-        logits, labels = predict(model, held_out, config)
+        scored = _scoring(on_step, (epoch + 1) / config.epochs, loss)
+        logits, labels = predict(model, held_out, config, scored)
         accuracy, result.seconds = accuracy_of(logits, labels), before + time.monotonic() - began
         result.history.append({"epoch": epoch + 1, "loss": loss, "held_out_loss": loss_of(logits, labels).item(),
                                "accuracy": accuracy, "seconds": result.seconds})  # fmt: skip
@@ -110,6 +110,13 @@ def fit(
     return result
 
 
+def _scoring(
+    on_step: Callable[[float, float], None] | None, progress: float, loss: float
+) -> Callable[[float], None] | None:
+    """Lets ``on_step`` hear that an epoch goes on while it is scored, which may take as long as its steps."""
+    return (lambda _share: on_step(progress, loss)) if on_step else None
+
+
 def _epochs_without_gain(result: FitResult) -> int:
     """Since the best accuracy was first reached; an epoch that only equals it may be kept, but is no gain."""
     reached = [line["accuracy"] for line in result.history]
@@ -118,7 +125,7 @@ def _epochs_without_gain(result: FitResult) -> int:
 
 def _epoch(
     model: HeadedModel,
-    loader: DataLoader[tuple[Tensor, ...]],
+    loader: Batches,
     optimizer: torch.optim.Optimizer,
     config: FitConfig,
     epoch: int,
@@ -177,7 +184,7 @@ def _pooled(
 ) -> Examples:
     """What a frozen backbone makes of every item, computed once and not in each epoch: (width,) float32 and label."""
     model.eval()
-    found, labels, loader = [], [], _loader(data, config, None)
+    found, labels, loader = [], [], Batches(data, config.batch, threads=config.workers)
     for pixels, truth in loader:
         found.append(model.pooled_items(images_of(model, pixels)).cpu())
         labels.append(truth)
@@ -187,13 +194,18 @@ def _pooled(
 
 
 @torch.inference_mode()
-def predict(model: HeadedModel, data: Examples, config: FitConfig) -> tuple[Tensor, Tensor]:
-    """Logits and labels of a whole data set, on the CPU, in its order."""
+def predict(
+    model: HeadedModel, data: Examples, config: FitConfig, on_batch: Callable[[float], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels of a whole data set, on the CPU, in its order. ``on_batch`` gets the share that is done."""
     model.eval()
     logits, labels = [], []
-    for pixels, truth in _loader(data, config, None):
+    batches = Batches(data, config.batch, threads=config.workers)
+    for pixels, truth in batches:
         logits.append(model(images_of(model, pixels)).cpu())
         labels.append(truth)
+        if on_batch:
+            on_batch(len(logits) / len(batches))
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -212,19 +224,6 @@ def images_of(model: HeadedModel, pixels: Tensor) -> Tensor:
     config = model.config.input
     mean, std = (torch.tensor([v], device=rows.device).expand(len(rows), 3) for v in (config.mean, config.std))
     return normalise(rows, mean, std)
-
-
-def _loader(data: Examples, config: FitConfig, generator: torch.Generator | None) -> DataLoader[tuple[Tensor, ...]]:
-    """Shuffled when a generator is given; then a last batch of one is left out, which BatchNorm cannot take."""
-    size = len(data)  # type: ignore[arg-type]
-    return DataLoader(
-        data,
-        batch_size=config.batch,
-        shuffle=generator is not None,
-        generator=generator,
-        num_workers=config.workers,
-        drop_last=generator is not None and size > config.batch and size % config.batch == 1,
-    )
 
 
 def parameters_of(model: HeadedModel) -> tuple[int, float]:

@@ -20,6 +20,7 @@ MAX_MATRIX = 30
 """Classes up to which the whole confusion matrix is shown; beyond, the commonest confusions."""
 MAX_CONFUSIONS = 30
 MAX_BAD = 50
+MAX_CLASSES_SHOWN = 100
 WIDTH, HEIGHT, PAD = 420, 200, 40
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b2330; --paper: #fff; --faint: #8893a5; --line: #d8dee8; --a: #1f6feb;
@@ -46,10 +47,26 @@ class Mistake:
     picture: str
 
 
+@dataclass(frozen=True)
+class ClassScore:
+    """One class: the files it was trained on, those held out, and how many of these were right."""
+
+    label: str
+    train: int
+    held_out: int
+    right: int
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the held-out files that were right; None where there are none."""
+        return self.right / self.held_out if self.held_out else None
+
+
 def page(
     config: AdapterConfig,
     digest: str,
     confusion: Counter[tuple[str, str]],
+    classes: Sequence[ClassScore],
     worst: Sequence[Mistake],
     bad: Sequence[BadFile],
 ) -> str:
@@ -63,9 +80,13 @@ def page(
         f"<h1>{title}</h1>",
         (f'<p class="lead">{escape(told["method"])} on {escape(config.base.model)}, {told["parameters"]:,} trained '
         f"parameters, {told['share_of_backbone']:.2%} of the backbone's {told['backbone_parameters']:,}.</p>"),
+        (f"<p>Balanced accuracy, the mean over classes: <b>{told['held_out_balanced_accuracy']:.2%}</b>. "
+        "It counts a rare class as much as a frequent one.</p>"),
         (f'<p class="faint">{_standing(told["method"])} The best epoch was chosen by the same held-out files, so '
         "expect slightly less on new ones.</p>"),
+        _needs(told.get("needs", [])),
         _curves(told["history"]),
+        "<h2>Classes</h2>", _class_table(classes),
         "<h2>Confusion</h2>", _confusion(config.labels, confusion),
         "<h2>Worst mistakes</h2>", _mistakes(worst),
         "<h2>Training</h2>", _facts(config, digest),
@@ -127,6 +148,27 @@ def _chart(name: str, series: dict[str, list[float]], top: float, form: str) -> 
     )
 
 
+def _needs(settings: Sequence[str]) -> str:
+    if not settings:
+        return ""
+    lines = "<br>".join(f"<code>{escape(line)}</code>" for line in settings)
+    return f"<p>A server refuses this file unless it is started with:<br>{lines}</p>"
+
+
+def _class_table(classes: Sequence[ClassScore]) -> str:
+    """Every class, those first that are known worst; a class of which nothing was held out says so."""
+    order = sorted(classes, key=lambda c: -1.0 if c.recall is None else c.recall)
+    rows = "".join(
+        f"<tr><td>{escape(c.label)}</td><td>{c.train}</td><td>{c.held_out or 'none'}</td>"
+        f"<td>{'not known' if c.recall is None else f'{c.recall:.0%}'}</td></tr>"
+        for c in order[:MAX_CLASSES_SHOWN]
+    )
+    more = len(order) - MAX_CLASSES_SHOWN
+    note = f"<p>And {more} more; metrics.json lists all.</p>" if more > 0 else ""
+    head = "<tr><th>class</th><th>trained on</th><th>held out</th><th>recall</th></tr>"
+    return f'<div class="scroll"><table>{head}{rows}</table></div>{note}'
+
+
 def _confusion(labels: Sequence[str], counts: Counter[tuple[str, str]]) -> str:
     if len(labels) > MAX_MATRIX:
         wrong = [(pair, n) for pair, n in counts.most_common() if pair[0] != pair[1]][:MAX_CONFUSIONS]
@@ -164,6 +206,7 @@ def _mistakes(worst: Sequence[Mistake]) -> str:
 def _facts(config: AdapterConfig, digest: str) -> str:
     told = dict(config.training)
     told.pop("history")
+    told.pop("needs", None)
     told |= told.pop("recipe")
     told["peak memory"] = f"{told.pop('peak_memory_bytes') / 2**20:,.0f} MiB"
     told["share_of_backbone"] = f"{told['share_of_backbone']:.3%}"

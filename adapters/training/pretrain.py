@@ -20,9 +20,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.progress import Progress, track
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from adapters.training.progress import Teller, telling
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3}
@@ -45,11 +46,14 @@ class PretrainConfig:
     seed: int = 0
 
 
-def load_folder(root: Path) -> tuple[Tensor, Tensor, list[str]]:
+def load_folder(root: Path, teller: Teller) -> tuple[Tensor, Tensor, list[str]]:
     """Read ``root/<class>/*`` into images (N, 3, H, W) uint8, labels (N,) int64 and class names."""
     classes = sorted(p.name for p in root.iterdir() if p.is_dir())
     paths = [(p, i) for i, name in enumerate(classes) for p in sorted((root / name).iterdir())]
-    pixels = [np.asarray(Image.open(p).convert("RGB")) for p, _ in track(paths, f"reading {root.name}")]
+    pixels = []
+    for path, _ in paths:
+        pixels.append(np.asarray(Image.open(path).convert("RGB")))
+        teller.at(f"reading {root.name}", len(pixels) / len(paths))
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor([i for _, i in paths]), classes
 
@@ -91,12 +95,12 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return hits / len(labels)
 
 
-def pretrain(data: Path, out: Path, config: PretrainConfig) -> dict[str, object]:
+def pretrain(data: Path, out: Path, config: PretrainConfig, teller: Teller) -> dict[str, object]:
     """Train on ``data/train``, score on ``data/test``, write the backbone folder ``out``."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    images, labels, classes = load_folder(data / "train")
-    held_out = load_folder(data / "test")[:2]
+    images, labels, classes = load_folder(data / "train", teller)
+    held_out = load_folder(data / "test", teller)[:2]
     model = timm.create_model(
         ARCHITECTURE, num_classes=len(classes), patch_drop_rate=config.patch_drop, drop_path_rate=0.05, **MODEL_ARGS
     )
@@ -110,39 +114,37 @@ def pretrain(data: Path, out: Path, config: PretrainConfig) -> dict[str, object]
     start = time.monotonic()
     log: list[dict[str, object]] = []
     epoch, done = 0, False
-    with Progress() as bar:
-        task = bar.add_task("pretraining", total=1.0)
-        while not done:
-            model.train()
-            total = 0.0
-            order = torch.randperm(len(images), generator=generator)
-            for step, index in enumerate(order[: steps * config.batch].view(steps, config.batch)):
-                elapsed = (time.monotonic() - start) / 60
-                progress = max((epoch * steps + step) / (config.epochs * steps), elapsed / config.minutes)
-                done = progress >= 1.0
-                if done:
-                    break
-                if progress > config.full_after:
-                    model.patch_drop = nn.Identity()
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(progress, config)
-                loss = F.cross_entropy(
-                    model(normalise(augment(images[index], generator))),
-                    labels[index],
-                    label_smoothing=config.label_smoothing,
-                )
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                total += loss.item()
-                bar.update(task, completed=progress, description=f"epoch {epoch} loss {loss.item():.3f}")
-            epoch += 1
-            done = done or epoch >= config.epochs
-            if epoch % 2 == 0 or done:
-                log.append({"epoch": epoch, "loss": total / steps, "accuracy": accuracy(model, *held_out)})
-                bar.console.print(log[-1], f"{(time.monotonic() - start) / 60:.1f} min")
-                save(model, out, {"data": "CIFAR-10, 50,000 labelled training pictures", **asdict(config), "log": log})
+    while not done:
+        model.train()
+        total = 0.0
+        order = torch.randperm(len(images), generator=generator)
+        for step, index in enumerate(order[: steps * config.batch].view(steps, config.batch)):
+            elapsed = (time.monotonic() - start) / 60
+            progress = max((epoch * steps + step) / (config.epochs * steps), elapsed / config.minutes)
+            done = progress >= 1.0
+            if done:
+                break
+            if progress > config.full_after:
+                model.patch_drop = nn.Identity()
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(progress, config)
+            loss = F.cross_entropy(
+                model(normalise(augment(images[index], generator))),
+                labels[index],
+                label_smoothing=config.label_smoothing,
+            )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            total += loss.item()
+            teller.at("pretraining", progress, f"epoch {epoch}, loss {loss.item():.3f}")
+        epoch += 1
+        done = done or epoch >= config.epochs
+        if epoch % 2 == 0 or done:
+            log.append({"epoch": epoch, "loss": total / steps, "accuracy": accuracy(model, *held_out)})
+            teller.note(f"{log[-1]}, {(time.monotonic() - start) / 60:.1f} min")
+            save(model, out, {"data": "CIFAR-10, 50,000 labelled training pictures", **asdict(config), "log": log})
     return log[-1] if log else {}
 
 
@@ -182,7 +184,8 @@ def main() -> None:
         patch_drop=args.patch_drop,
         full_after=args.full_after,
     )
-    pretrain(args.data, args.out, config)
+    with telling() as teller:
+        pretrain(args.data, args.out, config, teller)
 
 
 if __name__ == "__main__":

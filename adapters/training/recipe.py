@@ -13,6 +13,9 @@ from pydantic import ValidationError
 
 from adapters.backbone import Backbone
 from adapters.config import (
+    MAX_CLASSES,
+    MAX_FRAMES,
+    MAX_RANK,
     AdapterConfig,
     BaseModelConfig,
     Modality,
@@ -22,7 +25,6 @@ from adapters.config import (
     VideoConfig,
 )
 from adapters.errors import TrainingError
-from adapters.file import FileLimits
 from adapters.layout import Layout
 
 Method = Literal["adaptformer", "lora", "linear", "vpt", "full"]
@@ -56,7 +58,7 @@ class Recipe:
 
 
 def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tuple[str, ...]) -> AdapterConfig:
-    """The config, checked against the backbone and what a server takes by default.
+    """The config, checked against the backbone and what a file can hold; a server may take less.
 
     Raises TrainingError for options that contradict each other, AdapterError for those the backbone cannot do.
     """
@@ -64,7 +66,7 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
         raise TrainingError("frames and temporal are for clips, and the data holds pictures", field="frames")
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
-    layout, limits = backbone.layout, FileLimits()
+    layout = backbone.layout
     pool: Pool = recipe.pool or ("avg" if "avg" in layout.pools and recipe.method != "linear" else "backbone")
     video = VideoConfig(frames=recipe.frames or FRAMES) if modality == "video" else None
     try:
@@ -87,7 +89,7 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
         raise TrainingError(
             f"{field}: {first['msg']} (got {str(first['input'])[:80]!r}); change that option", field=field
         ) from error
-    layout.check(config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
+    layout.check(config, max_rank=MAX_RANK, max_classes=MAX_CLASSES, max_frames=MAX_FRAMES)
     return config
 
 
@@ -113,7 +115,7 @@ def rank_for(layout: Layout, sites: tuple[SiteName, ...], blocks: tuple[int, ...
     if sites == ("parallel",) and len(blocks) == layout.blocks:
         return layout.default_rank(SHARE)
     per_rank = sum(sum(layout.sites[site][block]) for site in sites for block in blocks)
-    return min(FileLimits().max_rank, max(1, round(SHARE * layout.parameters / per_rank)))
+    return min(MAX_RANK, max(1, round(SHARE * layout.parameters / per_rank)))
 
 
 def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConfig, ...]:

@@ -20,8 +20,8 @@ from PIL import Image
 from adapters.config import AdapterConfig
 from adapters.training.data import BadFile
 from adapters.training.decoding import MediaExamples
-from adapters.training.page import Mistake, page
-from adapters.training.score import Scored
+from adapters.training.page import ClassScore, Mistake, page
+from adapters.training.score import Recalls, Scored
 
 WORST = 12
 """Mistakes that are shown as pictures, those first that the adapter was surest of."""
@@ -34,22 +34,34 @@ def write_report(
     config: AdapterConfig,
     digest: str,
     examples: Sequence[Scored],
-    data: MediaExamples,
+    data: tuple[MediaExamples, MediaExamples],
     bad: Sequence[BadFile],
 ) -> None:
-    """Write both files; ``examples`` are those of ``data``, in its order. Raises OSError."""
+    """Write both files; ``data`` is what was trained on and what was held out, ``examples`` are the latter's.
+
+    Raises OSError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    trained_on, held_out = data
+    classes = _classes(config.labels, trained_on, examples)
     confusion = Counter((e.label, e.predicted) for e in examples)
     metrics = {
         "task": config.task,
         "digest": digest or None,
         "labels": list(config.labels),
         "training": config.training,
+        "classes": [asdict(line) | {"recall": line.recall} for line in classes],
         "held_out": [asdict(e) | {"correct": e.label == e.predicted} for e in examples],
         "bad_files": [asdict(b) for b in bad],
     }
     _write(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _write(folder / "index.html", page(config, digest, confusion, _worst(examples, data), bad))
+    _write(folder / "index.html", page(config, digest, confusion, classes, _worst(examples, held_out), bad))
+
+
+def _classes(labels: Sequence[str], trained_on: MediaExamples, examples: Sequence[Scored]) -> list[ClassScore]:
+    counts = Counter(e.label for e in trained_on.examples)
+    found = Recalls.of((e.label, e.predicted) for e in examples).found
+    return [ClassScore(label, counts[label], *reversed(found.get(label, (0, 0)))) for label in labels]
 
 
 def _worst(examples: Sequence[Scored], data: MediaExamples) -> list[Mistake]:

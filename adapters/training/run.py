@@ -9,48 +9,61 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from math import isnan
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.progress import Progress
 from safetensors import SafetensorError
 
 from adapters.backbone import Backbone
 from adapters.config import AdapterConfig
-from adapters.errors import TrainingError
-from adapters.file import Adapter, write_adapter
-from adapters.media import MediaLimits
-from adapters.training.baselines import NO_FILE, PromptedModel, check_method, model_of
+from adapters.errors import AdapterTooLarge, TrainingError
+from adapters.file import Adapter, refusals, write_adapter
+from adapters.limits import FileLimits, MediaLimits, foreseen, needed
+from adapters.training.account import account_of, tool
+from adapters.training.baselines import NO_FILE, check_method, model_of
 from adapters.training.checkpoint import Checkpoint, CheckpointFile, FitResult
-from adapters.training.data import BadFile, Listing, check_classes, find_examples, reason_of, split
+from adapters.training.data import NOUNS, BadFile, Listing, check_classes, find_examples, reason_of, split
 from adapters.training.decoding import CACHE_BYTES, MediaExamples, Reader, Scanned, scan
-from adapters.training.fit import FitConfig, fit, parameters_of, predict
+from adapters.training.fit import FitConfig, fit, predict
 from adapters.training.model import AdaptedModel, HeadedModel
+from adapters.training.names import Part
+from adapters.training.progress import Teller
 from adapters.training.recipe import Recipe, config_of
 from adapters.training.report import write_report
-from adapters.training.score import accuracy, scored, served_logits
+from adapters.training.score import Recalls, accuracy, scored, served_logits
 
 SUFFIX = ".safetensors"
+FEW = 2
+"""Held-out files of a class by which little can be said of it."""
+SHOWN = 5
+MAX_HISTORY = 200
+"""Epochs that the file itself tells of; the report has all."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train, from what, into which file. ``held_out`` is the share of a seeded split."""
+    """What to train, from what, into which file.
+
+    ``held_out`` is the share of a seeded split; ``part`` the one to hold out of a split that the data brings, where it
+    is not ``val``. ``limits`` bound what is read, ``served`` is what the server takes that the file is meant for, with
+    ``max_rank`` 0 for what fits the backbone.
+    """
 
     data: Path
     out: Path
     recipe: Recipe
     fit: FitConfig
     held_out: float = 0.2
+    part: Part | None = None
     cache_bytes: int = CACHE_BYTES
     limits: MediaLimits = field(default_factory=MediaLimits)
+    served: FileLimits = field(default_factory=lambda: FileLimits(max_rank=0))
     report: bool = True
     resume: bool = False
 
@@ -78,12 +91,13 @@ class Trained:
     digest: str
     config: AdapterConfig
     accuracy: float
+    recalls: Recalls
     bad: tuple[BadFile, ...]
     resumed_epochs: int
     report: Path | None
 
 
-def train(plan: Plan, backbone: Backbone, bar: Progress, warn: Callable[[str], None]) -> Trained:
+def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
     """Train one adapter and write it whole or not at all; a baseline (``NO_FILE``) leaves its report alone.
 
     Raises an AdaptError with the reason. An interruption leaves ``plan.checkpoint``, from which the same plan with
@@ -96,52 +110,105 @@ def train(plan: Plan, backbone: Backbone, bar: Progress, warn: Callable[[str], N
             f"{plan.checkpoint} holds an interrupted training; resume it (--resume) or delete it", field="resume"
         )
     check_method(plan.recipe, backbone)
-    listing = find_examples(plan.data)
+    listing = find_examples(plan.data, plan.part)
     config = config_of(plan.recipe, backbone, listing.modality, listing.labels)
-    scanned, data = _data(plan, listing, config, bar)
+    refused = _refused(plan, config, backbone)
+    for refusal in refused:
+        teller.warn(foreseen(refusal))
+    scanned, data = _data(plan, listing, config, teller)
     bad = (*listing.bad, *scanned.bad)
-    model, result, resumed = _fit(plan, backbone, config, listing, data, bar, warn)
+    model, result, resumed = _fit(plan, backbone, config, listing, data, teller)
     adapter = Adapter(model.exported_config(), model.tensors(), "") if isinstance(model, AdaptedModel) else None
     settings = _settings(plan, data[1])
+    scoring = partial(teller.at, "scoring")
     if adapter:
-        config, logits = adapter.config, served_logits(adapter, backbone, data[1], settings.workers)
+        config, logits = adapter.config, served_logits(adapter, backbone, data[1], settings.workers, scoring)
     else:
-        logits, _ = predict(model, data[1], settings)
+        logits, _ = predict(model, data[1], settings, scoring)
     examples = scored(logits, config.labels, data[1])
-    account = _account(plan, model, result, data, len(bad)) | {"held_out_accuracy": round(accuracy(examples), 4)}
+    given, recalls = data[1].examples[0].part, Recalls.of((e.label, e.predicted) for e in examples)
+    account = {
+        "method": plan.recipe.method,
+        "data": plan.data.resolve().name,
+        "split": f"given, {given} held out" if given else f"seeded, {plan.held_out:.0%} of each class held out",
+        "bad_files": len(bad),
+        **account_of(model, result, *data),
+        "held_out_accuracy": round(accuracy(examples), 4),
+        "held_out_balanced_accuracy": round(recalls.balanced_accuracy, 4),
+        **({"needs": [needed(refusal) for refusal in refused]} if refused else {}),
+        "recipe": dataclasses.asdict(plan.fit),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "tool": tool(),
+    }
     history = [{k: round(v, 5) for k, v in line.items()} for line in result.history]
-    config = config.model_copy(update={"training": account | {"history": history}})
+    told = config.model_copy(update={"training": account | {"history": history}})
+    step = -(-len(history) // MAX_HISTORY)
+    kept = history[::-step][::-1]  # the last one among them
+    config = config.model_copy(update={"training": account | {"history": kept}})
     digest = _write(plan, Adapter(config, adapter.tensors, "")) if adapter else ""
     report = plan.report_folder if plan.report else None
     if report:
         try:
-            write_report(report, config, digest, examples, data[1], bad)
+            write_report(report, told, digest, examples, data, bad)
         except OSError as error:
             if not adapter:
                 raise _unwritable(report, error) from error
-            warn(f"the adapter is written, its report is not: {report}: {reason_of(error)}")
+            teller.warn(f"the adapter is written, its report is not: {report}: {reason_of(error)}")
             report = None
     plan.checkpoint.unlink(missing_ok=True)
-    return Trained(digest, config, accuracy(examples), bad, resumed, report)
+    return Trained(digest, config, accuracy(examples), recalls, bad, resumed, report)
+
+
+def _refused(plan: Plan, config: AdapterConfig, backbone: Backbone) -> list[AdapterTooLarge]:
+    """Why the server that the file is meant for would not take it."""
+    if plan.recipe.method in NO_FILE:
+        return []
+    rank = backbone.layout.slot_rank(plan.served.max_rank)
+    return refusals(config, backbone.layout, dataclasses.replace(plan.served, max_rank=rank))
 
 
 def _data(
-    plan: Plan, listing: Listing, config: AdapterConfig, bar: Progress
+    plan: Plan, listing: Listing, config: AdapterConfig, teller: Teller
 ) -> tuple[Scanned, tuple[MediaExamples, MediaExamples]]:
     """Training and held-out examples, and what was found when every file was decoded."""
-    reader = Reader(config, plan.limits)
-    line = bar.add_task("reading files", total=len(listing.examples))
+    for note in listing.notes:
+        teller.note(note)
+    seed, count = plan.fit.seed, len(listing.examples)
+    split(listing.examples, plan.held_out, seed)  # what is wrong with it is known before all files are read
+    # A clip of more frames than the server takes was warned of; it can be trained all the same.
+    limits = dataclasses.replace(plan.limits, max_frames=max(plan.limits.max_frames, config.frames))
+    reader, read = Reader(config, limits), iter(range(1, count + 1))
     scanned = scan(
         listing.examples, reader, threads=os.cpu_count() or 1, cache_bytes=plan.cache_bytes,
-        on_file=lambda: bar.advance(line),
+        on_file=lambda: teller.at(f"reading {count} files", next(read) / count),
     )  # fmt: skip
     check_classes(listing, scanned.examples)
     classes = {label: i for i, label in enumerate(config.labels)}
     train, held_out = (
-        MediaExamples(scanned, chosen, classes, reader)
-        for chosen in split(scanned.examples, plan.held_out, plan.fit.seed)
+        MediaExamples(scanned, chosen, classes, reader) for chosen in split(scanned.examples, plan.held_out, seed)
     )
+    noun = NOUNS[listing.modality]
+    teller.note(f"{len(train)} {noun}s of {len(classes)} classes to train on, {len(held_out)} held out")
+    _warn_of_few(config, held_out, teller)
     return scanned, (train, held_out)
+
+
+def _warn_of_few(config: AdapterConfig, held_out: MediaExamples, teller: Teller) -> None:
+    counts = Counter(example.label for example in held_out.examples)
+    none = [label for label in config.labels if not counts[label]]
+    few = [label for label in config.labels if 0 < counts[label] <= FEW]
+    if none:
+        teller.warn(f"nothing is held out of {_some(none)}: no score here says anything of that")
+    if few:
+        teller.warn(f"only {FEW} files or fewer are held out of {_some(few)}: their scores say little")
+
+
+def _some(labels: Sequence[str]) -> str:
+    """``class 'a'``, or ``12 classes, such as 'a', 'b'``."""
+    if len(labels) == 1:
+        return f"class '{labels[0]}'"
+    shown = ", ".join(f"'{label}'" for label in labels[:SHOWN])
+    return f"{len(labels)} classes, such as {shown}" if len(labels) > SHOWN else f"classes {shown}"
 
 
 def _fit(
@@ -150,8 +217,7 @@ def _fit(
     config: AdapterConfig,
     listing: Listing,
     data: tuple[MediaExamples, MediaExamples],
-    bar: Progress,
-    warn: Callable[[str], None],
+    teller: Teller,
 ) -> tuple[HeadedModel, FitResult, int]:
     """The fitted model, its history, and how many epochs of it came from an interrupted run."""
     settings = _settings(plan, data[0])
@@ -159,24 +225,35 @@ def _fit(
     start = checkpoints.load() if plan.resume and plan.checkpoint.exists() else None
     torch.manual_seed(settings.seed)
     model = model_of(plan.recipe, backbone, config, settings.dropout)
-    line = bar.add_task("training", total=1.0)
 
     def keep(checkpoint: Checkpoint) -> None:
-        epoch = len(checkpoint.result.history)
+        history = checkpoint.result.history
+        epoch = len(history)
+        if history:
+            teller.reached("training", epoch / settings.epochs, _told(history[-1], settings.epochs))
         try:
             plan.out.parent.mkdir(parents=True, exist_ok=True)
             checkpoints.save(checkpoint)
         except (OSError, RuntimeError) as error:
             if epoch == 0:
                 raise _unwritable(plan.checkpoint, error) from error
-            warn(f"epoch {epoch} cannot be resumed from: {plan.checkpoint}: {reason_of(error).splitlines()[0]}")
+            teller.warn(f"epoch {epoch} cannot be resumed from: {plan.checkpoint}: {reason_of(error).splitlines()[0]}")
 
     def step(done: float, loss: float) -> None:
-        bar.update(line, completed=done, description="frozen features" if isnan(loss) else f"training, loss {loss:.3f}")
+        if isnan(loss):
+            teller.at("frozen features", done)
+        else:
+            teller.at("training", done, f"loss {loss:.3f}")
 
-    result = fit(model, *data, settings, start=start, on_epoch=keep, on_step=step)
-    bar.update(line, completed=1.0)
-    return model, result, len(start.result.history) if start else 0
+    return (
+        model,
+        fit(model, *data, settings, start=start, on_epoch=keep, on_step=step),
+        len(start.result.history) if start else 0,
+    )
+
+
+def _told(line: Mapping[str, float], epochs: int) -> str:
+    return f"epoch {line['epoch']}/{epochs}: loss {line['loss']:.3f}, held-out accuracy {line['accuracy']:.2%}"
 
 
 def _settings(plan: Plan, data: MediaExamples) -> FitConfig:
@@ -201,55 +278,11 @@ def _unwritable(path: Path, error: Exception) -> TrainingError:
 
 def _identity(plan: Plan, listing: Listing, config: AdapterConfig) -> str:
     """All that the tensors depend on, as one digest; a resumed training must agree with it."""
-    options = dataclasses.asdict(plan.fit) | {"held_out": plan.held_out, "prompts": plan.recipe.prompts}
+    options = dataclasses.asdict(plan.fit) | {
+        "held_out": plan.held_out,
+        "part": plan.part,
+        "prompts": plan.recipe.prompts,
+    }
     options.pop("workers")
     text = json.dumps([listing.digest, config.model_dump(mode="json"), options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _account(
-    plan: Plan, model: HeadedModel, result: FitResult, data: tuple[MediaExamples, MediaExamples], bad: int
-) -> dict[str, Any]:
-    """What the file tells of its training; measured, and without any path of this machine."""
-    count, share = parameters_of(model)
-    given = any(e.held_out is not None for e in data[1].examples)
-    return {
-        "method": plan.recipe.method,
-        "data": plan.data.resolve().name,
-        "train_examples": len(data[0]),
-        "held_out_examples": len(data[1]),
-        "split": "given with the data" if given else f"seeded, {plan.held_out:.0%} of each class held out",
-        "bad_files": bad,
-        **({"prompts_per_block": model.prompts.shape[1]} if isinstance(model, PromptedModel) else {}),
-        "best_epoch": result.epoch,
-        "epochs_run": len(result.history),
-        "parameters": count,
-        "share_of_backbone": round(share, 5),
-        "backbone_parameters": model.backbone.layout.parameters,
-        "seconds": round(result.seconds, 1),
-        "device": str(model.backbone.device),
-        "dtype": str(model.backbone.dtype).removeprefix("torch."),
-        "peak_memory_bytes": peak_memory(model.backbone.device),
-        "recipe": dataclasses.asdict(plan.fit),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "tool": f"adaptserve {_version()}",
-    }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch held on CUDA, or the largest that this process ever was; 0 where unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _version() -> str:
-    try:
-        return version("adaptserve")
-    except PackageNotFoundError:
-        return "from source"

@@ -5,19 +5,20 @@ It knows the serving forward; it does not know how the adapter was made.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from adapters.backbone import Backbone
 from adapters.bank import PAGE, Slabs, pack
 from adapters.file import Adapter
 from adapters.forward import BankedForward, Job
+from adapters.training.batches import Batches, Examples
 from adapters.training.decoding import MediaExamples
-from adapters.training.fit import Examples
 
 BATCH_ROWS = 64
 MAX_SCORES = 100
@@ -34,8 +35,14 @@ class Scored:
     scores: dict[str, float]
 
 
-def served_logits(adapter: Adapter, backbone: Backbone, data: Examples, workers: int = 0) -> Tensor:
-    """Logits (items, classes) float32 on the CPU, in the order of the data."""
+def served_logits(
+    adapter: Adapter,
+    backbone: Backbone,
+    data: Examples,
+    workers: int = 0,
+    on_batch: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Logits (items, classes) float32 on the CPU, in the data's order; ``on_batch`` gets the share that is done."""
     rank = max((site.rank for site in adapter.config.sites), default=1)
     packed = pack(adapter, backbone.layout, rank, backbone.dtype)
     pages = tuple(range(1, 1 + len(packed.pages)))
@@ -45,8 +52,12 @@ def served_logits(adapter: Adapter, backbone: Backbone, data: Examples, workers:
     )  # fmt: skip
     slabs.write(1, pages, packed)
     forward = BankedForward(backbone, slabs)
-    loader = DataLoader(data, batch_size=max(1, BATCH_ROWS // adapter.config.frames), num_workers=workers)
-    found = [logits for pixels, _ in loader for logits in forward([Job(p, 1, pages, packed.meta) for p in pixels])]
+    batches = Batches(data, max(1, BATCH_ROWS // adapter.config.frames), threads=workers)
+    found = []
+    for number, (pixels, _) in enumerate(batches, 1):
+        found += forward([Job(p, 1, pages, packed.meta) for p in pixels])
+        if on_batch:
+            on_batch(number / len(batches))
     return torch.from_numpy(np.stack(found))
 
 
@@ -60,6 +71,35 @@ def scored(logits: Tensor, labels: tuple[str, ...], data: MediaExamples) -> list
     return found
 
 
-def accuracy(examples: list[Scored]) -> float:
+def accuracy(examples: Sequence[Scored]) -> float:
     """Share of examples whose best label is the right one."""
     return sum(e.label == e.predicted for e in examples) / len(examples)
+
+
+@dataclass(frozen=True)
+class Recalls:
+    """Label -> how many of its examples are right, and how many there are; labels without any are not in it."""
+
+    found: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str]]) -> Recalls:
+        """From (right label, given label) of every example."""
+        right, count = Counter[str](), Counter[str]()
+        for label, given in pairs:
+            count[label] += 1
+            right[label] += given == label
+        return cls({label: (right[label], count[label]) for label in count})
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the recalls, so that a class counts as much as any other, however few examples it has."""
+        return sum(right / count for right, count in self.found.values()) / len(self.found)
+
+    def summary(self) -> str:
+        """The balanced accuracy and the class with the least recall, in words."""
+        label, (right, count) = min(self.found.items(), key=lambda item: item[1][0] / item[1][1])
+        return (
+            f"{self.balanced_accuracy:.2%}, the mean over {len(self.found)} classes; least is '{label}' with "
+            f"{right} of {count}"
+        )

@@ -17,6 +17,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
+from adapters.limits import OWN_FILE
 from service.cli.console import USAGE, accept, complain, one_line_errors, out
 
 CHUNK = 256 * 1024
@@ -113,9 +114,9 @@ def predict(
 
 
 def _task_of(file: Path) -> str:
-    from adapters.file import FileLimits, read_header  # torch takes seconds; only needed without --task
+    from adapters.file import read_header  # torch takes seconds; only needed without --task
 
-    return read_header(file, FileLimits()).config.task
+    return read_header(file, OWN_FILE).config.task
 
 
 def segment(name: str) -> str:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from adapters.errors import AdaptError
+from adapters.limits import variable
+from service.settings import Settings, read_settings
 
 FAILED, USAGE, DEVICE_LOST = 1, 2, 3
 """Exit codes: what was asked did not work; the command line itself is wrong; a server's device computes no more."""
@@ -63,3 +67,14 @@ def accept(response: httpx.Response) -> httpx.Response:
         detail = f"{response.status_code} {response.reason_phrase} from {response.url}"
     complain(detail)
     raise typer.Exit(FAILED)
+
+
+def settings_or_exit(env_file: Path | None, **given: object) -> Settings:
+    """The settings of the environment and ``env_file``; one line and exit code 2 where one is out of its range."""
+    try:
+        return read_settings(env_file, **given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        complain(f"setting {name} ({variable(name)}): {first['msg']}, got {first.get('input')!r}")
+        raise typer.Exit(USAGE) from error

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import track
 
 from adapters.errors import TrainingError
 from service.cli.client import PREDICT_TIMEOUT_S, Key, headers, segment
@@ -45,9 +45,13 @@ class Reply:
     def label(self) -> str:
         return next(iter(self.scores), "")
 
+    @property
+    def right(self) -> bool:
+        return _one_form(self.label) == self.example.label
+
 
 def evaluate(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folders of one class each, or a CSV of path,label.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder or a CSV as `adaptserve train` takes.")],
     task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task to ask.")],
     report: Annotated[
         Path | None,
@@ -64,19 +68,18 @@ def evaluate(
     Example:  adaptserve evaluate digits --task my-digits --report my-digits.safetensors.report
     """
     with one_line_errors():
-        from adapters.training.data import find_examples  # torch takes seconds; --help need not wait for it
+        from adapters.training.data import list_examples  # torch takes seconds; --help need not wait for it
 
         expected = _expected(report) if report else {}
-        examples = [e for e in find_examples(data).examples if not report or e.name in expected]
+        examples = [e for e in list_examples(data).examples if not report or e.name in expected]
         if report and len(examples) < len(expected):
             lost = sorted(set(expected) - {e.name for e in examples})
             raise TrainingError(f"{data} lacks {len(lost)} files of the report, such as {lost[0]}; is it other data?")
         with httpx.Client(base_url=url, timeout=PREDICT_TIMEOUT_S, headers=headers(key)) as client:
             _check_labels(accept(client.get(f"/v1/tasks/{segment(task)}")).json()["labels"], examples)
             replies = _ask_all(client, task, examples)
-    right = sum(r.label == r.example.label for r in replies)
     failed = [r for r in replies if r.error]
-    out().print(f"{task}: {right / len(replies):.2%} of {len(replies)} files are right", markup=False)
+    _say(task, replies)
     for reply in failed[:SHOWN]:
         complain(f"{reply.example.name}: {reply.error}", "no answer")
     agree = not report or _compare(replies, expected)
@@ -84,12 +87,33 @@ def evaluate(
         raise typer.Exit(FAILED)
 
 
+def _say(task: str, replies: Sequence[Reply]) -> None:
+    """How many are right: of all files, of each class alike, and of each part where the data brings a split."""
+    from adapters.training.score import Recalls
+
+    by_part: dict[str, list[bool]] = defaultdict(list)
+    for reply in replies:
+        by_part[reply.example.part or ""].append(reply.right)
+    console, right = out(), sum(reply.right for reply in replies)
+    console.print(f"{task}: {right / len(replies):.2%} of {len(replies)} files are right", markup=False)
+    recalls = Recalls.of((r.example.label, r.example.label if r.right else "") for r in replies)
+    console.print(f"balanced accuracy {recalls.summary()}", markup=False)
+    if len(by_part) > 1:
+        shares = (f"{part} {sum(found) / len(found):.2%} of {len(found)}" for part, found in sorted(by_part.items()))
+        console.print(f"by part: {', '.join(shares)}", markup=False)
+
+
 def _check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
     """A class that the task does not have could only be wrong."""
-    unknown = sorted({e.label for e in examples} - set(labels))
+    unknown = sorted({e.label for e in examples} - {_one_form(label) for label in labels})
     if unknown:
         known = ", ".join(labels[:SHOWN]) + (", …" if len(labels) > SHOWN else "")
         raise TrainingError(f"class '{unknown[0]}' is no label of the task; it has {known}", field="data")
+
+
+def _one_form(label: str) -> str:
+    """As labels of files are read: NFC. A task may have been trained from names in another form."""
+    return unicodedata.normalize("NFC", label)
 
 
 def _expected(report: Path) -> dict[str, dict[str, Any]]:
@@ -102,10 +126,14 @@ def _expected(report: Path) -> dict[str, dict[str, Any]]:
 
 
 def _ask_all(client: httpx.Client, task: str, examples: Sequence[Example]) -> list[Reply]:
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        replies = pool.map(lambda example: _ask(client, task, example), examples)
-        return list(track(replies, "asking", total=len(examples), console=console, transient=True))
+    from adapters.training.progress import telling
+
+    replies: list[Reply] = []
+    with ThreadPoolExecutor(CLIENTS) as pool, telling() as teller:
+        for reply in pool.map(lambda example: _ask(client, task, example), examples):
+            replies.append(reply)
+            teller.at(f"asking about {len(examples)} files", len(replies) / len(examples))
+    return replies
 
 
 def _ask(client: httpx.Client, task: str, example: Example) -> Reply:

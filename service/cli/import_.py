@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.console import one_line_errors, out
+from adapters.limits import foreseen
+from service.cli.console import complain, one_line_errors, out, settings_or_exit
+from service.limits import file_limits
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
@@ -141,6 +143,7 @@ def _given(
 
 
 def _finish(file: Path, imported: Imported, backbone: Backbone) -> None:
+    from adapters.file import refusals
     from adapters.importers import save
 
     config, tensors = imported
@@ -152,4 +155,8 @@ def _finish(file: Path, imported: Imported, backbone: Backbone) -> None:
         f"({100 * parameters / backbone.layout.parameters:.2f} % of {backbone.layout.model}), sha256 {digest[:12]}",
         markup=False,
     )
+    settings = settings_or_exit(None)
+    bounds = file_limits(settings, backbone.layout.slot_rank(settings.max_rank))
+    for refusal in refusals(config, backbone.layout, bounds):
+        complain(foreseen(refusal), "warning")
     out().print(f"try: adaptserve push {file}", markup=False)

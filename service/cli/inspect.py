@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from adapters.layout import oversized
+from adapters.limits import OWN_FILE, FileLimits, needed, raised
 from service.cli.console import one_line_errors, out
 
 if TYPE_CHECKING:
@@ -33,10 +35,10 @@ def inspect(
 
     Example:  adaptserve inspect digits.safetensors
     """
-    from adapters.file import FileLimits, digest_of, read_header  # torch takes seconds
+    from adapters.file import digest_of, read_header  # torch takes seconds
 
     with one_line_errors():
-        header = read_header(file, FileLimits())
+        header = read_header(file, OWN_FILE)
         digest = digest_of(file)
         size = file.stat().st_size
     console = out()
@@ -70,12 +72,24 @@ def _config_table(file: Path, header: Header, digest: str, size: int, backbone: 
         "parameters": f"{header.parameters:,}"
         + (f" ({100 * header.parameters / backbone:.2f} % of the backbone's {backbone:,})" if backbone else ""),
         "training": ", ".join(f"{k}: {v}" for k, v in config.training.items())[:500] or "not told",
+        "a server needs": _needs(header, size),
         "bytes": f"{size:,}",
         "sha256": digest,
     }
     for name, value in rows.items():
         table.add_row(name, _plain(value))
     return table
+
+
+def _needs(header: Header, size: int) -> str:
+    """Settings without which a server refuses the file; of the rank only training knew, since a backbone bounds it."""
+    config, limits, told = header.config, FileLimits(), header.config.training.get("needs")
+    found = [str(line) for line in told] if isinstance(told, list) else []
+    refusals = oversized(config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
+    found += [needed(refusal) for refusal in refusals]
+    if size > limits.max_file_bytes:
+        found.append(raised(["max_adapter_bytes"], size))
+    return ", ".join(dict.fromkeys(found)) or "no more than the default bounds, as far as the file tells"
 
 
 def _tensor_table(header: Header) -> Table:

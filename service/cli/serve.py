@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from service import logs
-from service.cli.console import DEVICE_LOST, FAILED, USAGE, complain, one_line_errors, out
+from service.cli.console import DEVICE_LOST, FAILED, USAGE, complain, one_line_errors, out, settings_or_exit
 from service.hosts import ANY, listed
 from service.keys import Keys
-from service.settings import PREFIX, Settings, read_settings
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.serving.parts import Parts
@@ -67,7 +66,7 @@ def serve(
 
     adaptserve serve --backbone vit_base_patch16_224 --weights vit_b.safetensors --data-dir /srv/tasks --port 9000
     """
-    settings = _settings(
+    settings = settings_or_exit(
         env_file, host=host, port=port, keys_file=keys_file, data_dir=data_dir, backbone=backbone, weights=weights,
         device=device, dtype=dtype, slots=slots, threads=threads, insecure=insecure, log_format=log_format,
     )  # fmt: skip
@@ -99,16 +98,6 @@ def _end(why: str) -> None:
     """The device is lost: end at once, so that whoever supervises this process starts it anew. Nothing can drain."""
     log.critical("%s; the process ends with exit code %d", why, DEVICE_LOST)
     os._exit(DEVICE_LOST)
-
-
-def _settings(env_file: Path | None, **given: object) -> Settings:
-    try:
-        return read_settings(env_file, **given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0])
-        complain(f"setting {name} ({PREFIX}{name.upper()}): {first['msg']}, got {first.get('input')!r}")
-        raise typer.Exit(USAGE) from error
 
 
 def _is_loopback(host: str) -> bool:

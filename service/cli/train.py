@@ -6,25 +6,28 @@ It knows options and the terminal; what happens is ``adapters.training.run``'s.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from service.cli.console import FAILED, complain, one_line_errors, out
+from adapters.config import MAX_FRAMES
+from service.cli.console import FAILED, complain, one_line_errors, out, settings_or_exit
+from service.limits import file_limits, media_limits
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
+    from adapters.training.names import Part
     from adapters.training.run import Plan, Trained
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 MAX_BAD_SHOWN = 5
 MAX_EPOCHS = 10_000
+SHARE = 0.2
 
 
 class Method(StrEnum):
@@ -49,7 +52,7 @@ def train(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA", help="DATA/<class>/*, DATA/{train,val}/<class>/*, or a CSV of path,label[,split]."
+            metavar="DATA", help="DATA/CLASS/FILE, DATA/{train,val,test}/CLASS/FILE, or a CSV of path,label[,split]."
         ),
     ],
     file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
@@ -81,20 +84,35 @@ def train(
         int | None, typer.Option(min=1, max=200, help="Tokens per block, vpt only.  [default: 10]")
     ] = None,
     patience: Annotated[int, typer.Option(min=0, help="Stop after so many epochs without gain; 0 never.")] = 0,
-    held_out: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of each class kept for the score.")] = 0.2,
+    held_out: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE|val|test",
+            help="Share of each class kept for the score; or which part of DATA's split.",
+        ),
+    ] = str(SHARE),
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same tensors.")] = 0,
-    frames: Annotated[int | None, typer.Option(min=1, max=64, help="Frames of a clip.  [default: 8]")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=MAX_FRAMES, help="Frames of a clip.  [default: 8]")] = None,
     temporal: Annotated[
         bool | None, typer.Option("--temporal/--no-temporal", help="Mix over a clip's frames.  [default: adaptformer]")
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that decode a set too large to keep.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, max=256, help="Threads that decode a set too large to keep.  [default: the cores]"),
+    ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write FILE.report/ too.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.resume, if it is there.")] = False,
+    env_file: Annotated[
+        Path | None, typer.Option(help="File with the ADAPTSERVE_ settings of the server that FILE is for.")
+    ] = None,
 ) -> None:
     """Train an adapter on DATA and write it to FILE, ready for `adaptserve push`.
 
     Part of DATA is held out, and the accuracy on it is told. Ctrl-C leaves FILE.resume; the same command with --resume
     goes on from there, to the same result. The methods vpt and full leave a report and no FILE, for comparison.
+
+    Bounds on pictures, clips and adapters are the server's, with the same names in the environment (ADAPTSERVE_); what
+    a server with them would refuse is warned of.
 
     Example:  adaptserve train flowers/ --out flowers.safetensors --epochs 20
     """
@@ -107,6 +125,8 @@ def train(
         from adapters.training.run import Plan
 
         logging.getLogger("timm").setLevel(logging.WARNING)
+        settings = settings_or_exit(env_file)
+        share, part = _held_out(held_out)
         recipe = Recipe(
             task=task or task_name(file), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
             pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
@@ -115,9 +135,12 @@ def train(
             crop = 1.0 if method is Method.linear else 0.8
         fit = FitConfig(
             epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
-            patience=patience, workers=workers, seed=seed,
+            patience=patience, workers=(os.cpu_count() or 1) if workers is None else workers, seed=seed,
         )  # fmt: skip
-        plan = Plan(data, file, recipe, fit, held_out=held_out, report=report, resume=resume)
+        plan = Plan(
+            data, file, recipe, fit, held_out=share, part=part, limits=media_limits(settings),
+            served=file_limits(settings, settings.max_rank), report=report, resume=resume,
+        )  # fmt: skip
         _say_no_file(plan)
         try:
             trained = _run(plan, load_backbone(backbone, weights, device))
@@ -139,12 +162,25 @@ def task_name(file: Path) -> str:
     return plain[:64] or "task"
 
 
+def _held_out(text: str) -> tuple[float, Part | None]:
+    """A share of each class, or the part of a split."""
+    if text in ("val", "test"):
+        return SHARE, cast("Part", text)
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0.01 <= share <= 0.9:
+        raise typer.BadParameter(f"'{text}' is no share from 0.01 to 0.9, nor val or test", param_hint="'--held-out'")
+    return share, None
+
+
 def _run(plan: Plan, backbone: Backbone) -> Trained:
+    from adapters.training.progress import telling
     from adapters.training.run import train as train_adapter
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        return train_adapter(plan, backbone, bar, lambda message: complain(message, "warning"))
+    with telling() as teller:
+        return train_adapter(plan, backbone, teller)
 
 
 def _say_no_file(plan: Plan, report: Path | None = None) -> None:
@@ -169,6 +205,7 @@ def _say(plan: Plan, trained: Trained) -> None:
         "task": f"{trained.config.task}, {len(trained.config.labels)} labels",
         "held-out accuracy": f"{told['held_out_accuracy']:.2%} of {told['held_out_examples']} files, "
         f"best of {told['epochs_run']} epochs: {told['best_epoch']}",
+        "balanced accuracy": trained.recalls.summary(),
         "parameters": f"{told['parameters']:,} ({told['share_of_backbone']:.2%} of the backbone)",
         "time, memory": f"{told['seconds']:.0f} s, peak {told['peak_memory_bytes'] / 2**20:,.0f} MiB",
         "file": f"{plan.out}, sha256 {trained.digest[:12]}" if trained.digest else "none",
@@ -176,6 +213,8 @@ def _say(plan: Plan, trained: Trained) -> None:
     }
     for name, value in lines.items():
         console.print(f"{name:<18} {value}", markup=False)
+    if needs := told.get("needs"):
+        console.print(f"{'a server needs':<18} {' '.join(needs)}", markup=False)
     if trained.digest:
         console.print(f"next: adaptserve push {plan.out}", markup=False)
     else:

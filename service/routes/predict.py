@@ -71,8 +71,8 @@ async def predict_many(
     limit = parts.settings.max_tasks_per_request
     if len(task) > limit:
         raise BadRequest(
-            f"{len(task)} tasks are asked, the limit is {limit}; split the call", field="task", limit=limit,
-            value=len(task),
+            f"{len(task)} tasks are asked, the limit is {limit} (max_tasks_per_request); split the call", field="task",
+            limit=limit, value=len(task),
         )  # fmt: skip
     names = [checked_name(name) for name in task]
     count_for(request, parts, names)

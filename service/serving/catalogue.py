@@ -16,7 +16,8 @@ from typing import BinaryIO
 from adapters.bank import Bank, PackedAdapter, pack
 from adapters.config import AdapterConfig
 from adapters.errors import AdaptError, BrokenAdapter
-from adapters.file import Adapter, FileLimits, read_adapter, read_header
+from adapters.file import Adapter, read_adapter, read_header
+from adapters.limits import FileLimits
 from service.errors import UnknownVersion
 from service.repository import Repository, Staging, TaskInfo, VersionInfo
 

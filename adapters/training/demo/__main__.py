@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from adapters.backbone import load_backbone
 from adapters.training.demo.build import score_file, train_task, without_looking, write_task
 from adapters.training.demo.samples import write_samples
 from adapters.training.demo.tasks import tasks
+from adapters.training.progress import telling
 from adapters.weights import DEMO_BACKBONE
 
 DEMO = DEMO_BACKBONE.parent
@@ -30,13 +30,13 @@ def main() -> None:
     chosen = [task for task in tasks(args.cifar10) if not args.task or task.name in args.task]
     console, backbone = Console(width=110), load_backbone("demo")
     if not args.score:
-        with Progress(console=console) as bar:
+        with telling() as teller:
             for task in chosen:
                 notes: dict[str, object] = {}
                 if task.temporal:
-                    _, flat = train_task(task, backbone, bar, temporal=False)
+                    _, flat = train_task(task, backbone, teller, temporal=False)
                     notes["held_out_accuracy_without_time_mixing"] = round(flat.accuracy, 4)
-                model, result = train_task(task, backbone, bar, temporal=task.temporal)
+                model, result = train_task(task, backbone, teller, temporal=task.temporal)
                 write_task(task, model, result, args.out / "tasks" / f"{task.name}.safetensors", notes)
                 write_samples(task, args.out / "samples")
     table = Table(title="Held-out accuracy of the shipped adapters, computed as the server computes it")

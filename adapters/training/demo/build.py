@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from adapters.backbone import Backbone
 from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig, VideoConfig
-from adapters.file import Adapter, FileLimits, read_adapter, write_adapter
+from adapters.file import Adapter, read_adapter, write_adapter
+from adapters.limits import FileLimits
+from adapters.training.account import tool
 from adapters.training.checkpoint import FitResult
 from adapters.training.demo.tasks import DemoTask
 from adapters.training.fit import accuracy_of, fit, parameters_of
 from adapters.training.model import AdaptedModel
+from adapters.training.progress import Teller
 from adapters.training.score import served_logits
 
 
@@ -46,17 +47,15 @@ def config_for(task: DemoTask, backbone: Backbone, *, temporal: bool) -> Adapter
     )
 
 
-def train_task(task: DemoTask, backbone: Backbone, bar: Progress, *, temporal: bool) -> tuple[AdaptedModel, FitResult]:
+def train_task(task: DemoTask, backbone: Backbone, teller: Teller, *, temporal: bool) -> tuple[AdaptedModel, FitResult]:
     """Fit one adapter; the same seed gives the same weights."""
     torch.manual_seed(task.fit.seed)
     model = AdaptedModel(backbone, config_for(task, backbone, temporal=temporal))
     train, held_out = task.data()
-    line = bar.add_task(task.name, total=1.0)
     result = fit(
         model, TensorDataset(*train), TensorDataset(*held_out), task.fit, augment=task.augment,
-        on_step=lambda done, loss: bar.update(line, completed=done, description=f"{task.name} loss {loss:.3f}"),
+        on_step=lambda done, loss: teller.at(task.name, done, f"loss {loss:.3f}"),
     )  # fmt: skip
-    bar.update(line, completed=1.0)
     return model, result
 
 
@@ -75,7 +74,7 @@ def write_task(task: DemoTask, model: AdaptedModel, result: FitResult, path: Pat
         "seconds": round(result.seconds),
         "recipe": dataclasses.asdict(task.fit),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "tool": f"adaptserve {_version()}",
+        "tool": tool(),
         **notes,
     }
     config = model.exported_config().model_copy(update={"training": training})
@@ -95,10 +94,3 @@ def without_looking(labels: Tensor) -> float:
         yes = (labels > 0.5).float().mean(0)
         return torch.maximum(yes, 1 - yes).mean().item()
     return labels.bincount().max().item() / len(labels)
-
-
-def _version() -> str:
-    try:
-        return version("adaptserve")
-    except PackageNotFoundError:
-        return "from source"

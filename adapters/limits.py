@@ -1,19 +1,72 @@
-"""MediaLimits: every bound on a picture or clip, by name, and the checks that raise when one is passed.
+"""Every bound on a picture, a clip or an adapter file, by name, and the checks that raise when one is passed.
 
-It does not know any format or decoder.
+Training and serving take their defaults from here. It does not know any format, decoder or tensor.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adapters.errors import BrokenMedia, MediaTooLarge
+from adapters.config import MAX_CLASSES, MAX_RANK
+from adapters.errors import AdapterTooLarge, BrokenMedia, MediaTooLarge
+
+PREFIX = "ADAPTSERVE_"
+"""Of the environment variables that hold a server's settings."""
+MEDIA_SETTINGS = {
+    "max_bytes": "max_body_bytes",
+    "max_frames": "max_clip_frames",
+    "max_duration_s": "max_clip_seconds",
+    "max_packets": "max_clip_packets",
+    "max_samples": "max_clip_samples",
+}
+"""Field of MediaLimits -> the setting that it comes from, where that has another name."""
+BATCH_ROWS = 32
+"""Rows of one batch by default, and so the most frames of a clip, whose rows go in one batch."""
+
+
+def variable(setting: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + setting.upper()
+
+
+def raised(settings: Iterable[str], value: int) -> str:
+    """Settings as they are written in an environment to allow ``value``."""
+    return " ".join(f"{variable(name)}={value}" for name in settings)
+
+
+def needed(refusal: AdapterTooLarge) -> str:
+    """The settings with which a server takes what was refused, as they are written in an environment."""
+    settings, value = refusal.facts["settings"], refusal.facts["value"]
+    assert isinstance(settings, list)
+    assert isinstance(value, int)
+    return raised(settings, value)
+
+
+def foreseen(refusal: AdapterTooLarge) -> str:
+    """The refusal of a file that is being made, for whoever makes it."""
+    return f"a server with default settings, or those given here, will refuse the file: {refusal.message}"
+
+
+@dataclass(frozen=True)
+class FileLimits:
+    """What an adapter file may ask for. ``max_rank`` and ``max_classes`` are what the bank has room for."""
+
+    max_file_bytes: int = 256 * 2**20
+    max_header_bytes: int = 2**20
+    max_rank: int = MAX_RANK
+    max_classes: int = 4096
+    max_frames: int = BATCH_ROWS
+
+
+OWN_FILE = FileLimits(max_file_bytes=2**63 - 1, max_header_bytes=100_000_000, max_classes=MAX_CLASSES)
+"""For a file on one's own disk: what safetensors can hold."""
 
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """Bounds on one body. All are inclusive.
+    """Bounds on one body. All are inclusive, and each is a setting of the server.
 
     max_bytes: the body as it came, in bytes.
     max_pixels, max_side: width times height, and each of them, of a picture.
@@ -27,10 +80,10 @@ class MediaLimits:
     decode_timeout_s: wall seconds for one body, looked at between reads, packets and frames.
     """
 
-    max_bytes: int = 32 * 2**20
+    max_bytes: int = 64 * 2**20
     max_pixels: int = 50_000_000
     max_side: int = 16_384
-    max_frames: int = 128
+    max_frames: int = BATCH_ROWS
     max_frame_pixels: int = 9_437_184
     max_clip_pixels: int = 150_000_000
     max_duration_s: float = 600.0
@@ -77,7 +130,8 @@ class Deadline:
         """Raise MediaTooLarge once the time is over."""
         if self.passed:
             raise MediaTooLarge(
-                f"decoding took longer than {self._limit_s:g} s; send a smaller or shorter file",
+                f"decoding took longer than {self._limit_s:g} s; send a smaller or shorter file, or allow more with "
+                f"{variable('decode_timeout_s')}",
                 field="decode_timeout_s", limit=self._limit_s,
             )  # fmt: skip
 
@@ -85,7 +139,10 @@ class Deadline:
 def bound(field: str, sentence: str, value: float, limit: float) -> None:
     """Raise MediaTooLarge, with ``sentence`` about ``{value}``, where value is over the limit."""
     if value > limit:
-        message = f"{sentence.format(value=_plain(value))}, at most {_plain(limit)} are taken; send a smaller file"
+        message = (
+            f"{sentence.format(value=_plain(value))}, at most {_plain(limit)} are taken; send a smaller file, or allow "
+            f"more with {variable(MEDIA_SETTINGS.get(field, field))}"
+        )
         raise MediaTooLarge(message, field=field, limit=limit, value=value)
 
 

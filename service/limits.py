@@ -1,0 +1,25 @@
+"""The settings' bounds as the library takes them; the server and `adaptserve train` keep the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from adapters.limits import MEDIA_SETTINGS, FileLimits, MediaLimits
+from service.settings import Settings
+
+
+def media_limits(settings: Settings) -> MediaLimits:
+    """Bounds on pictures and clips."""
+    names = [field.name for field in fields(MediaLimits)]
+    return MediaLimits(**{name: getattr(settings, MEDIA_SETTINGS.get(name, name)) for name in names})
+
+
+def file_limits(settings: Settings, max_rank: int) -> FileLimits:
+    """Bounds on adapter files; ``max_rank`` is that of the slots."""
+    return FileLimits(
+        max_file_bytes=settings.max_adapter_bytes,
+        max_header_bytes=settings.max_adapter_header_bytes,
+        max_rank=max_rank,
+        max_classes=settings.max_classes,
+        max_frames=min(settings.max_clip_frames, settings.max_batch_rows),  # a clip's rows go in one batch
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ADAPTSERVE_"
@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     max_side: int = Field(16_384, ge=1, description="Pixels along one side of a picture.")
     max_clip_frames: int = Field(32, ge=1, le=128, description="Frames that a video task may ask for.")
     max_clip_seconds: float = Field(600.0, gt=0, description="Duration of one clip, in seconds.")
+    clip_formats: str = Field(
+        "all", description="Containers of clips that are read, by the names in docs/MEDIA.md, separated by commas."
+    )
+    clip_codecs: str = Field(
+        "all", description="Codecs of clips that are read, by the names in docs/MEDIA.md, separated by commas."
+    )
     decode_timeout_s: float = Field(10.0, gt=0, description="Time to decode one body, in seconds.")
 
     max_uploads: int = Field(4, ge=1, le=256, description="Uploads in progress at once; beyond it, 429.")
@@ -89,6 +95,15 @@ class Settings(BaseSettings):
     otel_endpoint: str = Field(
         "", description="Address of an OpenTelemetry collector (OTLP over HTTP); empty is off. Needs the extra `otel`."
     )
+
+    @field_validator("clip_formats", "clip_codecs")
+    @classmethod
+    def _known_names(cls, value: str, info: ValidationInfo) -> str:
+        if value != "all":
+            from adapters.media import formats  # torch comes with it, which takes seconds
+
+            formats.chosen(value, formats.CONTAINERS if info.field_name == "clip_formats" else formats.CODECS)
+        return value
 
 
 def read_settings(env_file: Path | None = None, **overrides: Any) -> Settings:

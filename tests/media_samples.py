@@ -14,6 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
+REORDERED = ("libx264", "libx265", "mpeg4", "mpeg2video")
 STEP = 8  # grey levels between the frames of a clip
 
 
@@ -54,9 +55,9 @@ def clip(
     with av.open(file, "w", format=container, options={"movflags": movflags} if movflags else {}) as output:
         stream: Any = output.add_stream(codec, rate=25, options=options or _fast(codec))
         stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}.get(codec, "yuv420p")
         stream.codec_context.gop_size = gop
-        stream.codec_context.max_b_frames = b_frames if codec in ("libx264", "libx265", "mpeg4") else 0
+        stream.codec_context.max_b_frames = b_frames if codec in REORDERED else 0
         stream.codec_context.thread_count = 1
         if times is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
@@ -98,7 +99,8 @@ def levels(pictures: Sequence[Image.Image]) -> list[int]:
 def _fast(codec: str) -> dict[str, str]:
     return {
         "libx264": {"preset": "ultrafast"},
-        "mpeg4": {"b": "4M", "qmin": "1", "qmax": "2"},  # its default bitrate turns 144 into 147
+        # Their default bitrates turn 144 into 147.
+        **dict.fromkeys(("mpeg4", "mpeg2video", "mpeg1video", "h263", "mjpeg"), {"b": "4M", "qmin": "1", "qmax": "2"}),
         "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"},
         "libvpx": {"deadline": "realtime", "cpu-used": "8"},
         "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},

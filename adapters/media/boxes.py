@@ -1,6 +1,6 @@
-"""check_tables: bound what an MP4's sample tables claim, before a demuxer believes them.
+"""without_other_tracks: an MP4 without its sound and text, its picture tables bounded before a demuxer believes them.
 
-It does not know FFmpeg, tracks or codecs; it reads counts, and that only outside the media data.
+It does not know FFmpeg or codecs; it walks boxes, and reads counts, and that only outside the media data.
 """
 
 from __future__ import annotations
@@ -13,15 +13,86 @@ from adapters.media.limits import Deadline, MediaLimits, bound
 # Tag -> offset of the 32-bit count, from the start of the tag.
 _SAMPLE_COUNTS = {b"stsz": 12, b"stz2": 12, b"trun": 8}
 _EDIT_COUNTS = {b"elst": 8}
+_IGNORED = b"skip"
+_PICTURES = b"vide"
+
+Box = tuple[bytes, int, int, int]
+"""A tag; where it stands; start and end of the content."""
 
 
-def check_tables(data: bytes, limits: MediaLimits, deadline: Deadline) -> None:
-    """Raise MediaTooLarge where the tables promise more than ``max_samples`` samples times edits.
+def without_other_tracks(data: bytes, limits: MediaLimits, deadline: Deadline) -> bytes:
+    """The same file, its tracks of sound, text and time renamed to boxes that are skipped, so that they cost nothing.
 
-    A table may give one size for all samples, and so claim four thousand million of them in 20 bytes; FFmpeg
-    then builds an index of each. Tags are searched and not walked to, for a demuxer finds them in odd
+    Raises MediaTooLarge where the tables that stay promise more than ``max_samples`` samples times edits: a table
+    may give one size for all samples, and so claim four thousand million of them in 20 bytes; FFmpeg then
+    builds an index of each. Tags are searched there and not walked to, for a demuxer finds them in odd
     places too. Raises UnsupportedMedia for a compressed header, whose tables cannot be seen.
     """
+    others = _other_tracks(data, deadline)
+    if others:
+        file = bytearray(data)
+        for tag, start, end in others:
+            file[tag : tag + 4] = _IGNORED
+            # No search below finds a tag in there, and no demuxer.
+            file[start:end] = bytes(end - start)
+        data = bytes(file)
+    _check_tables(data, limits, deadline)
+    return data
+
+
+def _other_tracks(data: bytes, deadline: Deadline) -> list[tuple[int, int, int]]:
+    """Place of the tag and start and end of each ``trak``, and of each ``traf`` of such a track, without pictures."""
+    found, numbers = [], set()
+    for name, _, start, end in _boxes(data, 0, len(data), deadline):
+        if name == b"moov":
+            for inner, tag, first, last in _boxes(data, start, end, deadline):
+                if inner == b"trak" and _handler(data, first, last, deadline) not in (_PICTURES, None):
+                    found.append((tag, first, last))
+                    numbers.add(_track_number(data, first, last, b"tkhd", deadline))
+        elif name == b"moof" and numbers:
+            for inner, tag, first, last in _boxes(data, start, end, deadline):
+                if inner == b"traf" and _track_number(data, first, last, b"tfhd", deadline) in numbers:
+                    found.append((tag, first, last))
+    return found
+
+
+def _handler(data: bytes, start: int, end: int, deadline: Deadline) -> bytes | None:
+    """What a track holds, as its media header says: ``vide``, ``soun``, ``tmcd``, ..."""
+    media = _first(data, start, end, b"mdia", deadline)
+    header = media and _first(data, *media, b"hdlr", deadline)
+    return data[header[0] + 8 : header[0] + 12] if header else None
+
+
+def _track_number(data: bytes, start: int, end: int, tag: bytes, deadline: Deadline) -> bytes | None:
+    """The four bytes of a track's number, from its ``tkhd`` or ``tfhd``."""
+    header = _first(data, start, end, tag, deadline)
+    if header is None:
+        return None
+    at = header[0] + (4 if tag == b"tfhd" else 20 if data[header[0]] else 12)
+    return data[at : at + 4]
+
+
+def _first(data: bytes, start: int, end: int, tag: bytes, deadline: Deadline) -> tuple[int, int] | None:
+    return next(((first, last) for name, _, first, last in _boxes(data, start, end, deadline) if name == tag), None)
+
+
+def _boxes(data: bytes, start: int, end: int, deadline: Deadline) -> Iterator[Box]:
+    """The boxes that lie side by side between ``start`` and ``end``; the last may be cut short."""
+    position = start
+    while position + 8 <= end:
+        deadline.check()
+        size = int.from_bytes(data[position : position + 4], "big")
+        header = 8
+        if size == 1:
+            size, header = int.from_bytes(data[position + 8 : position + 16], "big"), 16
+        elif size == 0:
+            size = end - position
+        size = max(size, header)
+        yield data[position + 4 : position + 8], position + 4, position + header, min(position + size, end)
+        position += size
+
+
+def _check_tables(data: bytes, limits: MediaLimits, deadline: Deadline) -> None:
     samples, edits = 0, 1
     for start, end in _outside_media(data, deadline):
         if data.find(b"cmov", start, end) >= 0:
@@ -36,18 +107,11 @@ def check_tables(data: bytes, limits: MediaLimits, deadline: Deadline) -> None:
 
 def _outside_media(data: bytes, deadline: Deadline) -> Iterator[tuple[int, int]]:
     """Start and end of each run of top-level boxes that are not ``mdat``, which may hold any bytes."""
-    start = position = 0
-    while position + 8 <= len(data):
-        size = int.from_bytes(data[position : position + 4], "big")
-        if size == 1:
-            size = int.from_bytes(data[position + 8 : position + 16], "big")
-        if size == 0:
-            size = len(data) - position
-        if data[position + 4 : position + 8] == b"mdat":
-            deadline.check()
-            yield start, position
-            start = position + max(size, 8)
-        position += max(size, 8)
+    start = 0
+    for name, tag, _, end in _boxes(data, 0, len(data), deadline):
+        if name == b"mdat":
+            yield start, tag - 4
+            start = end
     if start < len(data):
         yield start, len(data)
 

@@ -11,7 +11,7 @@ from adapters.errors import BrokenMedia, UnsupportedMedia
 
 Kind = Literal["image", "video"]
 
-READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF pictures, and MP4, MOV, WebM, MKV and AVI clips"
+READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF pictures, and MP4, MOV, 3GP, WebM, MKV, AVI, MPEG-TS and MPEG-PS clips"
 
 # Prefix -> Pillow's format name.
 _PICTURES = (
@@ -26,6 +26,9 @@ _PICTURES = (
 )
 _BMP_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 _QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+# Where the first packet of an MPEG transport stream begins, and the bytes of each: broadcast, and cameras' M2TS.
+_TRANSPORT_PACKETS = ((0, 188), (4, 192))
+_TRANSPORT_SYNCS = 8
 _STILL_BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "an AVIF picture"),
     **dict.fromkeys(
@@ -53,8 +56,8 @@ _STRANGERS = (
     (b"OggS", "an Ogg file"),
     (b"fLaC", "a FLAC recording"),
     (b"FLV", "a Flash video"),
-    (b"\x00\x00\x01\xba", "an MPEG program stream"),
-    (b"\x47\x40", "an MPEG transport stream"),
+    (b"\x00\x00\x01\xb3", "a bare MPEG video without its container"),
+    (b"\x00\x00\x00\x01", "a bare H.264 or H.265 video without its container"),
     (b"\x30\x26\xb2\x75", "a Windows Media file"),
     (b"#EXTM3U", "a playlist"),
     (b"ffconcat", "a playlist"),
@@ -67,7 +70,7 @@ def sniff(data: bytes) -> Kind:
 
 
 def media_format(data: bytes) -> tuple[Kind, str]:
-    """Kind, and Pillow's format name or FFmpeg's demuxer name. Raises as ``sniff`` does."""
+    """Kind, and Pillow's name of the picture's format or our name of the clip's. Raises as ``sniff`` does."""
     if not data:
         raise BrokenMedia("the body is empty; send the bytes of one picture or clip", field="body", got=0)
     picture = _picture(data)
@@ -98,12 +101,22 @@ def _picture(data: bytes) -> str | None:
 def _container(data: bytes) -> str | None:
     box, brand = data[4:8], data[8:12]
     if (box == b"ftyp" and brand not in _STILL_BRANDS) or box in _QUICKTIME_BOXES:
-        return "mov"
+        return "mp4"
     if data.startswith(b"\x1a\x45\xdf\xa3"):
         return "matroska"
     if data.startswith(b"RIFF") and data[8:11] == b"AVI":
         return "avi"
+    if data.startswith(b"\x00\x00\x01\xba"):
+        return "mpeg"
+    if any(_is_transport_stream(data, first, step) for first, step in _TRANSPORT_PACKETS):
+        return "mpegts"
     return None
+
+
+def _is_transport_stream(data: bytes, first: int, step: int) -> bool:
+    """Whether each of the first packets begins as it must; one byte alone, a G, could be any text."""
+    syncs = data[first : step * _TRANSPORT_SYNCS : step]
+    return len(syncs) >= 3 and syncs.count(0x47) == len(syncs)
 
 
 def _describe(data: bytes) -> str | None:

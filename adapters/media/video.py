@@ -6,6 +6,7 @@ It does not know tasks, resizing or tensors; ``packets.py`` decodes, ``timeline.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import av
@@ -17,16 +18,13 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
-from adapters.media.boxes import check_tables
+from adapters.media.animation import decode_animation, moves
+from adapters.media.boxes import without_other_tracks
+from adapters.media.formats import ANIMATED, CODECS, CONTAINERS
 from adapters.media.limits import Deadline, MediaLimits, bound
 from adapters.media.packets import Chosen, choose_frames, read_clip
 from adapters.media.sniff import media_format
 
-CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4")
-# FFmpeg's names of the decoders; it probes streams with decoders too, and must not try others.
-_DECODERS = "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,mpeg4"
-# FFmpeg's long name of each demuxer.
-_DEMUXERS = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm", "avi": "avi"}
 _GENERATE_TIMES = 0x1  # AVFMT_FLAG_GENPTS: invents the times that a container does not hold
 
 # The 2x2 part of a display matrix, row by row, in units of one -> what it asks for.
@@ -41,28 +39,38 @@ _UPRIGHT = {
 }
 
 
-def decode_clip(data: bytes, frames: int, limits: MediaLimits, sampling: str = "uniform") -> list[Image.Image]:
-    """Exactly ``frames`` upright RGB pictures of an MP4, MOV, WebM, MKV or AVI clip, in time order.
+class Frames(list[Image.Image]):
+    """The pictures that stand for a clip, in time order; ``bad``: how many frames met on the way did not decode."""
+
+    def __init__(self, pictures: Iterable[Image.Image], bad: int = 0) -> None:
+        super().__init__(pictures)
+        self.bad = bad
+
+
+def decode_clip(
+    data: bytes, frames: int, limits: MediaLimits, sampling: str = "uniform", deadline: Deadline | None = None
+) -> Frames:
+    """Exactly ``frames`` upright RGB pictures of a clip in one of ``limits.clip_formats``, in time order.
 
     The k-th is the one on screen at (k + 0.5) / frames of the clip's duration; a clip with fewer frames
     repeats some (as the same object). Pixels are as stored: a non-square pixel shape is not applied. The
-    same bytes always give the same pictures. Raises UnsupportedMedia, WrongModality, BrokenMedia or
-    MediaTooLarge, and nothing else, whatever the bytes are.
+    same bytes always give the same pictures. A ``deadline`` is one that other work shares. Raises
+    UnsupportedMedia, WrongModality, BrokenMedia or MediaTooLarge, and nothing else, whatever the bytes are.
     """
     if sampling != "uniform" or frames < 1:
         raise ValueError(f"frames must be at least 1 and sampling 'uniform', got {frames} and {sampling!r}")
     bound("max_frames", "{value} frames of one clip were asked for", frames, limits.max_frames)
     limits.check_bytes(data)
-    kind, demuxer = media_format(data)
-    if kind != "video":
-        raise WrongModality("a clip was expected, a picture came", expected="video", got=kind)
-    deadline = Deadline(limits)
-    if demuxer == "mov":
-        check_tables(data, limits, deadline)
+    deadline = deadline or Deadline(limits)
+    container = "clip"
     try:
-        with _open(data, demuxer, limits, deadline) as container:
-            stream = _video_stream(container, limits)
-            return _pictures(choose_frames(read_clip(container, stream, limits, deadline), frames))
+        container = _container(data, limits, deadline)
+        if not CONTAINERS[container].demuxer:
+            return Frames(*decode_animation(data, container, frames, limits, deadline))
+        body = without_other_tracks(data, limits, deadline) if container == "mp4" else data
+        with _open(body, container, limits, deadline) as source:
+            stream = _video_stream(source, limits)
+            return _pictures(choose_frames(read_clip(source, stream, limits, deadline), frames))
     except MediaError:
         raise
     except MemoryError as error:
@@ -72,8 +80,23 @@ def decode_clip(data: bytes, frames: int, limits: MediaLimits, sampling: str = "
         deadline.check()
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenMedia(
-            f"this clip does not decode ({reason}); check that the whole file was sent", field="body", got=demuxer
+            f"this clip does not decode ({reason}); check that the whole file was sent", field="body", got=container
         ) from error
+
+
+def _container(data: bytes, limits: MediaLimits, deadline: Deadline) -> str:
+    """The clip's container, one of ``limits.clip_formats``; a picture that moves is a clip too."""
+    kind, name = media_format(data)
+    if kind == "image" and not (name in ANIMATED and moves(data, name, deadline)):
+        raise WrongModality("a clip was expected, a picture came", expected="video", got=kind)
+    container = ANIMATED[name] if kind == "image" else name
+    if container not in limits.clip_formats:
+        raise UnsupportedMedia(
+            f"the clip is {CONTAINERS[container].title} ({container}), which is not read here; send one of "
+            f"{', '.join(limits.clip_formats)} (the setting clip_formats)",
+            field="clip_formats", expected=list(limits.clip_formats), got=container,
+        )  # fmt: skip
+    return container
 
 
 class _Body:
@@ -100,16 +123,17 @@ class _Body:
         return self._file.tell()
 
 
-def _open(data: bytes, demuxer: str, limits: MediaLimits, deadline: Deadline) -> InputContainer:
+def _open(data: bytes, container: str, limits: MediaLimits, deadline: Deadline) -> InputContainer:
     """Open with one named demuxer, the listed decoders and no protocol: no file can refer to another."""
     return av.open(
         _Body(data, deadline),
         "r",
-        format=demuxer,
+        format=CONTAINERS[container].demuxer,
         options=_decoder_options(limits),
         container_options={
-            "format_whitelist": _DEMUXERS[demuxer],
-            "codec_whitelist": _DECODERS,
+            "format_whitelist": CONTAINERS[container].long_name,
+            # It probes streams with decoders too, and must not try others.
+            "codec_whitelist": ",".join(decoder for codec in limits.clip_codecs for decoder in CODECS[codec]),
             "protocol_whitelist": "",
         },
         metadata_errors="replace",
@@ -132,10 +156,11 @@ def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream
             other.discard = Discard.all
     codec: Any = stream.codec_context
     name = codec.codec.canonical_name if codec is not None else "of an unknown codec"
-    if name not in CODECS:
+    if name not in limits.clip_codecs:
         raise UnsupportedMedia(
-            f"the clip's video is {name}; send one of {', '.join(CODECS)}",
-            field="codec", expected=list(CODECS), got=name,
+            f"the clip's video is {name}, which is not read here; send one of {', '.join(limits.clip_codecs)} "
+            "(the setting clip_codecs)",
+            field="clip_codecs", expected=list(limits.clip_codecs), got=name,
         )  # fmt: skip
     if codec.width and codec.height:  # otherwise known from the first frame on
         limits.check_frame(codec.width, codec.height)
@@ -146,10 +171,10 @@ def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream
     return stream
 
 
-def _pictures(chosen: Chosen) -> list[Image.Image]:
+def _pictures(chosen: Chosen) -> Frames:
     """Convert the distinct frames, each once, and repeat as asked."""
     pictures = {key: _upright(chosen.frames.pop(key)) for key in list(chosen.frames)}
-    return [pictures[key] for key in chosen.order]
+    return Frames((pictures[key] for key in chosen.order), chosen.bad)
 
 
 def _upright(frame: VideoFrame) -> Image.Image:

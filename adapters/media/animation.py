@@ -1,0 +1,102 @@
+"""decode_animation: a GIF, WebP, PNG or AVIF that moves -> the RGB pictures that stand for it, by Pillow.
+
+It does not know tasks, resizing or tensors; ``timeline.py`` says which frames.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from PIL import Image
+
+from adapters.errors import BrokenMedia, MediaError
+from adapters.media.formats import ANIMATED
+from adapters.media.images import Body
+from adapters.media.limits import Deadline, MediaLimits, bound, check_missed
+from adapters.media.timeline import Timeline
+
+_SHORTEST_MS = 10
+_UNTIMED_MS = 100
+"""For how long browsers show a frame that asks for 10 ms or less."""
+
+
+def moves(data: bytes, name: str, deadline: Deadline) -> bool:
+    """Whether a file of that format of Pillow's holds more than one picture. Raises what Pillow raises."""
+    with Image.open(Body(data, deadline), formats=(name,)) as picture:
+        return bool(getattr(picture, "is_animated", False))
+
+
+def decode_animation(
+    data: bytes, container: str, frames: int, limits: MediaLimits, deadline: Deadline
+) -> tuple[list[Image.Image], int]:
+    """``frames`` pictures on white, and how many frames of the file do not decode.
+
+    Decodes all of it twice: how long it lasts is known only at its end, and a frame builds on those before.
+    Raises BrokenMedia and MediaTooLarge, and what Pillow raises for a damaged beginning.
+    """
+    starts, good = [0], []
+    for index, (picture, milliseconds) in enumerate(_play(data, container, limits, deadline)):
+        if picture is not None:
+            good.append(index)
+        starts.append(starts[-1] + round(1000 * milliseconds))
+        bound("max_packets", "the clip has {value} frames or more", index + 1, limits.max_packets)
+        bound("max_duration_s", "the clip lasts {value} seconds or more", starts[-1] / 1e6, limits.max_duration_s)
+    if not good:
+        raise BrokenMedia("no frame of the clip decodes; check that the whole file was sent", field="body")
+    wanted = Timeline(starts[:-1], starts[-1]).uniform(frames)
+    order = [good[max(bisect_right(good, index) - 1, 0)] for index in wanted]
+    check_missed(sum(index != stand_in for index, stand_in in zip(wanted, order, strict=True)), frames)
+    pictures: dict[int, Image.Image] = {}
+    pixels = 0
+    for index, (picture, _) in enumerate(_play(data, container, limits, deadline)):
+        if index in order and picture is not None:
+            pictures[index] = _on_white(picture)
+            pixels += picture.width * picture.height
+            limits.check_clip(pixels)
+        if index == order[-1]:
+            break
+    return [pictures[index] for index in order], len(starts) - 1 - len(good)
+
+
+def _play(
+    data: bytes, container: str, limits: MediaLimits, deadline: Deadline
+) -> Iterator[tuple[Image.Image | None, float]]:
+    """Each frame, None for one that does not decode, and for how many milliseconds it is shown.
+
+    The picture is good until the next is asked for. A file that was cut short ends where it was cut.
+    """
+    (name,) = (pillow for pillow, ours in ANIMATED.items() if ours == container)
+    with Image.open(Body(data, deadline), formats=(name,)) as picture:
+        limits.check_frame(*picture.size)
+        index = 1 if picture.info.get("default_image") else 0  # of a PNG, for those who cannot see it move
+        while True:
+            deadline.check()
+            try:
+                picture.seek(index)
+            except MediaError:
+                raise
+            except Exception:  # Pillow's parsers raise all sorts
+                return
+            limits.check_frame(*picture.size)  # a GIF grows with its frames
+            try:
+                picture.load()
+                broken = False
+            except MediaError:
+                raise
+            except Exception:
+                picture.tile = []  # or it would be loaded again, to build the next on it
+                broken = True
+            asked = float(picture.info.get("duration") or 0)
+            yield None if broken else picture, asked if asked > _SHORTEST_MS else _UNTIMED_MS
+            if broken and container == "webp":
+                return  # its decoder starts again from the first frame
+            index += 1
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    colours = picture.convert("RGBA")
+    white = Image.new("RGBA", colours.size, "white")
+    return Image.alpha_composite(white, colours).convert("RGB")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from adapters.errors import BrokenMedia, MediaError
 from adapters.media.formats import ANIMATED
@@ -23,7 +23,7 @@ _UNTIMED_MS = 100
 
 def moves(data: bytes, name: str, deadline: Deadline) -> bool:
     """Whether a file of that format of Pillow's holds more than one picture. Raises what Pillow raises."""
-    with Image.open(Body(data, deadline), formats=(name,)) as picture:
+    with _open(data, name, deadline) as picture:
         return bool(getattr(picture, "is_animated", False))
 
 
@@ -67,7 +67,7 @@ def _play(
     The picture is good until the next is asked for. A file that was cut short ends where it was cut.
     """
     (name,) = (pillow for pillow, ours in ANIMATED.items() if ours == container)
-    with Image.open(Body(data, deadline), formats=(name,)) as picture:
+    with _open(data, name, deadline) as picture:
         limits.check_frame(*picture.size)
         index = 1 if picture.info.get("default_image") else 0  # of a PNG, for those who cannot see it move
         while True:
@@ -88,10 +88,28 @@ def _play(
                 picture.tile = []  # or it would be loaded again, to build the next on it
                 broken = True
             asked = float(picture.info.get("duration") or 0)
-            yield None if broken else picture, asked if asked > _SHORTEST_MS else _UNTIMED_MS
-            if broken and container == "webp":
-                return  # its decoder starts again from the first frame
+            milliseconds = asked if asked > _SHORTEST_MS else _UNTIMED_MS
+            yield None if broken else picture, milliseconds
             index += 1
+            if broken and name == "WEBP":  # its decoder gets no further
+                yield from [(None, milliseconds)] * (getattr(picture, "n_frames", 1) - index)
+                return
+
+
+def _open(data: bytes, name: str, deadline: Deadline) -> ImageFile.ImageFile:
+    return Image.open(Body(_whole_webp(data) if name == "WEBP" else data, deadline), formats=(name,))
+
+
+def _whole_webp(data: bytes) -> bytes:
+    """The chunks that are there in full, as a whole file; the decoder refuses one that is cut short."""
+    if 8 + int.from_bytes(data[4:8], "little") <= len(data):
+        return data
+    end = following = 12
+    while following <= len(data):
+        end = following
+        size = int.from_bytes(data[end + 4 : end + 8], "little")
+        following = end + 8 + size + size % 2
+    return data[:4] + (end - 8).to_bytes(4, "little") + data[8:end]
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

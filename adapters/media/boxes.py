@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from adapters.errors import UnsupportedMedia
 from adapters.media.limits import Deadline, MediaLimits, bound
 
 # Tag -> offset of the 32-bit count, from the start of the tag.
 _SAMPLE_COUNTS = {b"stsz": 12, b"stz2": 12, b"trun": 8}
+_CHUNK_COUNTS = {b"stco": 8, b"co64": 8}
 _EDIT_COUNTS = {b"elst": 8}
 _IGNORED = b"skip"
 _PICTURES = b"vide"
@@ -40,19 +43,32 @@ def without_other_tracks(data: bytes, limits: MediaLimits, deadline: Deadline) -
     return data
 
 
+def header_is_cut(data: bytes, deadline: Deadline) -> bool:
+    """Whether the ``moov`` that says what the file holds is missing, or not there in full."""
+    for name, tag, _, end in _boxes(data, 0, len(data), deadline):
+        if name == b"moov":
+            return int.from_bytes(data[tag - 4 : tag], "big") > end - (tag - 4)
+    return True
+
+
 def _other_tracks(data: bytes, deadline: Deadline) -> list[tuple[int, int, int]]:
     """Place of the tag and start and end of each ``trak``, and of each ``traf`` of such a track, without pictures."""
-    found, numbers = [], set()
+    found, numbers, seen = [], set(), 0
     for name, _, start, end in _boxes(data, 0, len(data), deadline):
         if name == b"moov":
             for inner, tag, first, last in _boxes(data, start, end, deadline):
-                if inner == b"trak" and _handler(data, first, last, deadline) not in (_PICTURES, None):
+                if inner != b"trak":
+                    continue
+                seen += 1
+                if _handler(data, first, last, deadline) not in (_PICTURES, None):
                     found.append((tag, first, last))
                     numbers.add(_track_number(data, first, last, b"tkhd", deadline))
         elif name == b"moof" and numbers:
             for inner, tag, first, last in _boxes(data, start, end, deadline):
                 if inner == b"traf" and _track_number(data, first, last, b"tfhd", deadline) in numbers:
                     found.append((tag, first, last))
+    if seen and seen == len(numbers) and not header_is_cut(data, deadline):
+        raise UnsupportedMedia("the file has no video stream; send a clip with moving pictures", field="streams")
     return found
 
 
@@ -100,8 +116,9 @@ def _check_tables(data: bytes, limits: MediaLimits, deadline: Deadline) -> None:
                 "the clip's header is compressed (cmov), which is not read; save it again as MP4",
                 field="body", got="cmov",
             )  # fmt: skip
-        samples += sum(_counts(data, start, end, _SAMPLE_COUNTS))
-        edits = max(edits, *_counts(data, start, end, _EDIT_COUNTS), 1)
+        samples += sum(_counts(data, start, end, _SAMPLE_COUNTS, deadline))
+        samples += sum(_counts(data, start, end, _CHUNK_COUNTS, deadline)) * _sound_in_chunk(data, start, end, deadline)
+        edits = max(edits, *_counts(data, start, end, _EDIT_COUNTS, deadline), 1)
     bound("max_samples", "the clip's tables list {value} samples and edits", samples * edits, limits.max_samples)
 
 
@@ -116,9 +133,27 @@ def _outside_media(data: bytes, deadline: Deadline) -> Iterator[tuple[int, int]]
         yield start, len(data)
 
 
-def _counts(data: bytes, start: int, end: int, offsets: dict[bytes, int]) -> Iterator[int]:
+def _counts(data: bytes, start: int, end: int, offsets: dict[bytes, int], deadline: Deadline) -> Iterator[int]:
     for tag, offset in offsets.items():
-        at = data.find(tag, start, end)
-        while at >= 0:
+        for at in _places(data, tag, start, end, deadline):
             yield int.from_bytes(data[at + offset : at + offset + 4], "big")
-            at = data.find(tag, at + 4, end)
+
+
+def _sound_in_chunk(data: bytes, start: int, end: int, deadline: Deadline) -> int:
+    """The most entries that FFmpeg makes of one chunk, should it take the track for sound: one in 1024 samples."""
+    most = 0
+    for at in _places(data, b"stsc", start, end, deadline):
+        listed = int.from_bytes(data[at + 8 : at + 12], "big")
+        held = (min(at - 4 + int.from_bytes(data[at - 4 : at], "big"), end) - at - 12) // 12
+        if listed and held > 0:
+            table = np.frombuffer(data, ">u4", 3 * min(listed, held), at + 12).reshape(-1, 3)
+            most = max(most, int(table[:, 1].max()) // 1024)
+    return most
+
+
+def _places(data: bytes, tag: bytes, start: int, end: int, deadline: Deadline) -> Iterator[int]:
+    at = data.find(tag, start, end)
+    while at >= 0:
+        deadline.check()
+        yield at
+        at = data.find(tag, at + 4, end)

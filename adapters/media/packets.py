@@ -8,7 +8,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import dropwhile
 from typing import TypeAlias
 
 from av.container import InputContainer
@@ -22,15 +23,23 @@ from adapters.errors import BrokenMedia
 from adapters.media.limits import Deadline, MediaLimits, bound, check_missed
 from adapters.media.timeline import Timeline
 
+STREAMED = ("mpegts", "mpeg")
+"""FFmpeg's names of containers that are broadcast, and recorded from wherever they were."""
+
 VideoPacket: TypeAlias = "Packet[VideoStream]"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip taken out of its container: its packets in decoding order, and the codec to feed them to."""
+    """A clip taken out of its container: its packets in decoding order, and the codec to feed them to.
+
+    ``keys``: indices of the keyframes' packets, in the container's word where it has an index: FFmpeg's
+    parsers go by the packet's bytes, which may be broken.
+    """
 
     codec: VideoCodecContext
     packets: list[VideoPacket]
+    keys: frozenset[int]
     limits: MediaLimits
     deadline: Deadline
 
@@ -69,12 +78,15 @@ def read_clip(container: InputContainer, stream: VideoStream, limits: MediaLimit
         # Tables can point at the same bytes again and again.
         bound("max_bytes", "the clip's packets have {value} bytes or more", size, 2 * limits.max_bytes)
     deadline.check()
+    if container.format.name in STREAMED:
+        # Switched on in the midst of it: the clip begins with the first keyframe.
+        packets = list(dropwhile(lambda packet: not packet.is_keyframe, packets)) or packets
     if not any(packet.size for packet in packets):
         raise BrokenMedia("the clip's video stream holds no frame; check that the whole file was sent", field="body")
     if stream.time_base:
         seconds = float(_ticks(packets) * stream.time_base)
         bound("max_duration_s", "the clip lasts {value} seconds", seconds, limits.max_duration_s)
-    return Clip(stream.codec_context, packets, limits, deadline)
+    return Clip(stream.codec_context, packets, _keys(container, stream, packets), limits, deadline)
 
 
 def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
@@ -87,6 +99,18 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPack
         return
 
 
+def _keys(container: InputContainer, stream: VideoStream, packets: list[VideoPacket]) -> frozenset[int]:
+    listed = {entry.timestamp for entry in stream.index_entries if entry.is_keyframe}
+    match container.format.name.split(",")[0]:
+        case "mov" | "avi":
+            keys = frozenset(i for i, packet in enumerate(packets) if packet.dts in listed)
+        case "matroska":
+            keys = frozenset(i for i, packet in enumerate(packets) if packet.pts in listed)
+        case _:
+            keys = frozenset()
+    return keys or frozenset(i for i, packet in enumerate(packets) if packet.is_keyframe)
+
+
 def choose_frames(clip: Clip, frames: int) -> Chosen:
     """The frames on screen at the middles of ``frames`` equal parts of the clip's duration.
 
@@ -94,7 +118,6 @@ def choose_frames(clip: Clip, frames: int) -> Chosen:
     times; counts frames from the start otherwise (AVI has no such times). In place of a frame that does
     not decode stands the good one before it, or the first. Raises BrokenMedia where that is more than half.
     """
-    clip = _from_first_keyframe(clip)
     shown = [p for p in clip.packets if not p.is_discard] or clip.packets
     times = sorted({p.pts for p in shown if p.pts is not None})
     if len(times) == len(shown):
@@ -104,12 +127,6 @@ def choose_frames(clip: Clip, frames: int) -> Chosen:
         except _TimesLie:
             pass
     return _by_count(clip, _counted_timeline(shown), frames)
-
-
-def _from_first_keyframe(clip: Clip) -> Clip:
-    """Without what comes before the first keyframe: a recording that starts in the midst of a stream."""
-    first = next((i for i, packet in enumerate(clip.packets) if packet.is_keyframe and packet.size), 0)
-    return replace(clip, packets=clip.packets[first:]) if first else clip
 
 
 def _ticks(packets: list[VideoPacket]) -> int:
@@ -128,7 +145,9 @@ def _by_time(clip: Clip, times: list[int], last_duration: int, frames: int) -> C
     for time in (times[i] for i in Timeline.of(times, last_duration).uniform(frames)):
         frame = decoder.on_screen_at(time)
         key = frame.pts or 0  # no frame without a time gets here
-        missed += time in decoder.bad
+        if key != time and not frame.interlaced_frame:  # a frame of two fields may come in two packets
+            decoder.bad.add(time)
+            missed += 1
         order.append(kept.add(key, frame))
     check_missed(missed, frames)
     return Chosen(kept.frames, order, len(decoder.bad))
@@ -166,6 +185,11 @@ def _counted_timeline(packets: list[VideoPacket]) -> Timeline:
     return Timeline.even(len(packets))
 
 
+def _is_blank(packet: VideoPacket) -> bool:
+    """Whether nothing but zeros is left of it, which some decoders take for nothing new."""
+    return not any(memoryview(packet)[:64]) and bytes(packet).count(0) == packet.size
+
+
 class _Kept:
     """The frames that will be returned, by key; bounded by their pixels as they come."""
 
@@ -194,7 +218,10 @@ class _Decoder:
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
-        self._keys = [(p.pts, i) for i, p in enumerate(clip.packets) if p.is_keyframe and p.pts is not None]
+        self._keys = [
+            (packet.pts, i) for i, packet in enumerate(clip.packets)
+            if i in clip.keys and packet.is_keyframe and packet.pts is not None
+        ]  # fmt: skip
         self._cut = {p.pts for p in clip.packets if p.is_corrupt and p.pts is not None}
         self.bad: set[int] = set()
         self._flagged: set[int] = set()  # those of them that came out, and were called damaged
@@ -204,7 +231,7 @@ class _Decoder:
         self._clip.codec.flush_buffers()
         self._start = self._next = index
         self._drained = False
-        self._keyframe_lost = False
+        self._keyframe_lost = bool(self._clip.keys)  # until there is one
         self._ready: deque[VideoFrame] = deque()
         self._shown: VideoFrame | None = None
         self._ahead: VideoFrame | None = None
@@ -283,11 +310,13 @@ class _Decoder:
 
     def _feed(self, packet: VideoPacket | None) -> None:
         """What builds on a lost keyframe is lost with it: a decoder would show something, and call it a picture."""
-        if packet is not None and packet.is_keyframe:
-            self._keyframe_lost = False
-        if packet is not None and self._keyframe_lost:
-            self.bad.add(self._name(packet.pts))
-            return
+        is_key = self._next - 1 in self._clip.keys
+        if packet is not None:
+            self._keyframe_lost = self._keyframe_lost and not (is_key or packet.is_keyframe)
+            if self._keyframe_lost or _is_blank(packet):
+                self.bad.add(self._name(packet.pts))
+                self._keyframe_lost |= is_key
+                return
         try:
             frames = self._clip.codec.decode(packet)
         except MemoryError:  # which may be one of FFmpeg's
@@ -298,7 +327,7 @@ class _Decoder:
                 self._clip.limits.check_frame(codec.width, codec.height)
             if packet is not None:
                 self.bad.add(self._name(packet.pts))
-                self._keyframe_lost = packet.is_keyframe
+                self._keyframe_lost = is_key
             return
         for frame in frames:
             name = self._name(frame.pts)

@@ -26,7 +26,7 @@ _PICTURES = (
 )
 _BMP_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 _QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
-# Where the first packet of an MPEG transport stream begins, and the bytes of each: broadcast, and cameras' M2TS.
+# Where the mark of a packet of an MPEG transport stream stands, and its bytes: broadcast, and cameras' M2TS.
 _TRANSPORT_PACKETS = ((0, 188), (4, 192))
 _TRANSPORT_SYNCS = 8
 _STILL_BRANDS = {
@@ -108,15 +108,22 @@ def _container(data: bytes) -> str | None:
         return "avi"
     if data.startswith(b"\x00\x00\x01\xba"):
         return "mpeg"
-    if any(_is_transport_stream(data, first, step) for first, step in _TRANSPORT_PACKETS):
+    if _is_transport_stream(data):
         return "mpegts"
     return None
 
 
-def _is_transport_stream(data: bytes, first: int, step: int) -> bool:
-    """Whether each of the first packets begins as it must; one byte alone, a G, could be any text."""
-    syncs = data[first : step * _TRANSPORT_SYNCS : step]
-    return len(syncs) >= 3 and syncs.count(0x47) == len(syncs)
+def _is_transport_stream(data: bytes) -> bool:
+    """Whether packets begin where they must, all but two; all of them, where the recording begins within a packet."""
+    for lead, step in _TRANSPORT_PACKETS:
+        for first in range(step):
+            syncs = data[first : first + step * _TRANSPORT_SYNCS : step]
+            missing = len(syncs) - syncs.count(0x47)
+            if missing == 0 and len(syncs) == _TRANSPORT_SYNCS:
+                return True
+            if first == lead and data[first : first + 1] == b"G" and len(syncs) >= 3 and missing <= len(syncs) // 4:
+                return True
+    return False
 
 
 def _describe(data: bytes) -> str | None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
 from adapters.media.animation import decode_animation, moves
-from adapters.media.boxes import without_other_tracks
+from adapters.media.boxes import header_is_cut, without_other_tracks
 from adapters.media.formats import ANIMATED, CODECS, CONTAINERS
 from adapters.media.limits import Deadline, MediaLimits, bound
 from adapters.media.packets import Chosen, choose_frames, read_clip
@@ -71,14 +71,21 @@ def decode_clip(
         with _open(body, container, limits, deadline) as source:
             stream = _video_stream(source, limits)
             return _pictures(choose_frames(read_clip(source, stream, limits, deadline), frames))
-    except MediaError:
+    except (MediaTooLarge, WrongModality):
         raise
-    except MemoryError as error:
+    except (MemoryError, Image.DecompressionBombError) as error:
         raise MediaTooLarge("the clip needs more memory than there is; send a smaller one", field="memory") from error
     except Exception as error:
         # A reader that ran out of time looks to FFmpeg like a file that ends early.
         deadline.check()
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if container == "mp4" and header_is_cut(data, deadline):
+            reason = "its header (moov), which often stands at the end, is not there in full"
+        elif isinstance(error, MediaError):
+            raise
+        elif isinstance(error, EOFError | OSError):
+            reason = "it ends early"
+        else:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenMedia(
             f"this clip does not decode ({reason}); check that the whole file was sent", field="body", got=container
         ) from error
@@ -147,6 +154,8 @@ def _decoder_options(limits: MediaLimits) -> dict[str, str]:
 def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream:
     """The first video stream that is not cover art, checked, set to one thread; the others are set aside."""
     container.flags &= ~_GENERATE_TIMES
+    if not container.streams:
+        raise BrokenMedia("no stream of the clip is there; check that the whole file was sent", field="streams")
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise UnsupportedMedia("the file has no video stream; send a clip with moving pictures", field="streams")

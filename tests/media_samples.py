@@ -6,6 +6,7 @@ It does not know what is tested with them.
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 REORDERED = ("libx264", "libx265", "mpeg4", "mpeg2video")
+FINE = {"b": "4M", "qmin": "1", "qmax": "2"}  # by default some encoders turn 144 into 147
 STEP = 8  # grey levels between the frames of a clip
 
 
@@ -79,6 +81,12 @@ def clip(
     return file.getvalue()
 
 
+def animation(name: str, count: int = 10, **options: Any) -> bytes:
+    """The same grey frames as those of ``clip``, 40 ms each, as a GIF, WEBP, PNG or AVIF that moves."""
+    first, *others = [Image.new("RGB", (64, 48), (16 + STEP * i,) * 3) for i in range(count)]
+    return encode(first, name, **{"save_all": True, "append_images": others, "duration": 40} | options)
+
+
 def sound_only() -> bytes:
     """An MP4 that holds nothing but a short silence."""
     file = io.BytesIO()
@@ -91,6 +99,17 @@ def sound_only() -> bytes:
     return file.getvalue()
 
 
+def header_first(data: bytes) -> bytes:
+    """The MP4 with its header before the media data, as for streaming; both lie side by side, in one chunk table."""
+    media, header = data.index(b"mdat") - 4, data.index(b"moov") - 4
+    moved = bytearray(data[:media] + data[header:] + data[media:header])
+    at = moved.index(b"stco") + 8
+    for i in range(int.from_bytes(moved[at : at + 4], "big")):
+        (offset,) = struct.unpack_from(">I", moved, at + 4 + 4 * i)
+        struct.pack_into(">I", moved, at + 4 + 4 * i, offset + len(data) - header)
+    return bytes(moved)
+
+
 def levels(pictures: Sequence[Image.Image]) -> list[int]:
     """Which frame of a grey clip each picture shows."""
     return [round((float(np.asarray(picture).mean()) - 16) / STEP) for picture in pictures]
@@ -99,8 +118,10 @@ def levels(pictures: Sequence[Image.Image]) -> list[int]:
 def _fast(codec: str) -> dict[str, str]:
     return {
         "libx264": {"preset": "ultrafast"},
-        # Their default bitrates turn 144 into 147.
-        **dict.fromkeys(("mpeg4", "mpeg2video", "mpeg1video", "h263", "mjpeg"), {"b": "4M", "qmin": "1", "qmax": "2"}),
+        **{
+            name: {"b": "4M", "qmin": "1", "qmax": "2"}
+            for name in ("mpeg4", "mpeg2video", "mpeg1video", "h263", "mjpeg")
+        },
         "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"},
         "libvpx": {"deadline": "realtime", "cpu-used": "8"},
         "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},

@@ -1,12 +1,10 @@
 """The right frames of a clip, upright, within bounds; and bad bytes as a MediaError alone."""
 
-import io
 import struct
 import threading
 from dataclasses import replace
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,8 +13,6 @@ from PIL import Image
 
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
 from adapters.media import MediaLimits, decode_clip
-from adapters.media.limits import Deadline
-from adapters.media.packets import choose_frames, read_clip
 from tests.media_samples import clip, encode, levels, scene, sound_only
 
 LIMITS = MediaLimits()
@@ -52,22 +48,6 @@ def test_variable_frame_rate_goes_by_time(container: str) -> None:
     data = clip(container, times=[0, 10, 20, 30, 1000], count=5)
     assert levels(decode_clip(data, 1, LIMITS)) == [3]
     assert levels(decode_clip(data, 4, LIMITS))[:2] == [3, 3]
-
-
-@pytest.mark.parametrize("b_frames", [0, 3])
-@pytest.mark.parametrize("container", ["mp4", "matroska"])
-def test_jumping_gives_the_same_pictures_and_decodes_less(container: str, b_frames: int) -> None:
-    data = clip(container, count=30, gop=5, b_frames=b_frames)
-    every = decode_clip(data, 30, LIMITS)
-    counter = _Counting(LIMITS)
-    with av.open(io.BytesIO(data), "r") as source:
-        source.flags &= ~0x1
-        opened = read_clip(source, source.streams.video[0], LIMITS, Deadline(LIMITS))
-        chosen = choose_frames(replace(opened, deadline=counter), 2)
-        some = [chosen.frames[key].to_ndarray(format="rgb24") for key in chosen.order]
-    assert counter.calls < 16  # packets fed: at most two groups of pictures and what reordering needs
-    for picture, index in zip(some, (7, 22), strict=True):
-        assert np.array_equal(picture, np.asarray(every[index]))
 
 
 @pytest.mark.parametrize(
@@ -210,21 +190,6 @@ def test_truncated(data: bytes) -> None:
         only_media_errors(data[:end])
 
 
-def test_a_truncated_mp4_is_broken() -> None:
-    data = clip()
-    for end in (data.index(b"moov"), len(data) // 4, len(data) // 2):
-        with pytest.raises(BrokenMedia, match="whole file"):
-            decode_clip(data[:end], 4, LIMITS)
-
-
-def test_an_mp4_whose_media_data_is_cut_short_is_broken() -> None:
-    data = header_first(clip())
-    assert levels(decode_clip(data, 10, LIMITS)) == list(range(10))
-    for missing in (3, 100, len(data) - data.index(b"mdat") - 8):
-        with pytest.raises(BrokenMedia, match="whole file"):
-            decode_clip(data[:-missing], 4, LIMITS)
-
-
 @settings(max_examples=300, deadline=None)
 @given(
     sample=st.sampled_from(SMALL),
@@ -241,26 +206,6 @@ def test_mutated_bytes(sample: bytes, changes: list[tuple[float, int]]) -> None:
 @given(start=st.sampled_from([data[:40] for data in SMALL]), rest=st.binary(max_size=500))
 def test_random_bytes_after_a_known_start(start: bytes, rest: bytes) -> None:
     only_media_errors(start + rest)
-
-
-class _Counting(Deadline):
-    def __init__(self, limits: MediaLimits) -> None:
-        super().__init__(limits)
-        self.calls = 0
-
-    def check(self) -> None:
-        self.calls += 1
-
-
-def header_first(data: bytes) -> bytes:
-    """The MP4 with its header before the media data, as for streaming; both lie side by side, in one chunk table."""
-    media, header = data.index(b"mdat") - 4, data.index(b"moov") - 4
-    moved = bytearray(data[:media] + data[header:] + data[media:header])
-    at = moved.index(b"stco") + 8
-    for i in range(int.from_bytes(moved[at : at + 4], "big")):
-        (offset,) = struct.unpack_from(">I", moved, at + 4 + 4 * i)
-        struct.pack_into(">I", moved, at + 4 + 4 * i, offset + len(data) - header)
-    return bytes(moved)
 
 
 def only_media_errors(data: bytes) -> None:

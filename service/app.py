@@ -19,7 +19,6 @@ from adapters.bank import PAGE, Bank, Slabs
 from adapters.file import FileLimits
 from adapters.forward import BankedForward
 from adapters.media import MediaLimits
-from adapters.media.formats import CODECS, CONTAINERS, chosen
 from service import problems, routes, tracing
 from service.engine import BatchReport, Engine
 from service.keys import Keys
@@ -159,8 +158,8 @@ def _media_limits(settings: Settings) -> MediaLimits:
         max_frame_pixels=settings.max_frame_pixels,
         max_duration_s=settings.max_clip_seconds,
         decode_timeout_s=settings.decode_timeout_s,
-        clip_formats=chosen(settings.clip_formats, CONTAINERS),
-        clip_codecs=chosen(settings.clip_codecs, CODECS),
+        clip_formats=settings.clip_formats,
+        clip_codecs=settings.clip_codecs,
     )
 
 

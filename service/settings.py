@@ -6,13 +6,17 @@ Every bound of the server has its name here. It knows nothing of what the values
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from adapters.clip_formats import CODECS, CONTAINERS, some_of
 
 PREFIX = "ADAPTSERVE_"
 MIB = 2**20
+Names = Annotated[tuple[str, ...], NoDecode]
+"""Separated by commas."""
 
 
 class Settings(BaseSettings):
@@ -62,11 +66,15 @@ class Settings(BaseSettings):
     max_side: int = Field(16_384, ge=1, description="Pixels along one side of a picture.")
     max_clip_frames: int = Field(32, ge=1, le=128, description="Frames that a video task may ask for.")
     max_clip_seconds: float = Field(600.0, gt=0, description="Duration of one clip, in seconds.")
-    clip_formats: str = Field(
-        "all", description="Containers of clips that are read, by the names in docs/MEDIA.md, separated by commas."
+    clip_formats: Names = Field(
+        ",".join(CONTAINERS),
+        validate_default=True,
+        description="Containers of clips that are read, separated by commas; docs/MEDIA.md.",
     )
-    clip_codecs: str = Field(
-        "all", description="Codecs of clips that are read, by the names in docs/MEDIA.md, separated by commas."
+    clip_codecs: Names = Field(
+        ",".join(CODECS),
+        validate_default=True,
+        description="Codecs of clips that are read, separated by commas; docs/MEDIA.md.",
     )
     decode_timeout_s: float = Field(10.0, gt=0, description="Time to decode one body, in seconds.")
 
@@ -96,14 +104,11 @@ class Settings(BaseSettings):
         "", description="Address of an OpenTelemetry collector (OTLP over HTTP); empty is off. Needs the extra `otel`."
     )
 
-    @field_validator("clip_formats", "clip_codecs")
+    @field_validator("clip_formats", "clip_codecs", mode="before")
     @classmethod
-    def _known_names(cls, value: str, info: ValidationInfo) -> str:
-        if value != "all":
-            from adapters.media import formats  # torch comes with it, which takes seconds
-
-            formats.chosen(value, formats.CONTAINERS if info.field_name == "clip_formats" else formats.CODECS)
-        return value
+    def _known_names(cls, value: object, info: ValidationInfo) -> object:
+        known = CONTAINERS if info.field_name == "clip_formats" else CODECS
+        return some_of(known, value) if isinstance(value, str) else value
 
 
 def read_settings(env_file: Path | None = None, **overrides: Any) -> Settings:

@@ -17,6 +17,7 @@ from PIL import Image
 
 REORDERED = ("libx264", "libx265", "mpeg4", "mpeg2video")
 FINE = {"b": "4M", "qmin": "1", "qmax": "2"}  # by default some encoders turn 144 into 147
+PIX_FMTS = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le", "qtrle": "rgb24"}
 STEP = 8  # grey levels between the frames of a clip
 
 
@@ -46,6 +47,7 @@ def clip(
     b_frames: int = 2,
     options: dict[str, str] | None = None,
     movflags: str = "",
+    pix_fmt: str = "",
 ) -> bytes:
     """A clip of plain grey frames, the i-th of level ``16 + STEP * i`` (or of one picture), at 25 a second.
 
@@ -57,7 +59,7 @@ def clip(
     with av.open(file, "w", format=container, options={"movflags": movflags} if movflags else {}) as output:
         stream: Any = output.add_stream(codec, rate=25, options=options or _fast(codec))
         stream.width, stream.height = size
-        stream.pix_fmt = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}.get(codec, "yuv420p")
+        stream.pix_fmt = pix_fmt or PIX_FMTS.get(codec, "yuv420p")
         stream.codec_context.gop_size = gop
         stream.codec_context.max_b_frames = b_frames if codec in REORDERED else 0
         stream.codec_context.thread_count = 1
@@ -68,7 +70,8 @@ def clip(
         sound: Any = output.add_stream("aac", rate=44100) if audio else None
         for i in range(count):
             image = picture or Image.new("RGB", size, (16 + STEP * i,) * 3)
-            frame = av.VideoFrame.from_ndarray(np.asarray(image))
+            pixels = {"RGB": "rgb24", "RGBA": "rgba"}[image.mode]
+            frame = av.VideoFrame.from_ndarray(np.asarray(image), format=pixels)
             frame.pts = i if times is None else times[i]
             frame.time_base = Fraction(1, 25 if times is None else 1000)
             output.mux(stream.encode(frame))
@@ -85,6 +88,31 @@ def animation(name: str, count: int = 10, **options: Any) -> bytes:
     """The same grey frames as those of ``clip``, 40 ms each, as a GIF, WEBP, PNG or AVIF that moves."""
     first, *others = [Image.new("RGB", (64, 48), (16 + STEP * i,) * 3) for i in range(count)]
     return encode(first, name, **{"save_all": True, "append_images": others, "duration": 40} | options)
+
+
+def with_sound(container: str, codec: str, seconds: int, movflags: str = "") -> bytes:
+    """The ten frames of ``clip``, beside so many seconds of silence at 48 kHz."""
+    file = io.BytesIO()
+    options = {"movflags": movflags} if movflags.startswith("frag") else {}
+    with av.open(file, "w", format=container, options=options) as output:
+        stream: Any = output.add_stream("libx264", rate=25, options=_fast("libx264"))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound: Any = output.add_stream(codec, rate=48000)
+        for i in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 16 + STEP * i, np.uint8))
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+        form = "s16" if codec == "pcm_s16le" else "fltp"
+        for second in range(seconds):
+            silence: Any = av.AudioFrame.from_ndarray(
+                np.zeros((1, 48000), np.int16 if form == "s16" else np.float32), format=form, layout="mono"
+            )
+            silence.sample_rate, silence.pts, silence.time_base = 48000, 48000 * second, Fraction(1, 48000)
+            output.mux(sound.encode(silence))
+        output.mux(sound.encode(None))
+    data = file.getvalue()
+    return header_first(data) if "faststart" in movflags else data
 
 
 def sound_only() -> bytes:

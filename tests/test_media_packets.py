@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from adapters.clip_formats import CONTAINERS
 from adapters.errors import BrokenMedia, MediaError
 from adapters.media import Deadline, MediaLimits, decode_clip
-from adapters.media.formats import CONTAINERS
-from adapters.media.packets import VideoPacket, choose_frames, read_clip
+from adapters.media.choose import choose_frames
+from adapters.media.packets import VideoPacket, read_clip
 from adapters.media.sniff import media_format
 from adapters.media.timeline import Timeline
 from tests.media_samples import clip, header_first, levels

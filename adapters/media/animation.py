@@ -10,12 +10,14 @@ from collections.abc import Iterator
 
 from PIL import Image, ImageFile
 
+from adapters.clip_formats import ANIMATED
 from adapters.errors import BrokenMedia, MediaError
-from adapters.media.formats import ANIMATED
-from adapters.media.images import Body
 from adapters.media.limits import Deadline, MediaLimits, bound, check_missed
+from adapters.media.pillow import Body
 from adapters.media.timeline import Timeline
+from adapters.media.transparency import flattened
 
+_WEBP_ALPHA = 0x10
 _SHORTEST_MS = 10
 _UNTIMED_MS = 100
 """For how long browsers show a frame that asks for 10 ms or less."""
@@ -30,7 +32,7 @@ def moves(data: bytes, name: str, deadline: Deadline) -> bool:
 def decode_animation(
     data: bytes, container: str, frames: int, limits: MediaLimits, deadline: Deadline
 ) -> tuple[list[Image.Image], int]:
-    """``frames`` pictures on white, and how many frames of the file do not decode.
+    """``frames`` pictures, and how many frames of the file do not decode.
 
     Decodes all of it twice: how long it lasts is known only at its end, and a frame builds on those before.
     Raises BrokenMedia and MediaTooLarge, and what Pillow raises for a damaged beginning.
@@ -51,7 +53,7 @@ def decode_animation(
     pixels = 0
     for index, (picture, _) in enumerate(_play(data, container, limits, deadline)):
         if index in order and picture is not None:
-            pictures[index] = _on_white(picture)
+            pictures[index] = flattened(picture, limits.transparent_background)
             pixels += picture.width * picture.height
             limits.check_clip(pixels)
         if index == order[-1]:
@@ -69,6 +71,7 @@ def _play(
     (name,) = (pillow for pillow, ours in ANIMATED.items() if ours == container)
     with _open(data, name, deadline) as picture:
         limits.check_frame(*picture.size)
+        milliseconds = float(_UNTIMED_MS)
         index = 1 if picture.info.get("default_image") else 0  # of a PNG, for those who cannot see it move
         while True:
             deadline.check()
@@ -87,8 +90,9 @@ def _play(
             except Exception:
                 picture.tile = []  # or it would be loaded again, to build the next on it
                 broken = True
-            asked = float(picture.info.get("duration") or 0)
-            milliseconds = asked if asked > _SHORTEST_MS else _UNTIMED_MS
+            if not broken or name != "WEBP":  # whose durations come with the pictures
+                asked = float(picture.info.get("duration") or 0)
+                milliseconds = asked if asked > _SHORTEST_MS else _UNTIMED_MS
             yield None if broken else picture, milliseconds
             index += 1
             if broken and name == "WEBP":  # its decoder gets no further
@@ -97,24 +101,23 @@ def _play(
 
 
 def _open(data: bytes, name: str, deadline: Deadline) -> ImageFile.ImageFile:
-    return Image.open(Body(_whole_webp(data) if name == "WEBP" else data, deadline), formats=(name,))
+    return Image.open(Body(_mended_webp(data) if name == "WEBP" else data, deadline), formats=(name,))
 
 
-def _whole_webp(data: bytes) -> bytes:
-    """The chunks that are there in full, as a whole file; the decoder refuses one that is cut short."""
-    if 8 + int.from_bytes(data[4:8], "little") <= len(data):
-        return data
-    end = following = 12
-    while following <= len(data):
-        end = following
-        size = int.from_bytes(data[end + 4 : end + 8], "little")
-        following = end + 8 + size + size % 2
-    return data[:4] + (end - 8).to_bytes(4, "little") + data[8:end]
+def _mended_webp(data: bytes) -> bytes:
+    """A WebP of the chunks that are there in full, its alpha flag set.
 
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    colours = picture.convert("RGBA")
-    white = Image.new("RGBA", colours.size, "white")
-    return Image.alpha_composite(white, colours).convert("RGB")
+    The decoder refuses a file that is cut short. Without the flag Pillow makes black of what no frame covers.
+    """
+    end = len(data)
+    if 8 + int.from_bytes(data[4:8], "little") > end:
+        following = 12
+        while following <= len(data):
+            end = following
+            size = int.from_bytes(data[end + 4 : end + 8], "little")
+            following = end + 8 + size + size % 2
+    mended = bytearray(data[:end])
+    mended[4:8] = min(end - 8, int.from_bytes(data[4:8], "little")).to_bytes(4, "little")
+    if mended[12:16] == b"VP8X" and end > 20:
+        mended[20] |= _WEBP_ALPHA
+    return bytes(mended)

@@ -5,9 +5,9 @@ It does not know formats; it compares what came with what the task wants.
 
 from __future__ import annotations
 
+from adapters.clip_formats import ANIMATED
 from adapters.config import AdapterConfig
 from adapters.errors import WrongModality
-from adapters.media.formats import ANIMATED
 from adapters.media.images import decode_image
 from adapters.media.limits import Deadline, MediaLimits
 from adapters.media.sniff import media_format

@@ -39,7 +39,7 @@ def decode_image(data: bytes, limits: MediaLimits) -> Image.Image:
     if kind != "image":
         raise WrongModality("a picture was expected, a clip came", expected="image", got=kind)
     try:
-        with Image.open(Body(data, Deadline(limits)), formats=(name,)) as picture:
+        with Image.open(_Body(data, Deadline(limits)), formats=(name,)) as picture:
             limits.check_picture(*picture.size)
             if name == "JPEG":
                 _check_scans(data, picture, limits)
@@ -62,7 +62,7 @@ def decode_image(data: bytes, limits: MediaLimits) -> Image.Image:
         ) from error
 
 
-class Body(io.BytesIO):
+class _Body(io.BytesIO):
     """The body as a file that refuses to be read after the deadline.
 
     Pillow walks chunks and markers in Python, one read each: millions of empty ones would hold the

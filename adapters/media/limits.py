@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from adapters.clip_formats import CODECS, CONTAINERS
 from adapters.errors import BrokenMedia, MediaTooLarge
-from adapters.media.formats import CODECS, CONTAINERS
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class MediaLimits:
     max_samples: entries in the sample tables of an MP4's video, times edits (about 70 bytes of memory each).
     max_scan_pixels: pixels times scans of a progressive JPEG, each scan being a pass over all pixels.
     decode_timeout_s: wall seconds for one body, looked at between reads, packets and frames.
-    clip_formats, clip_codecs: the containers and codecs of clips that are read, names of ``formats.py``.
+    transparent_background: no bound; what shows through transparent pictures, ``white`` or ``#ffffff``.
+    clip_formats, clip_codecs: no bounds; containers and codecs of clips that are read (``clip_formats.py``).
     """
 
     max_bytes: int = 32 * 2**20
@@ -40,6 +41,7 @@ class MediaLimits:
     max_samples: int = 1_000_000
     max_scan_pixels: int = 1_000_000_000
     decode_timeout_s: float = 10.0
+    transparent_background: str = "white"
     clip_formats: tuple[str, ...] = tuple(CONTAINERS)
     clip_codecs: tuple[str, ...] = tuple(CODECS)
 

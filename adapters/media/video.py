@@ -1,6 +1,6 @@
 """decode_clip: the bytes of one clip -> T upright RGB pictures that stand for it, by FFmpeg through PyAV.
 
-It does not know tasks, resizing or tensors; ``packets.py`` decodes, ``timeline.py`` says which frames.
+It does not know tasks, resizing or tensors; ``choose.py`` says which frames, ``decoder.py`` decodes them.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from typing import Any
 
 import av
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.sidedata.sidedata import Type
 from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
+from adapters.clip_formats import ANIMATED, CODECS, CONTAINERS
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
 from adapters.media.animation import decode_animation, moves
 from adapters.media.boxes import header_is_cut, without_other_tracks
-from adapters.media.formats import ANIMATED, CODECS, CONTAINERS
+from adapters.media.choose import Chosen, choose_frames
 from adapters.media.limits import Deadline, MediaLimits, bound
-from adapters.media.packets import Chosen, choose_frames, read_clip
+from adapters.media.packets import read_clip
 from adapters.media.sniff import media_format
+from adapters.media.transparency import flattened
 
 _GENERATE_TIMES = 0x1  # AVFMT_FLAG_GENPTS: invents the times that a container does not hold
 
@@ -70,7 +73,8 @@ def decode_clip(
         body = without_other_tracks(data, limits, deadline) if container == "mp4" else data
         with _open(body, container, limits, deadline) as source:
             stream = _video_stream(source, limits)
-            return _pictures(choose_frames(read_clip(source, stream, limits, deadline), frames))
+            chosen = choose_frames(read_clip(source, stream, limits, deadline), frames)
+            return _pictures(chosen, limits.transparent_background)
     except (MediaTooLarge, WrongModality):
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
@@ -82,7 +86,7 @@ def decode_clip(
             reason = "its header (moov), which often stands at the end, is not there in full"
         elif isinstance(error, MediaError):
             raise
-        elif isinstance(error, EOFError | OSError):
+        elif isinstance(error, FFmpegError) and isinstance(error, EOFError | OSError):
             reason = "it ends early"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -99,8 +103,8 @@ def _container(data: bytes, limits: MediaLimits, deadline: Deadline) -> str:
     container = ANIMATED[name] if kind == "image" else name
     if container not in limits.clip_formats:
         raise UnsupportedMedia(
-            f"the clip is {CONTAINERS[container].title} ({container}), which is not read here; send one of "
-            f"{', '.join(limits.clip_formats)} (the setting clip_formats)",
+            f"the clip is {CONTAINERS[container].title} ({container}), which the setting clip_formats leaves out; "
+            f"send one of {', '.join(limits.clip_formats)}",
             field="clip_formats", expected=list(limits.clip_formats), got=container,
         )  # fmt: skip
     return container
@@ -166,10 +170,11 @@ def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream
     codec: Any = stream.codec_context
     name = codec.codec.canonical_name if codec is not None else "of an unknown codec"
     if name not in limits.clip_codecs:
+        allowed = list(limits.clip_codecs)
+        why = "the setting clip_codecs leaves out" if name in CODECS else "is not read"
         raise UnsupportedMedia(
-            f"the clip's video is {name}, which is not read here; send one of {', '.join(limits.clip_codecs)} "
-            "(the setting clip_codecs)",
-            field="clip_codecs", expected=list(limits.clip_codecs), got=name,
+            f"the clip's video is {name}, which {why}; send one of {', '.join(allowed)}",
+            field="clip_codecs" if name in CODECS else "codec", expected=allowed, got=name,
         )  # fmt: skip
     if codec.width and codec.height:  # otherwise known from the first frame on
         limits.check_frame(codec.width, codec.height)
@@ -180,15 +185,18 @@ def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream
     return stream
 
 
-def _pictures(chosen: Chosen) -> Frames:
+def _pictures(chosen: Chosen, background: str) -> Frames:
     """Convert the distinct frames, each once, and repeat as asked."""
-    pictures = {key: _upright(chosen.frames.pop(key)) for key in list(chosen.frames)}
+    pictures = {key: _upright(chosen.frames.pop(key), background) for key in list(chosen.frames)}
     return Frames((pictures[key] for key in chosen.order), chosen.bad)
 
 
-def _upright(frame: VideoFrame) -> Image.Image:
-    to_image: Any = frame.to_image  # untyped in PyAV
-    picture: Image.Image = to_image(threads=1)
+def _upright(frame: VideoFrame, background: str) -> Image.Image:
+    if any(component.is_alpha for component in frame.format.components):
+        picture = flattened(Image.fromarray(frame.reformat(format="rgba", threads=1).to_ndarray()), background)
+    else:
+        to_image: Any = frame.to_image  # untyped in PyAV
+        picture = to_image(threads=1)
     transpose = _UPRIGHT.get(_display_matrix(frame))
     return picture if transpose is None else picture.transpose(transpose)
 

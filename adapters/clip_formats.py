@@ -5,10 +5,8 @@ It does not decode anything. This is the one list; a server may read less of it,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import NamedTuple
-
-ALL = "all"
 
 
 class Container(NamedTuple):
@@ -50,13 +48,10 @@ CODECS = {
 """FFmpeg's name of each codec -> its decoders of it."""
 
 
-def chosen(text: str, known: Iterable[str]) -> tuple[str, ...]:
-    """The names in ``text``, separated by commas; all that are known for ``all``. Raises ValueError for others."""
-    names = tuple(known)
-    if text.strip().lower() == ALL:
-        return names
-    wanted = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
-    strange = [name for name in wanted if name not in names]
+def some_of(known: Collection[str], text: str) -> tuple[str, ...]:
+    """The names in ``text``, which are separated by commas. Raises ValueError for one that is not known."""
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    strange = [name for name in names if name not in known]
     if strange:
-        raise ValueError(f"{', '.join(strange)} is not known; it takes {ALL}, or some of {', '.join(names)}")
-    return wanted
+        raise ValueError(f"{', '.join(strange)} is not known; name some of {', '.join(known)}")
+    return names

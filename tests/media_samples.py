@@ -48,6 +48,7 @@ def clip(
     options: dict[str, str] | None = None,
     movflags: str = "",
     pix_fmt: str = "",
+    container_options: dict[str, str] | None = None,
 ) -> bytes:
     """A clip of plain grey frames, the i-th of level ``16 + STEP * i`` (or of one picture), at 25 a second.
 
@@ -56,7 +57,8 @@ def clip(
     # The x265 encoder writes past its buffers for narrower pictures, and the process dies later, anywhere.
     assert codec != "libx265" or size[0] >= 64
     file = io.BytesIO()
-    with av.open(file, "w", format=container, options={"movflags": movflags} if movflags else {}) as output:
+    container_options = ({"movflags": movflags} if movflags else {}) | (container_options or {})
+    with av.open(file, "w", format=container, options=container_options) as output:
         stream: Any = output.add_stream(codec, rate=25, options=options or _fast(codec))
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt or PIX_FMTS.get(codec, "yuv420p")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from adapters.media.timeline import Timeline
 from tests.media_samples import animation, encode, levels, scene
 
 LIMITS = MediaLimits()
+Color: TypeAlias = tuple[int, int, int]
+Box: TypeAlias = tuple[int, int, int, int]
 NAMES = ["GIF", "WEBP", "PNG"]
 EXACT: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}}
 
@@ -44,7 +47,7 @@ def test_each_task_takes_what_it_is_for(name: str) -> None:
     assert levels(decode(data, config("image"), LIMITS)) == [0]
     assert len(decode(data, config("video"), LIMITS)) == config("video").frames
     for still in (encode(scene(), name), animation(name, 1)):
-        with pytest.raises(WrongModality, match="picture came"):
+        with pytest.raises(WrongModality, match="task t takes clips, a picture came"):
             decode(still, config("video"), LIMITS)
 
 
@@ -84,6 +87,22 @@ def test_a_part_that_changes_is_laid_on_what_was_there() -> None:
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50, disposal=1)
     for picture, frame in zip(decode_clip(data, 3, LIMITS), frames, strict=True):
         assert np.array_equal(np.asarray(picture), np.asarray(frame))
+
+
+def test_what_no_frame_of_a_gif_covers_is_white() -> None:
+    red, blue, black, white = (255, 0, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
+    stay, clear, restore = 1, 2, 3
+    data = gif(
+        (20, 10),
+        [black, red, blue],
+        [((0, 0, 10, 10), 1, stay), ((10, 0, 15, 10), 2, stay), ((15, 0, 20, 10), 2, clear), ((0, 0, 2, 2), 2, restore),
+         ((18, 0, 19, 1), 2, stay)],
+    )  # fmt: skip
+    seen = [[p.getpixel(place) for place in ((1, 5), (12, 5), (17, 5), (0, 0))] for p in decode_clip(data, 5, LIMITS)]
+    assert seen == [
+        [red, white, white, red], [red, blue, white, red], [red, blue, blue, red], [red, blue, white, blue],
+        [red, blue, white, red],
+    ]  # fmt: skip
 
 
 def test_a_png_with_a_picture_for_those_who_cannot_see_it_move() -> None:
@@ -128,9 +147,9 @@ def test_what_is_left_of_one_cut_short(name: str) -> None:
         assert frames.bad <= 1
 
 
-@pytest.mark.parametrize(("name", "lost"), [("GIF", 0), ("WEBP", 10), ("PNG", 1)])
+@pytest.mark.parametrize(("name", "lost"), [("GIF", 1), ("WEBP", 10), ("PNG", 11)])
 def test_damage_in_the_middle(name: str, lost: int) -> None:
-    """A GIF has no checksum; WebP's decoder gets no further, and what comes after is as broken."""
+    """A GIF has no checksum; the other decoders get no further, and what comes after is as lost."""
     data = bytearray(textured(name))
     start = len(data) * 2 // 3
     if name == "WEBP":
@@ -180,6 +199,25 @@ def textured(name: str) -> bytes:
     dice = np.random.default_rng(0)
     first, *others = [Image.fromarray(dice.integers(0, 255, (48, 64, 3), dtype=np.uint8)) for _ in range(30)]
     return encode(first, name, save_all=True, append_images=others, duration=40, **EXACT.get(name, {}))
+
+
+def gif(size: tuple[int, int], palette: list[Color], frames: list[tuple[Box, int, int]]) -> bytes:
+    """Frames of one colour, each with its place (left, top, right, bottom) and its disposal, 100 ms long."""
+    colours = b"".join(map(bytes, palette)).ljust(3 * 128, b"\0")
+    out = b"GIF89a" + struct.pack("<HHBBB", *size, 0xF6, 0, 0) + colours
+    for (left, top, right, bottom), index, disposal in frames:
+        width, height = right - left, bottom - top
+        out += b"\x21\xf9\x04" + struct.pack("<BHB", disposal << 2, 10, 0) + b"\0"
+        out += b"\x2c" + struct.pack("<HHHHB", left, top, width, height, 0) + _uncompressed([index] * (width * height))
+    return out + b";"
+
+
+def _uncompressed(indices: list[int]) -> bytes:
+    """LZW without any compression: eight bits a pixel, and the table cleared before it grows."""
+    codes = [code for start in range(0, len(indices), 100) for code in (128, *indices[start : start + 100])]
+    data = bytes([*codes, 129])
+    blocks = [data[start : start + 255] for start in range(0, len(data), 255)]
+    return b"\x07" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
 
 
 def config(modality: str) -> AdapterConfig:

@@ -183,10 +183,43 @@ def test_a_broadcast_begins_with_its_first_keyframe() -> None:
     assert [p.tobytes() for p in decode_clip(data[start - 71 :], 4, LIMITS)] == [p.tobytes() for p in frames]
 
 
-def test_the_transport_streams_of_cameras() -> None:
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (4, 0), (0, 16)])
+def test_packets_of_a_transport_stream_with_something_around_them(before: int, after: int) -> None:
     data = clip("mpegts", count=20)
-    camera = b"".join(bytes(4) + data[at : at + 188] for at in range(0, len(data), 188))
-    assert levels(decode_clip(camera, 5, LIMITS)) == [2, 6, 10, 14, 18]
+    padded = b"".join(bytes(before) + data[at : at + 188] + bytes(after) for at in range(0, len(data), 188))
+    assert levels(decode_clip(padded, 5, LIMITS)) == [2, 6, 10, 14, 18]
+    damaged = bytearray(padded)
+    damaged[before + 3 * (188 + before + after)] = 0
+    assert len(decode_clip(bytes(damaged), 5, LIMITS)) == 5
+
+
+def test_recordings_put_one_behind_the_other() -> None:
+    later = clip("mpegts", times=[5000 + 40 * i for i in range(10)])
+    frames = decode_clip(later + clip("mpegts"), 10, LIMITS)
+    assert (levels(frames), frames.bad) == ([1, 3, 5, 7, 9, 1, 3, 5, 7, 9], 0)
+
+
+def test_a_clock_that_starts_again_within_a_broadcast() -> None:
+    before = 2**33 // 90 - 400  # milliseconds until 33 bits of 90 kHz are full
+    data = clip("mpegts", count=20, times=[before + 40 * i for i in range(20)])
+    assert levels(decode_clip(data, 5, LIMITS)) == [2, 6, 10, 14, 18]
+
+
+@pytest.mark.parametrize("container", ["webm", "matroska"])
+def test_a_recording_without_duration_and_index(container: str) -> None:
+    codec = "libvpx" if container == "webm" else "libx264"
+    data = clip(container, codec, count=5, times=[0, 40, 80, 120, 1000], container_options={"live": "1"})
+    assert levels(decode_clip(data, 4, LIMITS)) == [3, 3, 3, 3]
+    assert b"\x1c\x53\xbb\x6b" not in data  # no cues
+
+
+def test_decoders_say_nothing_of_what_is_broken(capfd: pytest.CaptureFixture[str]) -> None:
+    broken = [spoilt(whole(*kind), {2, 5, 12}, "noise") for kind in SPOILT]
+    cut = [whole(*kind)[: len(whole(*kind)) * percent // 100] for kind in TIMED for percent in (30, 60, 90)]
+    capfd.readouterr()  # encoders do
+    for data in broken + cut:
+        only_media_errors(data)
+    assert capfd.readouterr() == ("", "")
 
 
 def spoilt(data: bytes, which: Collection[int], how: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageChops, ImageFile
 
 from adapters.clip_formats import ANIMATED
 from adapters.errors import BrokenMedia, MediaError
@@ -18,6 +18,7 @@ from adapters.media.timeline import Timeline
 from adapters.media.transparency import flattened
 
 _WEBP_ALPHA = 0x10
+_CLEARS = 2  # a GIF's disposal method: what the frame drew on is cleared
 _SHORTEST_MS = 10
 _UNTIMED_MS = 100
 """For how long browsers show a frame that asks for 10 ms or less."""
@@ -53,9 +54,9 @@ def decode_animation(
     pixels = 0
     for index, (picture, _) in enumerate(_play(data, container, limits, deadline)):
         if index in order and picture is not None:
-            pictures[index] = flattened(picture, limits.transparent_background)
             pixels += picture.width * picture.height
             limits.check_clip(pixels)
+            pictures[index] = flattened(picture, limits.transparent_background)
         if index == order[-1]:
             break
     return [pictures[index] for index in order], len(starts) - 1 - len(good)
@@ -71,21 +72,27 @@ def _play(
     (name,) = (pillow for pillow, ours in ANIMATED.items() if ours == container)
     with _open(data, name, deadline) as picture:
         limits.check_frame(*picture.size)
-        milliseconds = float(_UNTIMED_MS)
+        milliseconds, broken = float(_UNTIMED_MS), False
+        covered = _Covered(picture)
         index = 1 if picture.info.get("default_image") else 0  # of a PNG, for those who cannot see it move
         while True:
             deadline.check()
             try:
                 picture.seek(index)
-            except MediaError:
+            except (MediaError, MemoryError):
                 raise
+            except EOFError:
+                return
             except Exception:  # Pillow's parsers raise all sorts
+                if not broken:
+                    yield None, milliseconds
                 return
             limits.check_frame(*picture.size)  # a GIF grows with its frames
+            covered.add(picture)
             try:
                 picture.load()
                 broken = False
-            except MediaError:
+            except (MediaError, MemoryError):
                 raise
             except Exception:
                 picture.tile = []  # or it would be loaded again, to build the next on it
@@ -93,11 +100,42 @@ def _play(
             if not broken or name != "WEBP":  # whose durations come with the pictures
                 asked = float(picture.info.get("duration") or 0)
                 milliseconds = asked if asked > _SHORTEST_MS else _UNTIMED_MS
-            yield None if broken else picture, milliseconds
+            yield None if broken else covered.cut(picture), milliseconds
             index += 1
             if broken and name == "WEBP":  # its decoder gets no further
                 yield from [(None, milliseconds)] * (getattr(picture, "n_frames", 1) - index)
                 return
+
+
+class _Covered:
+    """Which pixels of a GIF's canvas have been drawn on; Pillow fills the others with any colour of the palette."""
+
+    def __init__(self, picture: ImageFile.ImageFile) -> None:
+        self._mask = Image.new("L", picture.size if picture.format == "GIF" else (0, 0))
+        self._before: Image.Image | None = None
+        self._drawn, self._disposal = (0, 0, 0, 0), 0
+
+    def add(self, picture: ImageFile.ImageFile) -> None:
+        """What the frame that is about to be loaded covers, after the one before is disposed of."""
+        if picture.format != "GIF" or not picture.tile:
+            return
+        if self._disposal == _CLEARS:
+            self._mask.paste(0, self._drawn)
+        elif self._before is not None:
+            self._mask = self._before
+        if self._mask.size != picture.size:
+            self._mask = self._mask.crop((0, 0, *picture.size))
+        self._drawn, self._disposal = picture.tile[0].extents or self._drawn, getattr(picture, "disposal_method", 0)
+        self._before = self._mask.copy() if self._disposal > _CLEARS else None
+        self._mask.paste(255, self._drawn)
+
+    def cut(self, picture: ImageFile.ImageFile) -> Image.Image:
+        """The picture, transparent where nothing was drawn."""
+        if picture.format != "GIF" or self._mask.getextrema()[0] == 255:
+            return picture
+        clear = picture.convert("RGBA")
+        clear.putalpha(ImageChops.darker(clear.getchannel("A"), self._mask))
+        return clear
 
 
 def _open(data: bytes, name: str, deadline: Deadline) -> ImageFile.ImageFile:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
 
 from av.video.frame import VideoFrame
 
@@ -38,7 +39,7 @@ def choose_frames(clip: Clip, frames: int) -> Chosen:
     """
     shown = [p for p in clip.packets if not p.is_discard] or clip.packets
     times = sorted({p.pts for p in shown if p.pts is not None})
-    if len(times) == len(shown):
+    if len(times) == len(shown) and _keyframes_ascend(clip):
         last = max(shown, key=lambda p: p.pts or 0)
         try:
             return _by_time(clip, times, last.duration or 0, frames)
@@ -47,8 +48,17 @@ def choose_frames(clip: Clip, frames: int) -> Chosen:
     return _by_count(clip, _counted_timeline(shown), frames)
 
 
+def _keyframes_ascend(clip: Clip) -> bool:
+    """False for recordings that were put one behind the other, each with its own clock."""
+    return _ascend([clip.packets[i].pts or 0 for i in sorted(clip.keys)])
+
+
+def _ascend(times: list[int]) -> bool:
+    return all(earlier < later for earlier, later in pairwise(times))
+
+
 def _by_time(clip: Clip, times: list[int], last_duration: int, frames: int) -> Chosen:
-    decoder, kept, order, missed = Decoder(clip), _Kept(clip.limits), [], 0
+    decoder, kept, order, missed = Decoder(clip), _Kept(clip.limits), [], []
     start = clip.packets[0].pts or 0
     if times[0] < start:
         # Pictures shown before the keyframe that comes first, which may lean on what is not there.
@@ -57,11 +67,12 @@ def _by_time(clip: Clip, times: list[int], last_duration: int, frames: int) -> C
         frame = decoder.on_screen_at(time)
         key = frame.pts or 0  # no frame without a time gets here
         if key != time and not frame.interlaced_frame:  # a frame of two fields may come in two packets
-            decoder.bad.add(time)
-            missed += 1
+            missed.append(time)
         order.append(kept.add(key, frame))
-    check_missed(missed, frames)
-    return Chosen(kept.frames, order, len(decoder.bad))
+    if not decoder.bad and 2 * len(missed) > frames:
+        raise TimesLie
+    check_missed(len(missed), frames)
+    return Chosen(kept.frames, order, len(decoder.bad.union(missed)))
 
 
 def _by_count(clip: Clip, timeline: Timeline, frames: int) -> Chosen:
@@ -90,8 +101,8 @@ def _by_count(clip: Clip, timeline: Timeline, frames: int) -> Chosen:
 
 def _counted_timeline(packets: list[VideoPacket]) -> Timeline:
     """Times for the n-th frame to come out, where only the order of decoding is known."""
-    times = sorted({p.dts for p in packets if p.dts is not None})
-    if len(times) == len(packets):
+    times = [p.dts for p in packets if p.dts is not None]
+    if len(times) == len(packets) and _ascend(times):
         return Timeline.of(times, packets[-1].duration or 0)
     return Timeline.even(len(packets))
 

@@ -21,10 +21,17 @@ def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: De
     limits.check_bytes(data)
     kind, name = media_format(data)
     if kind != config.modality and not (config.video and name in ANIMATED):
-        raise WrongModality(
-            f"task {config.task} takes {_NOUNS[config.modality]}s, a {_NOUNS[kind]} came",
-            expected=config.modality, got=kind,
-        )  # fmt: skip
+        raise _wrong(config, kind)
     if config.video is None:
         return Frames([decode_image(data, limits)])
-    return decode_clip(data, config.video.frames, limits, config.video.sampling, deadline)
+    try:
+        return decode_clip(data, config.video.frames, limits, config.video.sampling, deadline)
+    except WrongModality as error:  # a picture of a kind that may move, and does not
+        raise _wrong(config, kind) from error
+
+
+def _wrong(config: AdapterConfig, kind: str) -> WrongModality:
+    return WrongModality(
+        f"task {config.task} takes {_NOUNS[config.modality]}s, a {_NOUNS[kind]} came",
+        expected=config.modality, got=kind,
+    )  # fmt: skip

@@ -32,7 +32,6 @@ class Decoder:
             (packet.pts, i) for i, packet in enumerate(clip.packets)
             if i in clip.keys and packet.is_keyframe and packet.pts is not None
         ]  # fmt: skip
-        self._cut = {p.pts for p in clip.packets if p.is_corrupt and p.pts is not None}
         self.bad: set[int] = set()
         self._flagged: set[int] = set()  # those of them that came out, and were called damaged
         self._restart(0)
@@ -141,12 +140,13 @@ class Decoder:
             return
         for frame in frames:
             name = self._name(frame.pts)
-            if frame.is_corrupt or frame.pts in self._cut:
+            if frame.is_corrupt or frame.pts in self._clip.cut:
                 self.bad.add(name)
                 self._flagged.add(name)
             else:
-                self.bad.discard(name)
-                self._flagged.discard(name)
+                if frame.pts is not None:  # bad when it was tried before, from another keyframe
+                    self.bad.discard(name)
+                    self._flagged.discard(name)
                 self._ready.append(frame)
 
     def _name(self, time: int | None) -> int:

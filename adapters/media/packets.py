@@ -30,12 +30,13 @@ class Clip:
     """A clip taken out of its container: its packets in decoding order, and the codec to feed them to.
 
     ``keys``: indices of the keyframes' packets, in the container's word where it has an index: FFmpeg's
-    parsers go by the packet's bytes, which may be broken.
+    parsers go by the packet's bytes, which may be broken. ``cut``: times of packets that are not there in full.
     """
 
     codec: VideoCodecContext
     packets: list[VideoPacket]
     keys: frozenset[int]
+    cut: frozenset[int]
     limits: MediaLimits
     deadline: Deadline
 
@@ -58,7 +59,8 @@ def read_clip(container: InputContainer, stream: VideoStream, limits: MediaLimit
         # Tables can point at the same bytes again and again.
         bound("max_bytes", "the clip's packets have {value} bytes or more", size, 2 * limits.max_bytes)
     deadline.check()
-    if container.format.name in STREAMED:
+    streamed = container.format.name in STREAMED
+    if streamed:
         # Switched on in the midst of it: the clip begins with the first keyframe.
         packets = list(dropwhile(lambda packet: not packet.is_keyframe, packets)) or packets
     if not any(packet.size for packet in packets):
@@ -66,7 +68,9 @@ def read_clip(container: InputContainer, stream: VideoStream, limits: MediaLimit
     if stream.time_base:
         seconds = float(_ticks(packets) * stream.time_base)
         bound("max_duration_s", "the clip lasts {value} seconds", seconds, limits.max_duration_s)
-    return Clip(stream.codec_context, packets, _keys(container, stream, packets), limits, deadline)
+    # In a stream a packet after a gap is called cut too, and may be whole.
+    cut = frozenset(p.pts for p in packets if p.is_corrupt and p.pts is not None and not streamed)
+    return Clip(stream.codec_context, packets, _keys(container, stream, packets), cut, limits, deadline)
 
 
 def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
@@ -80,7 +84,9 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPack
 
 
 def _keys(container: InputContainer, stream: VideoStream, packets: list[VideoPacket]) -> frozenset[int]:
-    listed = {entry.timestamp for entry in stream.index_entries if entry.is_keyframe}
+    # An index of entries without packets is not worth reading.
+    entries = stream.index_entries if len(stream.index_entries) <= 2 * len(packets) + 1000 else ()
+    listed = {entry.timestamp for entry in entries if entry.is_keyframe}
     match container.format.name.split(",")[0]:
         case "mov" | "avi":
             keys = frozenset(i for i, packet in enumerate(packets) if packet.dts in listed)

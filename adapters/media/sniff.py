@@ -26,8 +26,8 @@ _PICTURES = (
 )
 _BMP_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 _QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
-# Where the mark of a packet of an MPEG transport stream stands, and its bytes: broadcast, and cameras' M2TS.
-_TRANSPORT_PACKETS = ((0, 188), (4, 192))
+# Where the mark of a packet of an MPEG transport stream stands, and its bytes: plain, of cameras, of broadcasters.
+_TRANSPORT_PACKETS = ((0, 188), (4, 192), (0, 204))
 _TRANSPORT_SYNCS = 8
 _STILL_BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "an AVIF picture"),

@@ -158,7 +158,7 @@ def _decoder_options(limits: MediaLimits) -> dict[str, str]:
 def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream:
     """The first video stream that is not cover art, checked, set to one thread; the others are set aside."""
     container.flags &= ~_GENERATE_TIMES
-    if not container.streams:
+    if all(stream.type in ("data", "unknown") for stream in container.streams):
         raise BrokenMedia("no stream of the clip is there; check that the whole file was sent", field="streams")
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:

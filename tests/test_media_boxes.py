@@ -63,6 +63,15 @@ def test_sound_alone_is_no_clip_however_long() -> None:
         decode_clip(bytes(data), 4, LIMITS)
 
 
+@pytest.mark.parametrize("handler", [b"soun", b"text"])
+def test_no_track_has_pictures(handler: bytes) -> None:
+    data = bytearray(with_sound("mov", "pcm_s16le", seconds=1))
+    at = data.index(b"hdlr", data.index(b"mdia")) + 12
+    data[at : at + 4] = handler
+    with pytest.raises(UnsupportedMedia, match="no video stream"):
+        decode_clip(bytes(data), 4, LIMITS)
+
+
 def test_the_pictures_stay_where_they_are() -> None:
     data = with_sound("mov", "pcm_s16le", seconds=1)
     stripped = _check(data, LIMITS)

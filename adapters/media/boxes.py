@@ -33,12 +33,13 @@ def without_other_tracks(data: bytes, limits: MediaLimits, deadline: Deadline) -
     """
     others = _other_tracks(data, deadline)
     if others:
-        file = bytearray(data)
+        view, done = memoryview(data), 0
+        parts: list[bytes | memoryview] = []
         for tag, start, end in others:
-            file[tag : tag + 4] = _IGNORED
-            # No search below finds a tag in there, and no demuxer.
-            file[start:end] = bytes(end - start)
-        data = bytes(file)
+            # Zeros, in which no search below finds a tag, and no demuxer.
+            parts += [view[done:tag], _IGNORED, view[tag + 4 : start], bytes(end - start)]
+            done = end
+        data = b"".join([*parts, view[done:]])
     _check_tables(data, limits, deadline)
     return data
 
@@ -52,22 +53,23 @@ def header_is_cut(data: bytes, deadline: Deadline) -> bool:
 
 
 def _other_tracks(data: bytes, deadline: Deadline) -> list[tuple[int, int, int]]:
-    """Place of the tag and start and end of each ``trak``, and of each ``traf`` of such a track, without pictures."""
-    found, numbers, seen = [], set(), 0
+    """In order, for each ``trak`` without pictures, and each ``traf`` of one: place of the tag, start and end."""
+    found, numbers, with_pictures = [], set(), False
     for name, _, start, end in _boxes(data, 0, len(data), deadline):
         if name == b"moov":
             for inner, tag, first, last in _boxes(data, start, end, deadline):
                 if inner != b"trak":
                     continue
-                seen += 1
-                if _handler(data, first, last, deadline) not in (_PICTURES, None):
-                    found.append((tag, first, last))
-                    numbers.add(_track_number(data, first, last, b"tkhd", deadline))
+                if _handler(data, first, last, deadline) in (_PICTURES, None):
+                    with_pictures = True
+                    continue
+                found.append((tag, first, last))
+                numbers.add(_track_number(data, first, last, b"tkhd", deadline))
         elif name == b"moof" and numbers:
             for inner, tag, first, last in _boxes(data, start, end, deadline):
                 if inner == b"traf" and _track_number(data, first, last, b"tfhd", deadline) in numbers:
                     found.append((tag, first, last))
-    if seen and seen == len(numbers) and not header_is_cut(data, deadline):
+    if found and not with_pictures and not header_is_cut(data, deadline):
         raise UnsupportedMedia("the file has no video stream; send a clip with moving pictures", field="streams")
     return found
 

@@ -24,8 +24,8 @@ router = APIRouter(tags=["predict"])
 FIELDS = ["file", "image", "video"]
 _BODY = file_body(
     "A picture (JPEG, PNG, WebP, GIF, BMP, TIFF) or a clip (MP4, MOV, 3GP, WebM, MKV, AVI, MPEG-TS, MPEG-PS, or a "
-    "picture that moves), as raw bytes with any or no "
-    "Content-Type, or as one field of a form. The format is found out from the bytes.",
+    "picture that moves), as raw bytes with any or no Content-Type, or as one field of a form. The format is found "
+    "out from the bytes.",
     ["application/octet-stream", "image/jpeg", "video/mp4"],
     FIELDS,
 )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from adapters.clip_formats import CODECS, CONTAINERS
 from adapters.config import MAX_CLASSES, MAX_RANK
 from adapters.errors import AdapterTooLarge, BrokenMedia, MediaTooLarge
 
@@ -75,9 +76,11 @@ class MediaLimits:
     max_clip_pixels: pixels of all the frames returned for one clip, 3 bytes each.
     max_duration_s: seconds from the first frame of a clip to the end of its last.
     max_packets: compressed frames in a clip.
-    max_samples: entries in the sample tables of an MP4, all tracks and edits (about 70 bytes of memory each).
+    max_samples: entries in the sample tables of an MP4's video, times edits (about 70 bytes of memory each).
     max_scan_pixels: pixels times scans of a progressive JPEG, each scan being a pass over all pixels.
     decode_timeout_s: wall seconds for one body, looked at between reads, packets and frames.
+    transparent_background: no bound; what shows through transparent pictures, ``white`` or ``#ffffff``.
+    clip_formats, clip_codecs: no bounds; containers and codecs of clips that are read (``clip_formats.py``).
     """
 
     max_bytes: int = 64 * 2**20
@@ -91,6 +94,9 @@ class MediaLimits:
     max_samples: int = 1_000_000
     max_scan_pixels: int = 1_000_000_000
     decode_timeout_s: float = 10.0
+    transparent_background: str = "white"
+    clip_formats: tuple[str, ...] = tuple(CONTAINERS)
+    clip_codecs: tuple[str, ...] = tuple(CODECS)
 
     def check_bytes(self, data: bytes) -> None:
         """Raise BrokenMedia for an empty body, MediaTooLarge for one over ``max_bytes``."""
@@ -105,6 +111,11 @@ class MediaLimits:
     def check_frame(self, width: int, height: int) -> None:
         """Raise BrokenMedia or MediaTooLarge for a clip's frame of that size in pixels."""
         self._check_size(width, height, "max_frame_pixels", self.max_frame_pixels)
+
+    def check_clip(self, pixels: int) -> None:
+        """Raise MediaTooLarge where the frames returned for one clip have together more pixels than that."""
+        sentence = "the frames asked for have {value} pixels or more"
+        bound("max_clip_pixels", sentence, pixels, self.max_clip_pixels)
 
     def _check_size(self, width: int, height: int, field: str, limit: int) -> None:
         if width < 1 or height < 1:
@@ -134,6 +145,15 @@ class Deadline:
                 f"{variable('decode_timeout_s')}",
                 field="decode_timeout_s", limit=self._limit_s,
             )  # fmt: skip
+
+
+def check_missed(missed: int, frames: int) -> None:
+    """Raise BrokenMedia where more than half of the ``frames`` that stand for a clip do not decode."""
+    if 2 * missed > frames:
+        raise BrokenMedia(
+            f"{missed} of the {frames} frames that stand for the clip do not decode; check that it was sent whole",
+            field="frames", limit=frames // 2, value=missed,
+        )  # fmt: skip
 
 
 def bound(field: str, sentence: str, value: float, limit: float) -> None:

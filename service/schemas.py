@@ -33,6 +33,7 @@ class PredictAnswer(_Answer):
     digest: str = Field(description="sha256 of the adapter file that computed this", examples=[_DIGEST])
     modality: Literal["image", "video"]
     predictions: list[LabelScore] = Field(description="best first")
+    bad_frames: int = Field(0, description="frames of the clip that had to be decoded and could not be", examples=[0])
 
 
 class ManyAnswer(_Answer):

@@ -7,16 +7,19 @@ It knows nothing of what the values are used for.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from adapters.clip_formats import CODECS, CONTAINERS, some_of
 from adapters.config import MAX_CLASSES, MAX_FRAMES, MAX_RANK
 from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variable
 from service import hosts
 
 MIB = 2**20
+Names = Annotated[tuple[str, ...], NoDecode]
+"""Separated by commas."""
 
 
 class Settings(BaseSettings):
@@ -100,6 +103,21 @@ class Settings(BaseSettings):
     max_clip_samples: int = Field(
         MediaLimits.max_samples, ge=1, description="Entries in the tables of an MP4, about 70 bytes of memory each."
     )
+    transparent_background: str = Field(
+        "white",
+        pattern="^(white|black|#[0-9a-fA-F]{6})$",
+        description="What shows through transparent pictures: `white`, `black` or `#rrggbb`; the same for training.",
+    )
+    clip_formats: Names = Field(
+        ",".join(CONTAINERS),
+        validate_default=True,
+        description="Containers of clips that are read, separated by commas; docs/MEDIA.md.",
+    )
+    clip_codecs: Names = Field(
+        ",".join(CODECS),
+        validate_default=True,
+        description="Codecs of clips that are read, separated by commas; docs/MEDIA.md.",
+    )
     decode_timeout_s: float = Field(
         MediaLimits.decode_timeout_s, gt=0, description="Time to decode one body, in seconds."
     )
@@ -136,6 +154,12 @@ class Settings(BaseSettings):
     _origins = field_validator("allowed_origins")(hosts.check_origins)
     _root_path = field_validator("root_path")(hosts.check_root_path)
     _proxies = field_validator("trusted_proxies")(hosts.check_proxies)
+
+    @field_validator("clip_formats", "clip_codecs", mode="before")
+    @classmethod
+    def _known_names(cls, value: object, info: ValidationInfo) -> object:
+        known = CONTAINERS if info.field_name == "clip_formats" else CODECS
+        return some_of(known, value) if isinstance(value, str) else value
 
 
 def read_settings(env_file: Path | None = None, **overrides: Any) -> Settings:

@@ -29,7 +29,7 @@ from adapters.layout import Layout
 from adapters.media import MediaLimits, decode_clip, decode_image
 from adapters.media.quiet import silence_libtiff
 from tests.houses import CLIP, IMAGE
-from tests.media_samples import clip, encode, scene
+from tests.media_samples import animation, clip, encode, scene
 from tests.models import random_adapter, small_backbone
 
 SLOWEST_S = 5.0
@@ -215,6 +215,9 @@ def _clips() -> list[bytes]:
         clip(), clip("mov", rotation=(90, False, False)), clip("mp4", movflags="frag_keyframe+empty_moov"),
         clip("matroska"), clip("webm", "libvpx", 6), clip("avi", "mpeg4"), clip("webm", "libvpx-vp9", 6),
         clip("mp4", audio=True, count=4), clip("matroska", times=[0, 10, 500, 510, 2000], count=5),
+        clip("mpegts"), clip("mpegts", "mpeg2video"), clip("mpeg", "mpeg2video"), clip("mpeg", "mpeg1video"),
+        clip("avi", "mjpeg"), clip("mov", "prores_ks", 4), clip("3gp", "h263", size=(128, 96)),
+        animation("GIF"), animation("WEBP"), animation("PNG"),
     ]  # fmt: skip
 
 

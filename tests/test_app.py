@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.houses import CLIP, IMAGE, House, Kit, house, photograph, problem, scores_of, sites
-from tests.media_samples import clip
+from tests.media_samples import animation, clip
 from tests.models import Spec
 
 
@@ -45,9 +46,23 @@ def test_a_clip_is_answered_as_computed_alone(home: House, kit: Kit) -> None:
     assert home.put("gestures", content).status_code == 201
     body = clip()
     answer = home.ask("gestures", body).json()
-    assert answer["modality"] == "video"
+    assert (answer["modality"], answer["bad_frames"]) == ("video", 0)
     np.testing.assert_allclose(scores_of(answer), kit.alone(adapter, body), rtol=1e-4, atol=1e-6)
     assert "picture came" in problem(home.ask("gestures", photograph()), 422)["detail"]  # type: ignore[operator]
+
+
+def test_what_counts_as_a_clip_and_how_many_of_its_frames_were_bad(home: House, kit: Kit) -> None:
+    content, adapter = kit.file(2, CLIP)
+    home.put("gestures", content)
+    for body in (clip("mpegts"), clip("avi", "mjpeg"), animation("GIF"), animation("WEBP")):
+        answer = home.ask("gestures", body).json()
+        np.testing.assert_allclose(scores_of(answer), kit.alone(adapter, body), rtol=1e-4, atol=1e-6)
+    body = clip("avi", "mjpeg")
+    start = [found.start() for found in re.finditer(b"\xff\xd8\xff", body)][6]  # of a frame that is wanted
+    broken = body[:start] + bytes(220) + body[start + 220 :]
+    assert home.ask("gestures", broken).json()["bad_frames"] == 1
+    many = home.client.post("/v1/predict", params={"task": "gestures"}, content=broken).json()["results"]
+    assert many[0]["bad_frames"] == 1
 
 
 def test_the_answer_has_its_times_and_ids(home: House, kit: Kit) -> None:

@@ -14,7 +14,18 @@ def test_pictures(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("container", "codec"),
-    [("mp4", "libx264"), ("mov", "libx264"), ("webm", "libvpx"), ("matroska", "libx264"), ("avi", "mpeg4")],
+    [
+        ("mp4", "libx264"),
+        ("mov", "libx264"),
+        ("webm", "libvpx"),
+        ("matroska", "libx264"),
+        ("avi", "mpeg4"),
+        ("mpegts", "libx264"),
+        ("mpeg", "mpeg2video"),
+        ("mpeg", "mpeg1video"),
+        ("3gp", "mpeg4"),
+        ("3g2", "mpeg4"),
+    ],
 )
 def test_clips(container: str, codec: str) -> None:
     assert sniff(clip(container, codec, count=2)) == "video"
@@ -36,6 +47,8 @@ def test_clips(container: str, codec: str) -> None:
         (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIC"),
         (b"\0\0\0\x1cftypmif1\0\0\0\0", "HEIC or AVIF"),
         (b"#EXTM3U\n", "playlist"),
+        (b"\0\0\x01\xb3\x04\x00", "bare MPEG video"),
+        (b"\0\0\0\x01\x67\x64", "bare H.264"),
     ],
 )
 def test_the_refusal_names_what_came(data: bytes, looks: str) -> None:
@@ -45,7 +58,18 @@ def test_the_refusal_names_what_came(data: bytes, looks: str) -> None:
     assert "WebM" in caught.value.message
 
 
-@pytest.mark.parametrize("data", [b"x", b"BM", b"BMW and other cars are listed here", b"RIFF", b"\xff\xd8", bytes(64)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"x",
+        b"BM",
+        b"BMW and other cars are listed here",
+        b"RIFF",
+        b"\xff\xd8",
+        bytes(64),
+        b"Good text, no packets. Going on. " * 99,
+    ],
+)
 def test_too_little_to_go_by(data: bytes) -> None:
     with pytest.raises(UnsupportedMedia):
         sniff(data)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from adapters.clip_formats import CONTAINERS
 from service.settings import Settings, markdown_table, read_settings
 
 ROOT = Path(__file__).parent.parent
@@ -34,3 +35,12 @@ def test_values_out_of_range_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         read_settings().slots = 3
+
+
+def test_lists_of_names_are_known_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings().clip_formats == tuple(CONTAINERS)
+    monkeypatch.setenv("ADAPTSERVE_CLIP_CODECS", "h264, VP9,h264")
+    assert read_settings().clip_codecs == ("h264", "vp9")
+    monkeypatch.setenv("ADAPTSERVE_CLIP_FORMATS", "mp4,ogg")
+    with pytest.raises(ValidationError, match="ogg is not known; name some of mp4, matroska"):
+        read_settings()

@@ -5,27 +5,33 @@ It does not know formats; it compares what came with what the task wants.
 
 from __future__ import annotations
 
-from PIL import Image
-
+from adapters.clip_formats import ANIMATED
 from adapters.config import AdapterConfig
 from adapters.errors import WrongModality
-from adapters.limits import MediaLimits
+from adapters.limits import Deadline, MediaLimits
 from adapters.media.images import decode_image
-from adapters.media.sniff import sniff
-from adapters.media.video import decode_clip
+from adapters.media.sniff import media_format
+from adapters.media.video import Frames, decode_clip
 
 _NOUNS = {"image": "picture", "video": "clip"}
 
 
-def decode(data: bytes, config: AdapterConfig, limits: MediaLimits) -> list[Image.Image]:
+def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: Deadline | None = None) -> Frames:
     """RGB pictures: 1 for an image task, ``config.frames`` for a video task. Raises a MediaError."""
     limits.check_bytes(data)
-    kind = sniff(data)
-    if kind != config.modality:
-        raise WrongModality(
-            f"task {config.task} takes {_NOUNS[config.modality]}s, a {_NOUNS[kind]} came",
-            expected=config.modality, got=kind,
-        )  # fmt: skip
+    kind, name = media_format(data)
+    if kind != config.modality and not (config.video and name in ANIMATED):
+        raise _wrong(config, kind)
     if config.video is None:
-        return [decode_image(data, limits)]
-    return decode_clip(data, config.video.frames, limits, config.video.sampling)
+        return Frames([decode_image(data, limits)])
+    try:
+        return decode_clip(data, config.video.frames, limits, config.video.sampling, deadline)
+    except WrongModality as error:  # a picture of a kind that may move, and does not
+        raise _wrong(config, kind) from error
+
+
+def _wrong(config: AdapterConfig, kind: str) -> WrongModality:
+    return WrongModality(
+        f"task {config.task} takes {_NOUNS[config.modality]}s, a {_NOUNS[kind]} came",
+        expected=config.modality, got=kind,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from adapters.errors import BrokenMedia, UnsupportedMedia
 
 Kind = Literal["image", "video"]
 
-READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF pictures, and MP4, MOV, WebM, MKV and AVI clips"
+READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF pictures, and MP4, MOV, 3GP, WebM, MKV, AVI, MPEG-TS and MPEG-PS clips"
 
 # Prefix -> Pillow's format name.
 _PICTURES = (
@@ -26,6 +26,9 @@ _PICTURES = (
 )
 _BMP_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 _QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+# Where the mark of a packet of an MPEG transport stream stands, and its bytes: plain, of cameras, of broadcasters.
+_TRANSPORT_PACKETS = ((0, 188), (4, 192), (0, 204))
+_TRANSPORT_SYNCS = 8
 _STILL_BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "an AVIF picture"),
     **dict.fromkeys(
@@ -53,8 +56,8 @@ _STRANGERS = (
     (b"OggS", "an Ogg file"),
     (b"fLaC", "a FLAC recording"),
     (b"FLV", "a Flash video"),
-    (b"\x00\x00\x01\xba", "an MPEG program stream"),
-    (b"\x47\x40", "an MPEG transport stream"),
+    (b"\x00\x00\x01\xb3", "a bare MPEG video without its container"),
+    (b"\x00\x00\x00\x01", "a bare H.264 or H.265 video without its container"),
     (b"\x30\x26\xb2\x75", "a Windows Media file"),
     (b"#EXTM3U", "a playlist"),
     (b"ffconcat", "a playlist"),
@@ -67,7 +70,7 @@ def sniff(data: bytes) -> Kind:
 
 
 def media_format(data: bytes) -> tuple[Kind, str]:
-    """Kind, and Pillow's format name or FFmpeg's demuxer name. Raises as ``sniff`` does."""
+    """Kind, and Pillow's name of the picture's format or our name of the clip's. Raises as ``sniff`` does."""
     if not data:
         raise BrokenMedia("the body is empty; send the bytes of one picture or clip", field="body", got=0)
     picture = _picture(data)
@@ -98,12 +101,29 @@ def _picture(data: bytes) -> str | None:
 def _container(data: bytes) -> str | None:
     box, brand = data[4:8], data[8:12]
     if (box == b"ftyp" and brand not in _STILL_BRANDS) or box in _QUICKTIME_BOXES:
-        return "mov"
+        return "mp4"
     if data.startswith(b"\x1a\x45\xdf\xa3"):
         return "matroska"
     if data.startswith(b"RIFF") and data[8:11] == b"AVI":
         return "avi"
+    if data.startswith(b"\x00\x00\x01\xba"):
+        return "mpeg"
+    if _is_transport_stream(data):
+        return "mpegts"
     return None
+
+
+def _is_transport_stream(data: bytes) -> bool:
+    """Whether packets begin where they must, all but two; all of them, where the recording begins within a packet."""
+    for lead, step in _TRANSPORT_PACKETS:
+        for first in range(step):
+            syncs = data[first : first + step * _TRANSPORT_SYNCS : step]
+            missing = len(syncs) - syncs.count(0x47)
+            if missing == 0 and len(syncs) == _TRANSPORT_SYNCS:
+                return True
+            if first == lead and data[first : first + 1] == b"G" and len(syncs) >= 3 and missing <= len(syncs) // 4:
+                return True
+    return False
 
 
 def _describe(data: bytes) -> str | None:

@@ -1,32 +1,33 @@
 """decode_clip: the bytes of one clip -> T upright RGB pictures that stand for it, by FFmpeg through PyAV.
 
-It does not know tasks, resizing or tensors; ``packets.py`` decodes, ``timeline.py`` says which frames.
+It does not know tasks, resizing or tensors; ``choose.py`` says which frames, ``decoder.py`` decodes them.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import av
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.sidedata.sidedata import Type
 from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
+from adapters.clip_formats import ANIMATED, CODECS, CONTAINERS
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
 from adapters.limits import Deadline, MediaLimits, bound
-from adapters.media.boxes import check_tables
-from adapters.media.packets import Chosen, choose_frames, read_clip
+from adapters.media.animation import decode_animation, moves
+from adapters.media.boxes import header_is_cut, without_other_tracks
+from adapters.media.choose import Chosen, choose_frames
+from adapters.media.packets import read_clip
 from adapters.media.sniff import media_format
+from adapters.media.transparency import flattened
 
-CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4")
-# FFmpeg's names of the decoders; it probes streams with decoders too, and must not try others.
-_DECODERS = "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,mpeg4"
-# FFmpeg's long name of each demuxer.
-_DEMUXERS = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm", "avi": "avi"}
 _GENERATE_TIMES = 0x1  # AVFMT_FLAG_GENPTS: invents the times that a container does not hold
 
 # The 2x2 part of a display matrix, row by row, in units of one -> what it asks for.
@@ -41,39 +42,72 @@ _UPRIGHT = {
 }
 
 
-def decode_clip(data: bytes, frames: int, limits: MediaLimits, sampling: str = "uniform") -> list[Image.Image]:
-    """Exactly ``frames`` upright RGB pictures of an MP4, MOV, WebM, MKV or AVI clip, in time order.
+class Frames(list[Image.Image]):
+    """The pictures that stand for a clip, in time order; ``bad``: how many frames met on the way did not decode."""
+
+    def __init__(self, pictures: Iterable[Image.Image], bad: int = 0) -> None:
+        super().__init__(pictures)
+        self.bad = bad
+
+
+def decode_clip(
+    data: bytes, frames: int, limits: MediaLimits, sampling: str = "uniform", deadline: Deadline | None = None
+) -> Frames:
+    """Exactly ``frames`` upright RGB pictures of a clip in one of ``limits.clip_formats``, in time order.
 
     The k-th is the one on screen at (k + 0.5) / frames of the clip's duration; a clip with fewer frames
     repeats some (as the same object). Pixels are as stored: a non-square pixel shape is not applied. The
-    same bytes always give the same pictures. Raises UnsupportedMedia, WrongModality, BrokenMedia or
-    MediaTooLarge, and nothing else, whatever the bytes are.
+    same bytes always give the same pictures. A ``deadline`` is one that other work shares. Raises
+    UnsupportedMedia, WrongModality, BrokenMedia or MediaTooLarge, and nothing else, whatever the bytes are.
     """
     if sampling != "uniform" or frames < 1:
         raise ValueError(f"frames must be at least 1 and sampling 'uniform', got {frames} and {sampling!r}")
     bound("max_frames", "{value} frames of one clip were asked for", frames, limits.max_frames)
     limits.check_bytes(data)
-    kind, demuxer = media_format(data)
-    if kind != "video":
-        raise WrongModality("a clip was expected, a picture came", expected="video", got=kind)
-    deadline = Deadline(limits)
-    if demuxer == "mov":
-        check_tables(data, limits, deadline)
+    deadline = deadline or Deadline(limits)
+    container = "clip"
     try:
-        with _open(data, demuxer, limits, deadline) as container:
-            stream = _video_stream(container, limits)
-            return _pictures(choose_frames(read_clip(container, stream, limits, deadline), frames))
-    except MediaError:
+        container = _container(data, limits, deadline)
+        if not CONTAINERS[container].demuxer:
+            return Frames(*decode_animation(data, container, frames, limits, deadline))
+        body = without_other_tracks(data, limits, deadline) if container == "mp4" else data
+        with _open(body, container, limits, deadline) as source:
+            stream = _video_stream(source, limits)
+            chosen = choose_frames(read_clip(source, stream, limits, deadline), frames)
+            return _pictures(chosen, limits.transparent_background)
+    except (MediaTooLarge, WrongModality):
         raise
-    except MemoryError as error:
+    except (MemoryError, Image.DecompressionBombError) as error:
         raise MediaTooLarge("the clip needs more memory than there is; send a smaller one", field="memory") from error
     except Exception as error:
         # A reader that ran out of time looks to FFmpeg like a file that ends early.
         deadline.check()
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if container == "mp4" and header_is_cut(data, deadline):
+            reason = "its header (moov), which often stands at the end, is not there in full"
+        elif isinstance(error, MediaError):
+            raise
+        elif isinstance(error, FFmpegError) and isinstance(error, EOFError | OSError):
+            reason = "it ends early"
+        else:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenMedia(
-            f"this clip does not decode ({reason}); check that the whole file was sent", field="body", got=demuxer
+            f"this clip does not decode ({reason}); check that the whole file was sent", field="body", got=container
         ) from error
+
+
+def _container(data: bytes, limits: MediaLimits, deadline: Deadline) -> str:
+    """The clip's container, one of ``limits.clip_formats``; a picture that moves is a clip too."""
+    kind, name = media_format(data)
+    if kind == "image" and not (name in ANIMATED and moves(data, name, deadline)):
+        raise WrongModality("a clip was expected, a picture came", expected="video", got=kind)
+    container = ANIMATED[name] if kind == "image" else name
+    if container not in limits.clip_formats:
+        raise UnsupportedMedia(
+            f"the clip is {CONTAINERS[container].title} ({container}), which the setting clip_formats leaves out; "
+            f"send one of {', '.join(limits.clip_formats)}",
+            field="clip_formats", expected=list(limits.clip_formats), got=container,
+        )  # fmt: skip
+    return container
 
 
 class _Body:
@@ -100,16 +134,17 @@ class _Body:
         return self._file.tell()
 
 
-def _open(data: bytes, demuxer: str, limits: MediaLimits, deadline: Deadline) -> InputContainer:
+def _open(data: bytes, container: str, limits: MediaLimits, deadline: Deadline) -> InputContainer:
     """Open with one named demuxer, the listed decoders and no protocol: no file can refer to another."""
     return av.open(
         _Body(data, deadline),
         "r",
-        format=demuxer,
+        format=CONTAINERS[container].demuxer,
         options=_decoder_options(limits),
         container_options={
-            "format_whitelist": _DEMUXERS[demuxer],
-            "codec_whitelist": _DECODERS,
+            "format_whitelist": CONTAINERS[container].long_name,
+            # It probes streams with decoders too, and must not try others.
+            "codec_whitelist": ",".join(decoder for codec in limits.clip_codecs for decoder in CODECS[codec]),
             "protocol_whitelist": "",
         },
         metadata_errors="replace",
@@ -123,6 +158,8 @@ def _decoder_options(limits: MediaLimits) -> dict[str, str]:
 def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream:
     """The first video stream that is not cover art, checked, set to one thread; the others are set aside."""
     container.flags &= ~_GENERATE_TIMES
+    if all(stream.type in ("data", "unknown") for stream in container.streams):
+        raise BrokenMedia("no stream of the clip is there; check that the whole file was sent", field="streams")
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise UnsupportedMedia("the file has no video stream; send a clip with moving pictures", field="streams")
@@ -132,10 +169,12 @@ def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream
             other.discard = Discard.all
     codec: Any = stream.codec_context
     name = codec.codec.canonical_name if codec is not None else "of an unknown codec"
-    if name not in CODECS:
+    if name not in limits.clip_codecs:
+        allowed = list(limits.clip_codecs)
+        why = "the setting clip_codecs leaves out" if name in CODECS else "is not read"
         raise UnsupportedMedia(
-            f"the clip's video is {name}; send one of {', '.join(CODECS)}",
-            field="codec", expected=list(CODECS), got=name,
+            f"the clip's video is {name}, which {why}; send one of {', '.join(allowed)}",
+            field="clip_codecs" if name in CODECS else "codec", expected=allowed, got=name,
         )  # fmt: skip
     if codec.width and codec.height:  # otherwise known from the first frame on
         limits.check_frame(codec.width, codec.height)
@@ -146,15 +185,18 @@ def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream
     return stream
 
 
-def _pictures(chosen: Chosen) -> list[Image.Image]:
+def _pictures(chosen: Chosen, background: str) -> Frames:
     """Convert the distinct frames, each once, and repeat as asked."""
-    pictures = {key: _upright(chosen.frames.pop(key)) for key in list(chosen.frames)}
-    return [pictures[key] for key in chosen.order]
+    pictures = {key: _upright(chosen.frames.pop(key), background) for key in list(chosen.frames)}
+    return Frames((pictures[key] for key in chosen.order), chosen.bad)
 
 
-def _upright(frame: VideoFrame) -> Image.Image:
-    to_image: Any = frame.to_image  # untyped in PyAV
-    picture: Image.Image = to_image(threads=1)
+def _upright(frame: VideoFrame, background: str) -> Image.Image:
+    if any(component.is_alpha for component in frame.format.components):
+        picture = flattened(Image.fromarray(frame.reformat(format="rgba", threads=1).to_ndarray()), background)
+    else:
+        to_image: Any = frame.to_image  # untyped in PyAV
+        picture = to_image(threads=1)
     transpose = _UPRIGHT.get(_display_matrix(frame))
     return picture if transpose is None else picture.transpose(transpose)
 

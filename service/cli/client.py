@@ -110,6 +110,8 @@ def predict(
     for row in answer["predictions"]:
         table.add_row(row["label"], f"{row['score']:.4f}")
     out().print(table)
+    if bad := answer.get("bad_frames"):
+        out().print(f"{bad} frames of the clip did not decode")
     out().print(f"time (ms): {_timing(response.headers.get('server-timing', ''))}")
 
 

@@ -23,8 +23,9 @@ router = APIRouter(tags=["predict"])
 
 FIELDS = ["file", "image", "video"]
 _BODY = file_body(
-    "A picture (JPEG, PNG, WebP, GIF, BMP, TIFF) or a clip (MP4, MOV, WebM, MKV, AVI), as raw bytes with any or no "
-    "Content-Type, or as one field of a form. The format is found out from the bytes.",
+    "A picture (JPEG, PNG, WebP, GIF, BMP, TIFF) or a clip (MP4, MOV, 3GP, WebM, MKV, AVI, MPEG-TS, MPEG-PS, or a "
+    "picture that moves), as raw bytes with any or no Content-Type, or as one field of a form. The format is found "
+    "out from the bytes.",
     ["application/octet-stream", "image/jpeg", "video/mp4"],
     FIELDS,
 )
@@ -132,4 +133,5 @@ def _wire(outcome: Outcome) -> PredictAnswer:
         digest=served.digest,
         modality=served.config.modality,
         predictions=[LabelScore(label=p.label, index=p.index, score=p.score) for p in outcome.predictions],
+        bad_frames=outcome.bad_frames,
     )

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapters.config import AdapterConfig, InputConfig
-from adapters.media import MediaLimits, Preprocess, decode, decode_image, rows
+from adapters.media import Deadline, MediaLimits, Preprocess, decode, decode_image, rows
 from adapters.media.quiet import silence_libtiff
 from service.serving.pool import Pool
 
@@ -27,9 +27,13 @@ MAX_PREPROCESSES = 256
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels uint8 (frames, 3, size, size) per config, in the order asked, and the seconds all took together."""
+    """Per config, in the order asked: pixels uint8 (frames, 3, size, size), and how many frames were bad.
+
+    ``seconds`` is what all took together.
+    """
 
     pixels: list[Tensor]
+    bad_frames: list[int]
     seconds: float
 
 
@@ -51,14 +55,16 @@ class Decoder:
 
     def _decode(self, body: bytes, configs: Sequence[AdapterConfig]) -> Decoded:
         start = time.perf_counter()
-        done: dict[object, Tensor] = {}
+        deadline = Deadline(self._limits)  # of all the decoding that one body costs
+        done: dict[object, tuple[Tensor, int]] = {}
         pixels = []
         for config in configs:
             key = (config.video, config.input)
             if key not in done:
-                done[key] = rows(decode(body, config, self._limits), self._preprocess(config.input))
+                frames = decode(body, config, self._limits, deadline)
+                done[key] = rows(frames, self._preprocess(config.input)), frames.bad
             pixels.append(done[key])
-        return Decoded(pixels, time.perf_counter() - start)
+        return Decoded([p for p, _ in pixels], [bad for _, bad in pixels], time.perf_counter() - start)
 
     def warm_up(self, config: InputConfig) -> None:
         """Decode one blank picture, so that no request pays for Pillow's plugins and the transform; blocks."""

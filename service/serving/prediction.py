@@ -30,6 +30,7 @@ class Outcome:
 
     served: Served
     predictions: list[Prediction]
+    bad_frames: int
     queue_s: float
     compute_s: float
 
@@ -69,13 +70,13 @@ class Predictor:
         decoded_ns = time.time_ns()
         answers = await self._compute(versions, decoded.pixels, caller)
         results = []
-        for served, answer in zip(versions, answers, strict=True):
+        for served, answer, bad_frames in zip(versions, answers, decoded.bad_frames, strict=True):
             labels, score = served.config.labels, served.config.score
             if len(labels) < LARGE_HEAD:
                 top = best(answer.logits, labels, score, top_k)
             else:
                 top = await asyncio.to_thread(best, answer.logits, labels, score, top_k)
-            results.append(Outcome(served, top, answer.queue_s, answer.compute_s))
+            results.append(Outcome(served, top, bad_frames, answer.queue_s, answer.compute_s))
         return Outcomes(results, decoded.seconds, decoded_ns)
 
     async def _compute(self, versions: Sequence[Served], pixels: Sequence[Tensor], caller: Caller) -> list[Answer]:

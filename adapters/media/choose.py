@@ -1,0 +1,125 @@
+"""choose_frames: the decoded frames that stand for a clip.
+
+It does not know files, containers or pictures; a frame here is still the codec's.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import pairwise
+
+from av.video.frame import VideoFrame
+
+from adapters.errors import BrokenMedia
+from adapters.limits import MediaLimits, check_missed
+from adapters.media.decoder import Decoder, TimesLie
+from adapters.media.packets import Clip, VideoPacket
+from adapters.media.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Decoded ``frames`` by key, and the ``order``, ascending in time, in which keys stand for the clip.
+
+    ``bad``: frames of the clip that had to be decoded on the way and could not be.
+    """
+
+    frames: dict[int, VideoFrame]
+    order: list[int]
+    bad: int
+
+
+def choose_frames(clip: Clip, frames: int) -> Chosen:
+    """The frames on screen at the middles of ``frames`` equal parts of the clip's duration.
+
+    Goes by presentation time and jumps over what need not be decoded, where packets hold trustworthy
+    times; counts frames from the start otherwise (AVI has no such times). In place of a frame that does
+    not decode stands the good one before it, or the first. Raises BrokenMedia where that is more than half.
+    """
+    shown = [p for p in clip.packets if not p.is_discard] or clip.packets
+    times = sorted({p.pts for p in shown if p.pts is not None})
+    if len(times) == len(shown) and _keyframes_ascend(clip):
+        last = max(shown, key=lambda p: p.pts or 0)
+        try:
+            return _by_time(clip, times, last.duration or 0, frames)
+        except TimesLie:
+            pass
+    return _by_count(clip, _counted_timeline(shown), frames)
+
+
+def _keyframes_ascend(clip: Clip) -> bool:
+    """False for recordings that were put one behind the other, each with its own clock."""
+    return _ascend([clip.packets[i].pts or 0 for i in sorted(clip.keys)])
+
+
+def _ascend(times: list[int]) -> bool:
+    return all(earlier < later for earlier, later in pairwise(times))
+
+
+def _by_time(clip: Clip, times: list[int], last_duration: int, frames: int) -> Chosen:
+    decoder, kept, order, missed = Decoder(clip), _Kept(clip.limits), [], []
+    start = clip.packets[0].pts or 0
+    if times[0] < start:
+        # Pictures shown before the keyframe that comes first, which may lean on what is not there.
+        times = times[bisect_left(times, decoder.first_time()) :] or times[-1:]
+    for time in (times[i] for i in Timeline.of(times, last_duration).uniform(frames)):
+        frame = decoder.on_screen_at(time)
+        key = frame.pts or 0  # no frame without a time gets here
+        if key != time and not frame.interlaced_frame:  # a frame of two fields may come in two packets
+            missed.append(time)
+        order.append(kept.add(key, frame))
+    if not decoder.bad and 2 * len(missed) > frames:
+        raise TimesLie
+    check_missed(len(missed), frames)
+    return Chosen(kept.frames, order, len(decoder.bad.union(missed)))
+
+
+def _by_count(clip: Clip, timeline: Timeline, frames: int) -> Chosen:
+    """Decode all and keep the wanted; once more where packets and frames turn out not to be one to one."""
+    for _ in range(2):
+        decoder, kept, wanted = Decoder(clip), _Kept(clip.limits), timeline.uniform(frames)
+        order: list[int] = []
+        shown: tuple[int, VideoFrame] | None = None
+        count = 0
+        for frame in decoder.rest():
+            ahead = count + len(decoder.bad), frame  # what does not decode is counted too
+            while len(order) < frames and wanted[len(order)] < ahead[0]:
+                order.append(kept.add(*(shown or ahead)))
+            shown, count = ahead, count + 1
+        if shown is None:
+            raise BrokenMedia("no frame of the clip decodes; check that the whole file was sent", field="body")
+        while len(order) < frames:
+            order.append(kept.add(*shown))
+        total = count + len(decoder.bad)
+        if total == len(timeline.times):
+            break
+        timeline = Timeline.even(total)
+    check_missed(sum(index != key for index, key in zip(wanted, order, strict=True)), frames)
+    return Chosen(kept.frames, order, len(decoder.bad))
+
+
+def _counted_timeline(packets: list[VideoPacket]) -> Timeline:
+    """Times for the n-th frame to come out, where only the order of decoding is known."""
+    times = [p.dts for p in packets if p.dts is not None]
+    if len(times) == len(packets) and _ascend(times):
+        return Timeline.of(times, packets[-1].duration or 0)
+    return Timeline.even(len(packets))
+
+
+class _Kept:
+    """The frames that will be returned, by key; bounded by their pixels as they come."""
+
+    def __init__(self, limits: MediaLimits) -> None:
+        self.frames: dict[int, VideoFrame] = {}
+        self._pixels = 0
+        self._limits = limits
+
+    def add(self, key: int, frame: VideoFrame) -> int:
+        """Keep the frame, once. Returns its key."""
+        if key not in self.frames:
+            self._limits.check_frame(frame.width, frame.height)
+            self._pixels += frame.width * frame.height
+            self._limits.check_clip(self._pixels)
+            self.frames[key] = frame
+        return key

@@ -158,6 +158,7 @@ def _media_limits(settings: Settings) -> MediaLimits:
         max_frame_pixels=settings.max_frame_pixels,
         max_duration_s=settings.max_clip_seconds,
         decode_timeout_s=settings.decode_timeout_s,
+        transparent_background=settings.transparent_background,
     )
 
 

@@ -60,6 +60,11 @@ class Settings(BaseSettings):
     max_pixels: int = Field(50_000_000, ge=1, description="Pixels of one picture.")
     max_frame_pixels: int = Field(9_000_000, ge=1, description="Pixels of one frame of a clip.")
     max_side: int = Field(16_384, ge=1, description="Pixels along one side of a picture.")
+    transparent_background: str = Field(
+        "white",
+        pattern="^(white|black|#[0-9a-fA-F]{6})$",
+        description="What shows through transparent pictures: `white`, `black` or `#rrggbb`; the same for training.",
+    )
     max_clip_frames: int = Field(32, ge=1, le=128, description="Frames that a video task may ask for.")
     max_clip_seconds: float = Field(600.0, gt=0, description="Duration of one clip, in seconds.")
     decode_timeout_s: float = Field(10.0, gt=0, description="Time to decode one body, in seconds.")

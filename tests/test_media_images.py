@@ -29,6 +29,7 @@ FORMATS: list[tuple[str, dict[str, Any]]] = [
     ("TIFF", {"compression": "tiff_lzw"}),
     ("TIFF", {"compression": "tiff_deflate"}),
     ("TIFF", {"big_tiff": True}),
+    ("AVIF", {}),
 ]
 SAMPLES = [encode(scene(), name, **options) for name, options in FORMATS]
 
@@ -51,29 +52,11 @@ def test_modes_equal_a_plain_conversion(mode: str) -> None:
     name = "JPEG" if mode in ("CMYK", "YCbCr") else "TIFF" if mode == "PA" else "PNG"
     source = scene().convert("L").convert(mode) if mode in ("1", "I;16", "PA", "LA") else scene().convert(mode)
     if mode == "PA":
-        source = scene().convert("P")
+        source = scene().convert("P").convert("PA")
     picture = decode_image(encode(source, name), LIMITS)
     assert picture.mode == "RGB"
     if mode not in ("CMYK", "YCbCr", "I;16"):
         assert np.array_equal(pixels(picture), pixels(source.convert("RGB")))
-
-
-def test_alpha_is_dropped_not_composited() -> None:
-    source = scene().convert("RGBA")
-    source.putalpha(Image.linear_gradient("L").resize(source.size))
-    assert np.array_equal(pixels(decode_image(encode(source, "PNG"), LIMITS)), pixels(scene()))
-
-
-@pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255])])
-def test_palette_with_transparency(transparency: int | bytes) -> None:
-    source = scene().convert("P")
-    data = encode(source, "PNG", transparency=transparency)
-    assert np.array_equal(pixels(decode_image(data, LIMITS)), pixels(source.convert("RGB")))
-
-
-def test_grey_with_transparency() -> None:
-    data = encode(scene().convert("L"), "PNG", transparency=7)
-    assert np.array_equal(pixels(decode_image(data, LIMITS)), pixels(scene().convert("L").convert("RGB")))
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF"])
@@ -155,24 +138,18 @@ def test_bounds_are_looked_at_before_decoding() -> None:
     assert decode_image(encode(scene(), "PNG"), replace(LIMITS, max_pixels=48 * 32)).size == (48, 32)
 
 
-@pytest.mark.parametrize("side", [10_000, 60_000])
-def test_pillows_own_bomb_checks_come_out_as_ours(side: int) -> None:
+def test_pillows_own_bomb_checks_come_out_as_ours() -> None:
     limits = replace(LIMITS, max_pixels=10**12, max_side=10**6)
-    with pytest.raises(MediaTooLarge):
-        decode_image(png(struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b""), limits)
+    with pytest.raises(MediaTooLarge, match="at most 178956970 pixels"):
+        decode_image(png(struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b""), limits)
+    with pytest.raises(BrokenMedia, match="truncated"):  # Pillow would only warn of it, and our limits allow it
+        decode_image(png(struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0), b""), limits)
 
 
 def test_too_many_bytes() -> None:
     with pytest.raises(MediaTooLarge, match="bytes") as caught:
         decode_image(encode(scene(), "BMP"), replace(LIMITS, max_bytes=100))
     assert caught.value.facts["limit"] == 100
-
-
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    data = encode(scene(400, 400), "JPEG", progressive=True)
-    last = data[data.rfind(b"\xff\xda") : -2]
-    with pytest.raises(MediaTooLarge, match="scans"):
-        decode_image(data[:-2] + last * 7_000 + data[-2:], LIMITS)
 
 
 def test_a_million_empty_chunks_end_at_the_deadline() -> None:

@@ -10,15 +10,20 @@ from PIL import Image
 from adapters.config import AdapterConfig
 from adapters.errors import WrongModality
 from adapters.media.images import decode_image
-from adapters.media.limits import MediaLimits
+from adapters.media.limits import Deadline, MediaLimits
 from adapters.media.sniff import sniff
 from adapters.media.video import decode_clip
 
 _NOUNS = {"image": "picture", "video": "clip"}
 
 
-def decode(data: bytes, config: AdapterConfig, limits: MediaLimits) -> list[Image.Image]:
-    """RGB pictures: 1 for an image task, ``config.frames`` for a video task. Raises a MediaError."""
+def decode(
+    data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: Deadline | None = None
+) -> list[Image.Image]:
+    """RGB pictures: 1 for an image task, ``config.frames`` for a video task. Raises a MediaError.
+
+    A ``deadline`` is one that other work on the same body shares.
+    """
     limits.check_bytes(data)
     kind = sniff(data)
     if kind != config.modality:
@@ -27,5 +32,5 @@ def decode(data: bytes, config: AdapterConfig, limits: MediaLimits) -> list[Imag
             expected=config.modality, got=kind,
         )  # fmt: skip
     if config.video is None:
-        return [decode_image(data, limits)]
-    return decode_clip(data, config.video.frames, limits, config.video.sampling)
+        return [decode_image(data, limits, deadline)]
+    return decode_clip(data, config.video.frames, limits, config.video.sampling, deadline)

@@ -25,6 +25,7 @@ class MediaLimits:
     max_samples: entries in the sample tables of an MP4, all tracks and edits (about 70 bytes of memory each).
     max_scan_pixels: pixels times scans of a progressive JPEG, each scan being a pass over all pixels.
     decode_timeout_s: wall seconds for one body, looked at between reads, packets and frames.
+    transparent_background: no bound; what shows through transparent pictures, ``white`` or ``#ffffff``.
     """
 
     max_bytes: int = 32 * 2**20
@@ -38,6 +39,7 @@ class MediaLimits:
     max_samples: int = 1_000_000
     max_scan_pixels: int = 1_000_000_000
     decode_timeout_s: float = 10.0
+    transparent_background: str = "white"
 
     def check_bytes(self, data: bytes) -> None:
         """Raise BrokenMedia for an empty body, MediaTooLarge for one over ``max_bytes``."""

@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 ORIENTATION = 274
-MAX_NUMBERS = 65_536
-"""Numbers of one tag that are looked at."""
+MAX_NUMBERS = 2**20
+"""Numbers of one tag that are looked at; a strip or a tile takes one."""
 _LETTERS = {1: "B", 3: "H", 4: "I", 7: "B", 13: "I", 16: "Q"}
+_SIZES = {5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
@@ -37,7 +38,7 @@ class Directory:
         (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, place)
         first, size = place + (8 if big else 2), 20 if big else 12
-        if first + count * size > len(data) or count > MAX_NUMBERS:
+        if first + count * size > len(data) or count > 65_535:
             raise ValueError("the directory of tags is cut off")
         entries: dict[int, bytes] = {}
         for at in range(first, first + count * size, size):
@@ -53,40 +54,44 @@ class Directory:
         if kind not in _LETTERS or not 0 < count <= MAX_NUMBERS:
             raise ValueError(f"tag {tag} holds no whole numbers")
         layout = f"{self.order}{count}{_LETTERS[kind]}"
-        field = entry[-8:] if self.big else entry[-4:]
-        if struct.calcsize(layout) <= len(field):
-            return struct.unpack_from(layout, field)
-        return struct.unpack_from(layout, self.data, struct.unpack(self.order + ("Q" if self.big else "I"), field)[0])
+        return struct.unpack(layout, self._bytes(tag, struct.calcsize(layout)))
 
     def number(self, tag: int, default: int) -> int:
         """The first of a tag's numbers."""
         return self.numbers(tag, (default,))[0]
 
     def with_only(self, tags: Collection[int], replaced: Mapping[int, tuple[int, ...]]) -> bytes:
-        """The file with a directory of those tags alone, and no other; ``replaced`` get these values, 16 bits each."""
-        word, head = ("Q", 8) if self.big else ("I", 4)
+        """A plain TIFF of the same pixels whose one directory holds those tags alone; ``replaced`` get other values.
+
+        A BigTIFF becomes a TIFF, since Pillow misreads some; all places in a body fit into 32 bits.
+        """
         place = len(self.data) + len(self.data) % 2
         kept = sorted(tag for tag in self.entries if tag in tags)
-        after = place + (8 if self.big else 2) + len(kept) * (20 if self.big else 12) + struct.calcsize(word)
+        after = place + 2 + 12 * len(kept) + 4
         entries, far = [], b""
         for tag in kept:
-            entry = self.entries[tag]
-            if tag in replaced:
-                values = struct.pack(f"{self.order}{len(replaced[tag])}H", *replaced[tag])
-                entry = struct.pack(f"{self.order}HH{word}", tag, 3, len(replaced[tag]))
-                if len(values) <= struct.calcsize(word):
-                    entry += values.ljust(struct.calcsize(word), b"\0")
-                else:
-                    entry += struct.pack(self.order + word, after + len(far))
-                    far += values
-            entries.append(entry)
-        return b"".join(
-            [
-                self.data[:head], struct.pack(self.order + word, place), memoryview(self.data)[head + head :],
-                bytes(len(self.data) % 2), struct.pack(self.order + ("Q" if self.big else "H"), len(kept)), *entries,
-                bytes(struct.calcsize(word)), far,
-            ]
-        )  # fmt: skip
+            _, kind, count = struct.unpack_from(self.order + ("HHQ" if self.big else "HHI"), self.entries[tag])
+            if kind in _LETTERS:
+                numbers = replaced.get(tag) or self.numbers(tag)
+                kind = 4 if kind in (13, 16) else kind
+                count, value = len(numbers), struct.pack(f"{self.order}{len(numbers)}{_LETTERS[kind]}", *numbers)
+            else:
+                value = self._bytes(tag, _SIZES.get(kind, 1) * count)
+            if len(value) > 4:
+                far, value = far + value + bytes(len(value) % 2), struct.pack(self.order + "I", after + len(far))
+            entries.append(struct.pack(self.order + "HHI", tag, kind, count) + value.ljust(4, b"\0"))
+        header = self.data[:2] + struct.pack(self.order + "HI", 42, place)
+        directory = struct.pack(self.order + "H", len(kept)) + b"".join(entries) + bytes(4) + far
+        return b"".join([header, memoryview(self.data)[8:], bytes(len(self.data) % 2), directory])
+
+    def _bytes(self, tag: int, length: int) -> bytes:
+        field = self.entries[tag][-8:] if self.big else self.entries[tag][-4:]
+        if length <= len(field):
+            return field[:length]
+        (place,) = struct.unpack(self.order + ("Q" if self.big else "I"), field)
+        if place + length > len(self.data):
+            raise ValueError(f"the values of tag {tag} are cut off")
+        return self.data[place : place + length]
 
 
 def orientation(exif: bytes | None, xmp: bytes | None = None) -> int:

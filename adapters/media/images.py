@@ -104,7 +104,7 @@ def _read_bmp(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Ima
                 field="body", got=str(error),
             ) from error  # fmt: skip
         raise
-    if picture.mode == "RGBA" and picture.getextrema()[3] == (0, 0):
+    if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (0, 0):
         picture = picture.convert("RGB")  # many programs leave the fourth byte at 0
     return picture, 1
 

@@ -20,7 +20,7 @@ from adapters.media.pillow import opened
 TiffImagePlugin.READ_LIBTIFF = True
 
 _KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_SAMPLES, _ROWS_PER_STRIP, _PLANAR, _COLOURS, _TILE_WIDTH, _TILE_HEIGHT = 277, 278, 284, 320, 322, 323
+_SAMPLES, _ROWS_PER_STRIP, _PLANAR, _COLOURS, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA = 277, 278, 284, 320, 322, 323, 338
 _SUB_DIRECTORIES, _FORMAT, _XMP, _DNG_VERSION = 330, 339, 700, 50706
 # What libtiff needs to find and unpack the pixels: sizes, strips, tiles, fax options, JPEG's tables and YCbCr.
 _PIXELS = frozenset(
@@ -92,7 +92,8 @@ def _check(directory: Directory) -> None:
     if set(formats) != {_UNSIGNED} or not set(depths) <= {1, 2, 4, 8, 16} or len(set(depths)) > 1:
         bits = " and ".join(str(depth) for depth in sorted(set(depths)))
         raise _unsupported(f"a TIFF of {bits} bits a channel", "8 or 16 bits a channel")
-    if directory.number(_PLANAR, 1) == 2 and directory.number(_SAMPLES, 1) > _MAX_PLANES:
+    samples, extra = directory.number(_SAMPLES, 1), set(directory.numbers(_EXTRA, (0,)))
+    if directory.number(_PLANAR, 1) == 2 and (samples > _MAX_PLANES or (samples == 2 and extra != {0})):
         raise _unsupported(_described(directory), "1 to 4 channels")
 
 

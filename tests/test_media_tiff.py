@@ -1,4 +1,4 @@
-"""Every layout of TIFF is read as the array that it was written from, or refused by its name; never anything between."""
+"""Each layout of TIFF is read as the array that it was written from, or refused by its name, never anything between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ from PIL import Image
 from adapters.errors import BrokenMedia, MediaTooLarge, UnsupportedMedia
 from adapters.media import MediaLimits, decode_image
 from tests.media_samples import encode, scene
-from tests.tiff_samples import BLACK_IS_ZERO, DEFLATE, PACKBITS, PALETTE, RAW, RGB, SEPARATED, WHITE_IS_ZERO, tiff
+from tests.tiff_samples import (
+    BLACK_IS_ZERO,
+    DEFLATE,
+    PACKBITS,
+    PALETTE,
+    RAW,
+    RGB,
+    SEPARATED,
+    WHITE_IS_ZERO,
+    tiff,
+    written,
+)
 
 LIMITS = MediaLimits()
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, SEPARATED: 4}
@@ -50,12 +61,14 @@ def right(data: bytes, wanted: NDArray[np.float64]) -> bool:
 
 
 READ = [
-    (photometric, bits, extra)
-    for photometric, depths in {WHITE_IS_ZERO: (1, 2, 4, 8, 16), BLACK_IS_ZERO: (1, 2, 4, 8, 16), RGB: (8, 16)}.items()
-    for bits in depths
-    for extra in ((), (0,))
-    if bits >= 8 and not (extra and photometric != RGB) or not extra
-] + [(SEPARATED, 8, ()), (SEPARATED, 8, (0,)), (SEPARATED, 16, ()), (RGB, 8, (0, 0)), (BLACK_IS_ZERO, 8, (0,))]  # fmt: skip
+    *((photometric, bits, ()) for photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) for bits in (1, 2, 4, 8, 16)),
+    *((photometric, bits, ()) for photometric in (RGB, SEPARATED) for bits in (8, 16)),
+    (BLACK_IS_ZERO, 8, (0,)),
+    (RGB, 8, (0,)),
+    (RGB, 16, (0,)),
+    (RGB, 8, (0, 0)),
+    (SEPARATED, 8, (0,)),
+]
 
 
 @pytest.mark.parametrize(("photometric", "bits", "extra"), READ)
@@ -64,7 +77,9 @@ def test_layouts_that_are_read(photometric: int, bits: int, extra: tuple[int, ..
     samples = COLOURS[photometric] + len(extra)
     stored = values(samples, bits)
     wanted = truth(stored, photometric, bits)
-    for order, compression, planar, shape, big in product("<>", (RAW, DEFLATE, PACKBITS), (1, 2), SHAPES, (False, True)):
+    for order, compression, planar, shape, big in product(
+        "<>", (RAW, DEFLATE, PACKBITS), (1, 2), SHAPES, (False, True)
+    ):
         if planar == 2 and (samples == 1 or samples > 4):
             continue
         data = tiff(stored, photometric, bits=bits, order=order, compression=compression, planar=planar, extra=extra,
@@ -106,7 +121,8 @@ def test_bits_in_the_other_order(photometric: int, bits: int) -> None:
     stored = values(1, bits)
     for compression in (RAW, DEFLATE):
         assert right(
-            tiff(stored, photometric, bits=bits, compression=compression, fill_order=2), truth(stored, photometric, bits)
+            tiff(stored, photometric, bits=bits, compression=compression, fill_order=2),
+            truth(stored, photometric, bits),
         )
 
 
@@ -147,6 +163,28 @@ def test_orientation(orientation: int) -> None:
 def test_jpeg_inside(subsampling: str) -> None:
     data = encode(scene(), "TIFF", compression="jpeg", quality=95, subsampling=subsampling)
     assert np.abs(read(data) - np.asarray(scene())).mean() < 6
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("whole", [True, False])
+def test_jpeg_inside_in_the_old_style(whole: bool, order: str) -> None:
+    picture = encode(scene(), "JPEG", quality=95, subsampling="4:4:4")
+    scan = picture.find(b"\xff\xda")
+    coded = scan + 2 + int.from_bytes(picture[scan + 2 : scan + 4], "big")
+    first = 0 if whole else coded
+    jpeg = {
+        259: [6],
+        273: [8 + first],
+        279: [len(picture) - first],
+        512: [1],
+        513: [8],
+        514: [len(picture)],
+        530: [1, 1],
+    }
+    data = written(picture, {256: [48], 257: [32], 258: [8] * 3, 262: [6], 277: [3], 278: [32], 284: [1]} | jpeg, order)
+    assert np.abs(read(data) - np.asarray(scene())).mean() < 2
+    with pytest.raises(MediaTooLarge, match="JPEG scans"):
+        decode_image(data, replace(LIMITS, max_scan_pixels=48 * 32 - 1))
 
 
 def test_ycbcr_without_subsampling() -> None:

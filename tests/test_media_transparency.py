@@ -1,4 +1,4 @@
-"""What is transparent shows the background, in every format and mode, as a viewer shows it; what is opaque is as it was."""
+"""What is transparent shows the background, in every format and mode, as viewers show it; what is opaque is as it was."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
@@ -191,5 +190,7 @@ def test_a_colour_key_on_16_bit_grey_beside_a_turn() -> None:
     values = of_16_bits(GREY)[..., :1]
     exif = Image.Exif()
     exif[0x0112] = 3
-    data = png(values, 16, 0, chunk(b"tRNS", struct.pack(">H", int(values[0, 0, 0]))), chunk(b"eXIf", exif.tobytes()[6:]))
+    data = png(
+        values, 16, 0, chunk(b"tRNS", struct.pack(">H", int(values[0, 0, 0]))), chunk(b"eXIf", exif.tobytes()[6:])
+    )
     assert (pixels(data)[-1, -1] == 255).all()

@@ -63,7 +63,7 @@ def tiff(
     offsets = [start + sum(map(len, parts[:i])) for i in range(len(parts))]
     ints |= {324 if tile else 273: offsets, 325 if tile else 279: [len(part) for part in parts]}
     ints |= tags or {}
-    return _file(b"".join(parts), ints, order, big)
+    return written(b"".join(parts), ints, order, big)
 
 
 def _packed(part: Array, bits: int, order: str, predictor: int, compression: int, fill_order: int) -> bytes:
@@ -89,7 +89,8 @@ def _packed(part: Array, bits: int, order: str, predictor: int, compression: int
     return data.translate(_BITS_REVERSED) if fill_order == 2 else data
 
 
-def _file(parts: bytes, tags: Mapping[int, Sequence[int] | bytes], order: str, big: bool) -> bytes:
+def written(parts: bytes, tags: Mapping[int, Sequence[int] | bytes], order: str, big: bool = False) -> bytes:
+    """A file of these parts and tags; the parts begin at byte 8, or 16 of a big one."""
     word, head = ("Q", 16) if big else ("I", 8)
     place = head + len(parts)
     entries, far = [], b""

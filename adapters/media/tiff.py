@@ -29,7 +29,7 @@ _PIXELS = frozenset(
 )  # fmt: skip
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE = 0, 1, 3
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
-_JPEG = 7
+_JPEGS = frozenset({6, 7})
 _COMPRESSION_NAMES = {
     32809: "ThunderScan", 34661: "JBIG", 34676: "SGI LogLuv", 34677: "SGI LogLuv", 34712: "JPEG 2000",
     33003: "JPEG 2000", 33005: "JPEG 2000", 34887: "LERC", 34892: "lossy DNG", 34933: "PNG", 34934: "JPEG XR",
@@ -107,7 +107,7 @@ def _described(directory: Directory) -> str:
 
 def _check_scans(directory: Directory, limits: MediaLimits) -> None:
     """Bound the passes over the strips of progressive JPEGs inside."""
-    if directory.number(_COMPRESSION, 1) != _JPEG:
+    if directory.number(_COMPRESSION, 1) not in _JPEGS:
         return
     width = directory.number(_TILE_WIDTH, directory.number(_WIDTH, 0))
     rows = directory.number(_TILE_HEIGHT, min(directory.number(_ROWS_PER_STRIP, 2**31), directory.number(_HEIGHT, 0)))

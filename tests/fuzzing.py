@@ -218,7 +218,8 @@ def _pictures() -> list[bytes]:
         encode(picture, "AVIF"), encode(clear, "AVIF", exif=turned), heic.getvalue(), encode(clear, "WEBP"),
         encode(picture.convert("P"), "PNG", transparency=3), encode(picture, "JPEG") + encode(picture, "JPEG"),
         encode(picture, "TIFF", compression="jpeg"), encode(picture.convert("P"), "GIF", transparency=2),
-        tiff(deep, RGB, planar=2, order=">", rows_per_strip=8), tiff(deep[..., :1], WHITE_IS_ZERO, tile=(16, 16), big=True),
+        tiff(deep, RGB, planar=2, order=">", rows_per_strip=8),
+        tiff(deep[..., :1], WHITE_IS_ZERO, tile=(16, 16), big=True),
         tiff(np.asarray(clear), RGB, extra=[2], compression=DEFLATE, predictor=2),
     ]  # fmt: skip
 

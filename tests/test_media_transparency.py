@@ -1,4 +1,4 @@
-"""What is transparent shows the background, in every format and mode, as viewers show it; what is opaque is as it was."""
+"""What is transparent shows the background, in every format and mode, as in a viewer; what is opaque is as it was."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from PIL import Image, features
 
 from adapters.errors import MediaError, MediaTooLarge, UnsupportedMedia
 from adapters.media import MediaLimits, decode_image
-from tests.media_samples import encode, scene
+from tests.media_samples import clip, encode, scene
 
 LIMITS = MediaLimits()
 SIZE = (96, 64)
@@ -132,6 +132,15 @@ def test_damage_ends_in_our_errors(data: bytes, capfd: pytest.CaptureFixture[str
             except MediaError:
                 continue
     assert capfd.readouterr() == ("", "")
+
+
+def test_kinds_of_heif_that_are_not_read_are_named() -> None:
+    moving = clip("mp4", "libx265", count=2)
+    sequence = moving[:8] + b"hevc" + moving[12:]
+    for data in (sequence, *(heic(scene(*SIZE)).replace(b"hvc1", kind) for kind in (b"avc1", b"j2k1", b"zzzz"))):
+        with pytest.raises(UnsupportedMedia, match="HEIF") as caught:
+            decode_image(data, LIMITS)
+        assert "whole file" not in caught.value.message
 
 
 def test_without_the_extra_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,23 @@ def test_adobe_cmyk_is_not_inverted() -> None:
     assert blue < 15
 
 
+@pytest.mark.parametrize(("place", "value"), [(28, 2), (28, 64), (30, 4), (30, 5), (30, 11)])
+def test_kinds_of_bmp_that_are_not_read_are_named(place: int, value: int) -> None:
+    """Its bits, and its compression (a JPEG or PNG inside, CMYK)."""
+    data = bytearray(encode(scene(), "BMP"))
+    data[place] = value
+    with pytest.raises(UnsupportedMedia, match="Unsupported BMP"):
+        decode_image(bytes(data), LIMITS)
+
+
+@pytest.mark.parametrize("name", ["GIF", "WEBP"])
+def test_large_metadata_is_no_hindrance(name: str) -> None:
+    more: dict[str, Any] = {"comment": bytes(2_000_000)}
+    if name == "WEBP":
+        more = {"exif": bytes(3_000_000), "icc_profile": bytes(5_000_000), "xmp": bytes(4_000_000), "lossless": True}
+    assert decode_image(encode(scene().quantize(200).convert("RGB"), name, **more), LIMITS).size == (48, 32)
+
+
 def test_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     for name in ("GIF", "WEBP", "PNG", "TIFF"):

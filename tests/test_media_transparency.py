@@ -163,6 +163,7 @@ def test_a_fourth_byte_that_nobody_wrote_is_no_alpha() -> None:
     assert (pixels(encode(unused, "BMP")) == COLOURS).all()
     assert (pixels(bmp(np.asarray(unused))) == COLOURS).all()
     assert (pixels(tiff(np.asarray(unused), RGB, extra=[0])) == COLOURS).all()
+    assert (pixels(tiff(np.asarray(unused), RGB)) == COLOURS).all()
 
 
 def test_opaque_alpha_changes_nothing() -> None:

@@ -14,6 +14,8 @@ from adapters.media.ifd import orientation
 from adapters.media.limits import Deadline, MediaLimits
 from adapters.media.pillow import opened
 
+_SEQUENCES = frozenset({b"hevc", b"hevx", b"hevm", b"hevs", b"msf1"})
+
 
 def read_avif(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Image, int]:
     """The loaded first frame and its orientation, 1 to 8."""
@@ -40,14 +42,19 @@ def read_heic(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Ima
     deadline.check()
     try:
         file: Any = pillow_heif.open_heif(data)
+        if not len(file):
+            raise _unsupported("a HEIF file without a picture of HEVC")
         picture = file[file.primary_index]
         limits.check_picture(*picture.size)
         decoded: Image.Image = picture.to_pillow()
     except (ValueError, RuntimeError) as error:
-        if "Unsupported" in str(error):
-            raise UnsupportedMedia(
-                f"this is a HEIF picture of a kind that is not read here ({str(error).strip()}); send a JPEG or PNG",
-                field="body", got="HEIF",
-            ) from error  # fmt: skip
+        if "nsupported" in str(error):
+            raise _unsupported(f"a HEIF picture of another kind than phones' ({str(error).strip()})") from error
+        if data[8:12] in _SEQUENCES:
+            raise _unsupported("a HEIF sequence") from error
         raise
     return decoded, 1
+
+
+def _unsupported(what: str) -> UnsupportedMedia:
+    return UnsupportedMedia(f"this is {what}, which is not read here; send a JPEG or PNG", field="body", got=what)

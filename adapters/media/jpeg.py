@@ -66,7 +66,8 @@ def first_picture(data: bytes, limits: MediaLimits, deadline: Deadline) -> Jpeg:
             elif part.marker == _APP1 and xmp is None and head.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
                 xmp = data[part.content : part.end]
             if not head.startswith((b"JFIF", b"Adobe")):  # these two say what the colours are
-                kept.append(data[since : part.start])
+                if since < part.start:
+                    kept.append(data[since : part.start])
                 since = part.end
     else:
         scans += data.count(b"\xff\xda", last)  # damaged: no more than could still be in there

@@ -62,6 +62,8 @@ def read(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Im
     try:
         with opened(lean, "TIFF", limits, deadline) as picture:
             picture.load()
+            if _EXTRA not in directory.entries and picture.mode == "RGBA" and not _has_alpha(picture):
+                return picture.convert("RGB"), turned  # a fourth sample that nobody explained or wrote
             return _inverted(picture) if inverted else picture, turned
     except UnidentifiedImageError as error:
         raise _unsupported(_described(directory), "8 or 16 bits a channel, grey, RGB, CMYK or palette") from error
@@ -130,6 +132,10 @@ def _xmp(directory: Directory) -> bytes | None:
         return bytes(directory.numbers(_XMP))
     except (ValueError, struct.error):
         return None
+
+
+def _has_alpha(picture: Image.Image) -> bool:
+    return picture.getchannel("A").getextrema() != (0, 0)
 
 
 def _inverted(picture: Image.Image) -> Image.Image:

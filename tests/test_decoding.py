@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from PIL import Image
 from adapters.config import AdapterConfig
 from adapters.errors import MediaTooLarge, WrongModality
 from adapters.media import MediaLimits, Preprocess, decode, rows
+from adapters.training.data import Example
+from adapters.training.decoding import Reader
 from service.serving import decoding
 from service.serving.decoding import Decoder
 from service.serving.pool import Pool
@@ -138,6 +141,18 @@ def test_the_time_is_that_of_all_tasks_together(pool: Pool, monkeypatch: pytest.
 def test_a_task_of_another_kind_among_them(pool: Pool) -> None:
     with pytest.raises(WrongModality, match="takes clips"):
         Decoder(pool, LIMITS).submit(PICTURE, [task(), task(2)], 9).result()
+
+
+def test_training_sees_what_the_server_sees_through_a_transparent_picture(pool: Pool, tmp_path: Path) -> None:
+    clear = scene(90, 70).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    (tmp_path / "clear.png").write_bytes(encode(clear, "PNG"))
+    example, seen = Example(tmp_path / "clear.png", "clear.png", "a", "a"), []
+    for limits in (LIMITS, MediaLimits(transparent_background="#2080f0")):
+        (pixels,) = Decoder(pool, limits).submit(example.path.read_bytes(), [task()], 9).result().pixels
+        assert torch.equal(pixels, Reader(task(), limits)(example))
+        seen.append(pixels)
+    assert not torch.equal(*seen)
 
 
 def test_transforms_are_kept_by_geometry(pool: Pool) -> None:

@@ -159,6 +159,11 @@ def test_orientation(orientation: int) -> None:
     assert np.abs(got - wanted[:: -1 if down else 1, :: -1 if across else 1]).max() < 3
 
 
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "packbits", "lzma", "zstd"])
+def test_compressions(compression: str) -> None:
+    assert np.array_equal(read(encode(scene(), "TIFF", compression=compression)), np.asarray(scene()))
+
+
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
 def test_jpeg_inside(subsampling: str) -> None:
     data = encode(scene(), "TIFF", compression="jpeg", quality=95, subsampling=subsampling)

@@ -274,6 +274,23 @@ def test_metadata_never_makes_it_unreadable(tags: dict[int, Any]) -> None:
         assert right(tiff(values(3, 8), RGB, tags=tags, big=big, order=order), truth(values(3, 8), RGB, 8))
 
 
+@pytest.mark.parametrize(
+    "changed", [{279: None}, {278: None}, {284: None, 259: None}, {258: [8]}, {339: [4] * 3}, {262: None}]
+)
+def test_what_writers_leave_out_or_write_oddly(changed: dict[int, Any]) -> None:
+    stored = values(3, 8)
+    tags = {256: [52], 257: [40], 258: [8] * 3, 259: [RAW], 262: [RGB], 273: [8], 277: [3], 278: [40], 279: [stored.size],
+            284: [1]} | changed  # fmt: skip
+    data = written(stored.tobytes(), {tag: value for tag, value in tags.items() if value is not None}, "<")
+    assert right(data, truth(stored, RGB, 8))
+
+
+def test_grey_without_a_word_is_black_as_zero() -> None:
+    stored = values(1, 8)
+    tags = {256: [52], 257: [40], 258: [8], 273: [8], 277: [1], 278: [40], 279: [stored.size]}
+    assert right(written(stored.tobytes(), tags, "<"), truth(stored, BLACK_IS_ZERO, 8))
+
+
 def test_only_the_first_of_many_pictures_is_looked_at() -> None:
     file = io.BytesIO()
     pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]

@@ -42,7 +42,9 @@ class Directory:
             raise ValueError("the directory of tags is cut off")
         entries: dict[int, bytes] = {}
         for at in range(first, first + count * size, size):
-            entries.setdefault(struct.unpack_from(order + "H", data, at)[0], data[at : at + size])
+            tag, _, values = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, at)
+            if values:  # some writers leave empty tags
+                entries.setdefault(tag, data[at : at + size])
         return cls(data, order, big, entries)
 
     def numbers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -61,28 +63,31 @@ class Directory:
         return self.numbers(tag, (default,))[0]
 
     def with_only(self, tags: Collection[int], replaced: Mapping[int, tuple[int, ...]]) -> bytes:
-        """A plain TIFF of the same pixels whose one directory holds those tags alone; ``replaced`` get other values.
+        """A TIFF of the same pixels whose one directory holds those tags alone; ``replaced`` are 16-bit values instead.
 
         A BigTIFF becomes a TIFF, since Pillow misreads some; all places in a body fit into 32 bits.
         """
         place = len(self.data) + len(self.data) % 2
-        kept = sorted(tag for tag in self.entries if tag in tags)
+        kept = sorted({tag for tag in self.entries if tag in tags} | replaced.keys())
         after = place + 2 + 12 * len(kept) + 4
         entries, far = [], b""
         for tag in kept:
-            _, kind, count = struct.unpack_from(self.order + ("HHQ" if self.big else "HHI"), self.entries[tag])
-            if kind in _LETTERS:
-                numbers = replaced.get(tag) or self.numbers(tag)
-                kind = 4 if kind in (13, 16) else kind
-                count, value = len(numbers), struct.pack(f"{self.order}{len(numbers)}{_LETTERS[kind]}", *numbers)
-            else:
-                value = self._bytes(tag, _SIZES.get(kind, 1) * count)
+            kind, count, value = self._entry(tag) if tag not in replaced else self._packed(3, replaced[tag])
             if len(value) > 4:
                 far, value = far + value + bytes(len(value) % 2), struct.pack(self.order + "I", after + len(far))
             entries.append(struct.pack(self.order + "HHI", tag, kind, count) + value.ljust(4, b"\0"))
         header = self.data[:2] + struct.pack(self.order + "HI", 42, place)
         directory = struct.pack(self.order + "H", len(kept)) + b"".join(entries) + bytes(4) + far
         return b"".join([header, memoryview(self.data)[8:], bytes(len(self.data) % 2), directory])
+
+    def _entry(self, tag: int) -> tuple[int, int, bytes]:
+        _, kind, count = struct.unpack_from(self.order + ("HHQ" if self.big else "HHI"), self.entries[tag])
+        if kind in _LETTERS:
+            return self._packed(4 if kind in (13, 16) else kind, self.numbers(tag))
+        return kind, count, self._bytes(tag, _SIZES.get(kind, 1) * count)
+
+    def _packed(self, kind: int, numbers: tuple[int, ...]) -> tuple[int, int, bytes]:
+        return kind, len(numbers), struct.pack(f"{self.order}{len(numbers)}{_LETTERS[kind]}", *numbers)
 
     def _bytes(self, tag: int, length: int) -> bytes:
         field = self.entries[tag][-8:] if self.big else self.entries[tag][-4:]

@@ -56,7 +56,7 @@ def read(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Im
         if len(key) == 3 and bits == 16:
             hidden &= _matches(np.asarray(_low_bytes(lean, limits, deadline)), [value & 255 for value in key])
         shown = _rgb(picture)
-        shown.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
+        shown.putalpha(Image.fromarray(np.where(hidden, np.uint8(0), np.uint8(255))))
         return shown, turned
 
 
@@ -67,7 +67,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def _matches(values: NDArray[np.uint8], key: list[int]) -> NDArray[np.bool_]:
-    matches: NDArray[np.bool_] = (values == np.array(key)).all(axis=-1)
+    matches: NDArray[np.bool_] = (values == np.array(key, np.uint8)).all(axis=-1)
     return matches
 
 

@@ -24,10 +24,11 @@ _SAMPLES, _ROWS_PER_STRIP, _PLANAR, _COLOURS, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA 
 _SUB_DIRECTORIES, _FORMAT, _XMP, _DNG_VERSION = 330, 339, 700, 50706
 # What libtiff needs to find and unpack the pixels: sizes, strips, tiles, fax options, JPEG's tables and YCbCr.
 _PIXELS = frozenset(
-    {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347}
+    {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 347}
     | set(range(512, 522)) | {529, 530, 531, 532}
 )  # fmt: skip
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE = 0, 1, 3
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = 0, 1, 2, 3
+_FAXES = frozenset({2, 3, 4})
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
 _JPEGS = frozenset({6, 7})
 _COMPRESSION_NAMES = {
@@ -39,7 +40,7 @@ _PHOTOMETRIC_NAMES = {
     4: "a transparency mask", 8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32844: "LogL", 32845: "LogLuv",
 }  # fmt: skip
 _RAW_PHOTOMETRICS = frozenset({32803, 34892})
-_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _MAX_PLANES = 4
 
 
@@ -51,7 +52,7 @@ def read(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Im
         limits.check_picture(width, height)
         _check(directory)
         _check_scans(directory, limits)
-        inverted = directory.number(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO and _bits(directory) >= 8
+        inverted = _photometric(directory) == _WHITE_IS_ZERO and _bits(directory) >= 8
         lean = directory.with_only(_PIXELS, _replaced(directory, inverted))
         turned = orientation(data, _xmp(directory))
     except (ValueError, struct.error) as error:
@@ -73,9 +74,18 @@ def _bits(directory: Directory) -> int:
     return max(directory.numbers(_BITS, (1,)))
 
 
+def _photometric(directory: Directory) -> int:
+    """What the samples mean; where a file does not say, what libtiff takes for it."""
+    if _PHOTOMETRIC in directory.entries:
+        return directory.number(_PHOTOMETRIC, 0)
+    if directory.number(_SAMPLES, 1) >= 3:
+        return _RGB
+    return _WHITE_IS_ZERO if directory.number(_COMPRESSION, 1) in _FAXES else _BLACK_IS_ZERO
+
+
 def _check(directory: Directory) -> None:
     """Refuse what is not read, with its true name."""
-    photometric = directory.number(_PHOTOMETRIC, _WHITE_IS_ZERO)
+    photometric = _photometric(directory)
     if _DNG_VERSION in directory.entries or photometric in _RAW_PHOTOMETRICS:
         raise _unsupported("a camera's raw picture (DNG)", "the camera's JPEG")
     if directory.number(_KIND, 0) & 1 and _SUB_DIRECTORIES in directory.entries:
@@ -91,7 +101,7 @@ def _check(directory: Directory) -> None:
         raise _unsupported(f"a TIFF of {max(depths)}-bit floating-point numbers", "8 or 16 bits a channel")
     if set(formats) == {_SIGNED}:
         raise _unsupported(f"a TIFF of {max(depths)}-bit signed numbers", "8 or 16 unsigned bits a channel")
-    if set(formats) != {_UNSIGNED} or not set(depths) <= {1, 2, 4, 8, 16} or len(set(depths)) > 1:
+    if not set(formats) <= {_UNSIGNED, _UNDEFINED} or not set(depths) <= {1, 2, 4, 8, 16} or len(set(depths)) > 1:
         bits = " and ".join(str(depth) for depth in sorted(set(depths)))
         raise _unsupported(f"a TIFF of {bits} bits a channel", "8 or 16 bits a channel")
     samples, extra = directory.number(_SAMPLES, 1), set(directory.numbers(_EXTRA, (0,)))
@@ -101,7 +111,7 @@ def _check(directory: Directory) -> None:
 
 def _described(directory: Directory) -> str:
     samples, bits = directory.number(_SAMPLES, 1), _bits(directory)
-    kind = directory.number(_PHOTOMETRIC, _WHITE_IS_ZERO)
+    kind = _photometric(directory)
     names = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr"}
     planes = ", each in a plane of its own" if directory.number(_PLANAR, 1) == 2 else ""
     return f"a TIFF of {samples} channels of {bits} bits{planes} ({names.get(kind, f'photometric {kind}')})"
@@ -119,8 +129,9 @@ def _check_scans(directory: Directory, limits: MediaLimits) -> None:
 
 
 def _replaced(directory: Directory, inverted: bool) -> dict[int, tuple[int, ...]]:
-    replaced: dict[int, tuple[int, ...]] = {_PHOTOMETRIC: (_BLACK_IS_ZERO,)} if inverted else {}
-    if directory.number(_PHOTOMETRIC, _WHITE_IS_ZERO) == _PALETTE:
+    photometric = _photometric(directory)
+    replaced: dict[int, tuple[int, ...]] = {_PHOTOMETRIC: (_BLACK_IS_ZERO if inverted else photometric,)}
+    if photometric == _PALETTE:
         colours = directory.numbers(_COLOURS)
         if colours and max(colours) < 256:  # written with 8 bits where the format has 16
             replaced[_COLOURS] = tuple(257 * colour for colour in colours)

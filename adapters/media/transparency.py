@@ -36,17 +36,19 @@ def flattened(picture: Image.Image, background: str) -> Image.Image:
         raise UnsupportedMedia(
             f"the pixels are of mode {mode}, which has no conversion to RGB here; send RGB", field="mode", got=mode
         )
-    rgb = picture.convert("RGB")
-    rgb.info.clear()
-    return rgb
+    return _plain(picture)
 
 
 def _on(background: str, picture: Image.Image) -> Image.Image:
     """An RGBA picture, blended in its own colour space with 8 bits, as browsers do."""
-    alpha, colours = picture.getchannel("A"), picture.convert("RGB")
-    colours.info.clear()
-    if alpha.getextrema()[0] == 255:
-        return colours
+    if picture.getchannel("A").getextrema()[0] == 255:
+        return _plain(picture)
     canvas = Image.new("RGB", picture.size, background)
-    canvas.paste(colours, mask=alpha)
+    canvas.paste(picture, mask=picture)
     return canvas
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    rgb = picture.convert("RGB")
+    rgb.info.clear()
+    return rgb

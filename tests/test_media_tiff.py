@@ -279,9 +279,9 @@ def test_metadata_never_makes_it_unreadable(tags: dict[int, Any]) -> None:
 )
 def test_what_writers_leave_out_or_write_oddly(changed: dict[int, Any]) -> None:
     stored = values(3, 8)
-    tags = {256: [52], 257: [40], 258: [8] * 3, 259: [RAW], 262: [RGB], 273: [8], 277: [3], 278: [40], 279: [stored.size],
-            284: [1]} | changed  # fmt: skip
-    data = written(stored.tobytes(), {tag: value for tag, value in tags.items() if value is not None}, "<")
+    usual = {256: [52], 257: [40], 258: [8] * 3, 259: [RAW], 262: [RGB], 273: [8], 277: [3], 278: [40], 284: [1]}
+    tags = {**usual, 279: [stored.size], **changed}
+    data = written(stored.tobytes(), {tag: value for tag, value in tags.items() if value}, "<")
     assert right(data, truth(stored, RGB, 8))
 
 

@@ -137,8 +137,15 @@ def test_senseless_orientation_is_ignored(orientation: int) -> None:
 
 
 def test_damaged_exif_does_not_refuse_the_picture() -> None:
-    data = encode(scene(), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    assert np.array_equal(pixels(decode_image(data, LIMITS)), pixels(scene()))
+    for damage in (
+        b"II*\0\xff\xff\xff\xff",
+        b"II+\0\x08\0\0\0" + b"\xff" * 8,
+        b"",
+        b"MM\0*",
+        b"II*\0\x08\0\0\0\xff\xff",
+    ):
+        data = encode(scene(), "PNG", exif=b"Exif\0\0" + damage)
+        assert np.array_equal(pixels(decode_image(data, LIMITS)), pixels(scene()))
 
 
 def test_bounds_are_looked_at_before_decoding() -> None:

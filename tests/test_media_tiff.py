@@ -233,6 +233,7 @@ UNREAD = {
     "5 bands in planes": (tiff(values(5, 8), BLACK_IS_ZERO, extra=[0] * 4, planar=2), "5 channels.*each in a plane"),
     "5 bands of 16 bits": (tiff(values(5, 16), RGB, extra=[0, 0]), "5 channels of 16 bits .RGB"),
     "2 bands": (tiff(values(2, 16), RGB), "2 channels of 16 bits"),
+    "white is zero, multiplied": (tiff(values(2, 8), WHITE_IS_ZERO, extra=[1]), "zero as white, multiplied"),
     "lab": (tiff(values(3, 8), 8), r"CIE L\*a\*b\*"),
     "mask": (tiff(values(1, 1), 4, bits=1), "transparency mask"),
     "logluv": (tiff(values(3, 16), 32845, tags={259: [34676]}), "SGI LogLuv"),

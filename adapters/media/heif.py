@@ -43,18 +43,16 @@ def read_heic(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Ima
     try:
         file: Any = pillow_heif.open_heif(data)
         if not len(file):
-            raise _unsupported("a HEIF file without a picture of HEVC")
+            raise UnsupportedMedia.named("a HEIF file without a picture of HEVC", "a JPEG or PNG")
         picture = file[file.primary_index]
         limits.check_picture(*picture.size)
         decoded: Image.Image = picture.to_pillow()
     except (ValueError, RuntimeError) as error:
         if "nsupported" in str(error):
-            raise _unsupported(f"a HEIF picture of another kind than phones' ({str(error).strip()})") from error
+            raise UnsupportedMedia.named(
+                f"a HEIF picture of another kind than phones' ({str(error).strip()})", "a JPEG or PNG"
+            ) from error
         if data[8:12] in _SEQUENCES:
-            raise _unsupported("a HEIF sequence") from error
+            raise UnsupportedMedia.named("a HEIF sequence", "a JPEG or PNG") from error
         raise
     return decoded, 1
-
-
-def _unsupported(what: str) -> UnsupportedMedia:
-    return UnsupportedMedia(f"this is {what}, which is not read here; send a JPEG or PNG", field="body", got=what)

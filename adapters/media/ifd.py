@@ -36,6 +36,8 @@ class Directory:
             raise ValueError("the byte order is missing")
         big = struct.unpack_from(order + "H", data, 2)[0] == 43
         (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+        if place > len(data):
+            raise ValueError("the directory of tags is cut off")
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, place)
         first, size = place + (8 if big else 2), 20 if big else 12
         if first + count * size > len(data) or count > 65_535:

@@ -99,10 +99,8 @@ def _read_bmp(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Ima
             picture.load()
     except OSError as error:
         if "nsupported BMP" in str(error):
-            raise UnsupportedMedia(
-                f"this is a BMP of a kind that is not read here ({error}); send 24 or 32 bits, uncompressed, or a PNG",
-                field="body", got=str(error),
-            ) from error  # fmt: skip
+            what, instead = f"a BMP of a rare kind ({error})", "24 or 32 bits, uncompressed, or a PNG"
+            raise UnsupportedMedia.named(what, instead) from error
         raise
     if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (0, 0):
         picture = picture.convert("RGB")  # many programs leave the fourth byte at 0

@@ -16,7 +16,7 @@ from adapters.media.limits import Deadline, MediaLimits, bound
 _END, _SCAN, _APP0, _APP1, _COMMENT = 0xD9, 0xDA, 0xE0, 0xE1, 0xFE
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers without a length."""
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FRAMES = frozenset({*range(0xC0, 0xD0), 0xDE}) - {0xC4, 0xC8, 0xCC}
 _UNREAD_FRAMES = {
     0xC3: "lossless", 0xCB: "lossless", 0xC7: "hierarchical", 0xCF: "hierarchical",
     0xC5: "hierarchical", 0xC6: "hierarchical", 0xCD: "hierarchical", 0xCE: "hierarchical", 0xDE: "hierarchical",
@@ -52,7 +52,7 @@ def first_picture(data: bytes, limits: MediaLimits, deadline: Deadline) -> Jpeg:
     end, last = len(data), 0
     for part in _segments(data, deadline):
         last = part.end
-        if part.marker in _FRAMES or part.marker in _UNREAD_FRAMES:
+        if part.marker in _FRAMES:
             pixels = max(pixels, _check_frame(part.marker, data[part.content : part.end], limits))
         scans += part.marker == _SCAN
         if part.marker == _END:
@@ -60,8 +60,7 @@ def first_picture(data: bytes, limits: MediaLimits, deadline: Deadline) -> Jpeg:
             break
         if _APP0 <= part.marker < _APP0 + 16 or part.marker == _COMMENT:
             head = data[part.content : part.content + 29]
-            first_exif = part.marker == _APP1 and exif is None and head.startswith(b"Exif\0\0")
-            if first_exif:
+            if part.marker == _APP1 and exif is None and head.startswith(b"Exif\0\0"):
                 exif = data[part.content : part.end]
             elif part.marker == _APP1 and xmp is None and head.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
                 xmp = data[part.content : part.end]
@@ -97,25 +96,21 @@ def _segments(data: bytes, deadline: Deadline) -> Iterator[_Segment]:
 def _check_frame(marker: int, header: bytes, limits: MediaLimits) -> int:
     """Its pixels."""
     if marker in _UNREAD_FRAMES:
-        _refuse(f"a {_UNREAD_FRAMES[marker]} JPEG", "a baseline or progressive JPEG")
+        raise UnsupportedMedia.named(f"a {_UNREAD_FRAMES[marker]} JPEG", "a baseline or progressive JPEG, or a PNG")
     if len(header) < 6:
         return 0
     bits, height, width, layers = header[0], *_pair(header, 1), header[5]
     if bits != 8:
-        _refuse(f"a JPEG of {bits} bits a channel", "8 bits a channel")
+        raise UnsupportedMedia.named(f"a JPEG of {bits} bits a channel", "8 bits a channel, or a PNG")
     if height == 0:
-        _refuse("a JPEG that gives its height after its pixels (DNL)", "a JPEG with its height in the header")
+        raise UnsupportedMedia.named(
+            "a JPEG that gives its height after its pixels (DNL)", "a JPEG with its height in the header, or a PNG"
+        )
     if layers not in (1, 3, 4):
-        _refuse(f"a JPEG of {layers} channels", "1, 3 or 4 channels")
+        raise UnsupportedMedia.named(f"a JPEG of {layers} channels", "1, 3 or 4 channels, or a PNG")
     limits.check_picture(width, height)
     return width * height
 
 
 def _pair(header: bytes, at: int) -> tuple[int, int]:
     return int.from_bytes(header[at : at + 2], "big"), int.from_bytes(header[at + 2 : at + 4], "big")
-
-
-def _refuse(what: str, instead: str) -> None:
-    raise UnsupportedMedia(
-        f"this is {what}, which is not read here; send {instead}, or a PNG", field="body", expected=instead, got=what
-    )

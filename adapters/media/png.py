@@ -85,12 +85,11 @@ def _lean(data: bytes, deadline: Deadline) -> tuple[bytes, tuple[int, ...] | Non
     key: tuple[int, ...] | None = None
     exif = xmp = None
     for chunk in _chunks(data, deadline):
-        content = data[chunk.content : chunk.content + min(chunk.length, _MAX_EXIF_BYTES)]
+        content = (
+            b"" if chunk.kind == b"IDAT" else data[chunk.content : chunk.content + min(chunk.length, _MAX_EXIF_BYTES)]
+        )
         if chunk.kind == b"CgBI":
-            raise UnsupportedMedia(
-                "this is a PNG as Xcode changes them for apps (CgBI), which is no PNG to others; send the original",
-                field="body", got="CgBI",
-            )  # fmt: skip
+            raise UnsupportedMedia.named("a PNG as Xcode changes them for apps (CgBI)", "the original")
         if chunk.kind == b"eXIf":
             exif = content
         elif chunk.kind in (b"zTXt", b"tEXt") and content.startswith(_HEX_EXIF) and exif is None:

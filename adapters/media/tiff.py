@@ -42,6 +42,7 @@ _PHOTOMETRIC_NAMES = {
 _RAW_PHOTOMETRICS = frozenset({32803, 34892})
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _MAX_PLANES = 4
+_ASSOCIATED = 1
 
 
 def read(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Image, int]:
@@ -67,7 +68,9 @@ def read(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Im
                 return picture.convert("RGB"), turned  # a fourth sample that nobody explained or wrote
             return _inverted(picture) if inverted else picture, turned
     except UnidentifiedImageError as error:
-        raise _unsupported(_described(directory), "8 or 16 bits a channel, grey, RGB, CMYK or palette") from error
+        raise UnsupportedMedia.named(
+            _described(directory), "8 or 16 bits a channel, grey, RGB, CMYK or palette"
+        ) from error
 
 
 def _bits(directory: Directory) -> int:
@@ -87,26 +90,34 @@ def _check(directory: Directory) -> None:
     """Refuse what is not read, with its true name."""
     photometric = _photometric(directory)
     if _DNG_VERSION in directory.entries or photometric in _RAW_PHOTOMETRICS:
-        raise _unsupported("a camera's raw picture (DNG)", "the camera's JPEG")
+        raise UnsupportedMedia.named("a camera's raw picture (DNG)", "the camera's JPEG")
     if directory.number(_KIND, 0) & 1 and _SUB_DIRECTORIES in directory.entries:
-        raise _unsupported("a TIFF whose first picture is a preview, as cameras' raw files are", "the picture alone")
+        raise UnsupportedMedia.named(
+            "a TIFF whose first picture is a preview, as cameras' raw files are", "the picture alone"
+        )
     compression = directory.number(_COMPRESSION, 1)
     if compression not in _COMPRESSIONS:
         name = _COMPRESSION_NAMES.get(compression, f"scheme {compression}")
-        raise _unsupported(f"a TIFF compressed with {name}", "LZW, Deflate or none")
+        raise UnsupportedMedia.named(f"a TIFF compressed with {name}", "LZW, Deflate or none")
     if photometric in _PHOTOMETRIC_NAMES:
-        raise _unsupported(f"a TIFF of {_PHOTOMETRIC_NAMES[photometric]}", "grey, RGB, CMYK or palette")
+        raise UnsupportedMedia.named(f"a TIFF of {_PHOTOMETRIC_NAMES[photometric]}", "grey, RGB, CMYK or palette")
     depths, formats = directory.numbers(_BITS, (1,)), directory.numbers(_FORMAT, (_UNSIGNED,))
     if set(formats) == {_FLOAT}:
-        raise _unsupported(f"a TIFF of {max(depths)}-bit floating-point numbers", "8 or 16 bits a channel")
+        raise UnsupportedMedia.named(f"a TIFF of {max(depths)}-bit floating-point numbers", "8 or 16 bits a channel")
     if set(formats) == {_SIGNED}:
-        raise _unsupported(f"a TIFF of {max(depths)}-bit signed numbers", "8 or 16 unsigned bits a channel")
+        raise UnsupportedMedia.named(f"a TIFF of {max(depths)}-bit signed numbers", "8 or 16 unsigned bits a channel")
     if not set(formats) <= {_UNSIGNED, _UNDEFINED} or not set(depths) <= {1, 2, 4, 8, 16} or len(set(depths)) > 1:
         bits = " and ".join(str(depth) for depth in sorted(set(depths)))
-        raise _unsupported(f"a TIFF of {bits} bits a channel", "8 or 16 bits a channel")
+        raise UnsupportedMedia.named(f"a TIFF of {bits} bits a channel", "8 or 16 bits a channel")
+    _check_samples(directory)
+
+
+def _check_samples(directory: Directory) -> None:
     samples, extra = directory.number(_SAMPLES, 1), set(directory.numbers(_EXTRA, (0,)))
     if directory.number(_PLANAR, 1) == 2 and (samples > _MAX_PLANES or (samples == 2 and extra != {0})):
-        raise _unsupported(_described(directory), "1 to 4 channels")
+        raise UnsupportedMedia.named(_described(directory), "1 to 4 channels")
+    if _photometric(directory) == _WHITE_IS_ZERO and _ASSOCIATED in extra:
+        raise UnsupportedMedia.named("a TIFF of grey with zero as white, multiplied with alpha", "zero as black")
 
 
 def _described(directory: Directory) -> str:
@@ -157,9 +168,3 @@ def _inverted(picture: Image.Image) -> Image.Image:
         grey, alpha = picture.split()
         return Image.merge("LA", (ImageOps.invert(grey), alpha))
     return ImageOps.invert(picture)
-
-
-def _unsupported(what: str, instead: str) -> UnsupportedMedia:
-    return UnsupportedMedia(
-        f"this is {what}, which is not read here; send {instead}", field="body", expected=instead, got=what
-    )

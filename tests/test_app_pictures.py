@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.houses import Process, problem, until
+from tests.houses import Kit, Process, house, problem, until
 from tests.media_samples import clip, encode
 from tests.test_media_heif import heic
 from tests.test_media_jpeg import frame
@@ -91,8 +91,12 @@ def test_the_log_has_a_line_for_each_request_and_no_other(server: Process) -> No
     assert [line for line in lines[started + 1 :] if line and "INFO adaptserve.request: " not in line] == []
 
 
-def test_the_background_is_a_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ADAPTSERVE_TRANSPARENT_BACKGROUND", "black")
-    with Process(["--data-dir", str(tmp_path / "data")], tmp_path / "log") as process:
-        black = ask(process, encode(Image.new("L", NINE.size), "PNG")).json()["predictions"]
-        assert ask(process, encode(ink(NINE), "PNG")).json()["predictions"] == black
+def test_the_background_is_a_setting(tmp_path: Path) -> None:
+    kit = Kit(tmp_path)
+    black, white = (encode(Image.new("L", NINE.size, level), "PNG") for level in (0, 255))
+    for background, body in (("black", black), ("#ffffff", white)):
+        settings = kit.settings(data_dir=tmp_path / background[-5:], transparent_background=background)
+        with house(settings) as home:
+            home.put("pets", kit.file(1)[0])
+            shown = home.ask("pets", body).json()["predictions"]
+            assert home.ask("pets", encode(Image.new("RGBA", NINE.size), "PNG")).json()["predictions"] == shown

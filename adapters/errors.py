@@ -43,7 +43,12 @@ class MediaError(AdaptError):
 
 
 class UnsupportedMedia(MediaError):
-    """The first bytes belong to no picture or clip format that we read."""
+    """No picture or clip of a kind that we read; the file itself may be whole."""
+
+    @classmethod
+    def named(cls, what: str, instead: str) -> UnsupportedMedia:
+        """The refusal of ``what`` it is, with its article; ``instead`` is what to send."""
+        return cls(f"this is {what}, which is not read here; send {instead}", field="body", expected=instead, got=what)
 
 
 class BrokenMedia(MediaError):

@@ -5,6 +5,7 @@ Every input is a function of its number, so that one which failed can be made ag
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import random
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import psutil
 from PIL import Image
 
@@ -31,6 +33,7 @@ from adapters.media.quiet import silence_libtiff
 from tests.houses import CLIP, IMAGE
 from tests.media_samples import animation, clip, encode, scene
 from tests.models import random_adapter, small_backbone
+from tests.tiff_samples import DEFLATE, RGB, WHITE_IS_ZERO, tiff
 
 SLOWEST_S = 5.0
 SILENCE_S = 60.0
@@ -201,12 +204,23 @@ def _pictures() -> list[bytes]:
     grey16 = Image.fromarray((np.arange(48 * 32, dtype=np.uint16) * 40).reshape(32, 48))
     turned = Image.Exif()
     turned[0x0112] = 6
+    clear = picture.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    deep = np.asarray(picture).astype(np.uint16) * 257
+    heic = io.BytesIO()
+    pillow_heif.from_pillow(clear.resize((64, 64))).save(heic, exif=turned.tobytes())
     return [
         encode(picture, "JPEG"), encode(picture, "JPEG", progressive=True, exif=turned), encode(picture, "PNG"),
         encode(grey16, "PNG"), encode(picture.convert("P"), "PNG"), encode(picture.convert("RGBA"), "PNG"),
         encode(picture, "WEBP"), encode(picture, "WEBP", lossless=True), encode(picture, "GIF"),
         encode(picture, "BMP"), encode(picture, "TIFF"), encode(picture, "TIFF", compression="tiff_lzw"),
         encode(picture.convert("CMYK"), "JPEG"), encode(picture.convert("1"), "TIFF", compression="group4"),
+        encode(picture, "AVIF"), encode(clear, "AVIF", exif=turned), heic.getvalue(), encode(clear, "WEBP"),
+        encode(picture.convert("P"), "PNG", transparency=3), encode(picture, "JPEG") + encode(picture, "JPEG"),
+        encode(picture, "TIFF", compression="jpeg"), encode(picture.convert("P"), "GIF", transparency=2),
+        tiff(deep, RGB, planar=2, order=">", rows_per_strip=8),
+        tiff(deep[..., :1], WHITE_IS_ZERO, tile=(16, 16), big=True),
+        tiff(np.asarray(clear), RGB, extra=[2], compression=DEFLATE, predictor=2),
     ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ FORMATS: list[tuple[str, dict[str, Any]]] = [
     ("TIFF", {"compression": "tiff_lzw"}),
     ("TIFF", {"compression": "tiff_deflate"}),
     ("TIFF", {"big_tiff": True}),
+    ("AVIF", {}),
 ]
 SAMPLES = [encode(scene(), name, **options) for name, options in FORMATS]
 
@@ -51,29 +52,11 @@ def test_modes_equal_a_plain_conversion(mode: str) -> None:
     name = "JPEG" if mode in ("CMYK", "YCbCr") else "TIFF" if mode == "PA" else "PNG"
     source = scene().convert("L").convert(mode) if mode in ("1", "I;16", "PA", "LA") else scene().convert(mode)
     if mode == "PA":
-        source = scene().convert("P")
+        source = scene().convert("P").convert("PA")
     picture = decode_image(encode(source, name), LIMITS)
     assert picture.mode == "RGB"
     if mode not in ("CMYK", "YCbCr", "I;16"):
         assert np.array_equal(pixels(picture), pixels(source.convert("RGB")))
-
-
-def test_alpha_is_dropped_not_composited() -> None:
-    source = scene().convert("RGBA")
-    source.putalpha(Image.linear_gradient("L").resize(source.size))
-    assert np.array_equal(pixels(decode_image(encode(source, "PNG"), LIMITS)), pixels(scene()))
-
-
-@pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255])])
-def test_palette_with_transparency(transparency: int | bytes) -> None:
-    source = scene().convert("P")
-    data = encode(source, "PNG", transparency=transparency)
-    assert np.array_equal(pixels(decode_image(data, LIMITS)), pixels(source.convert("RGB")))
-
-
-def test_grey_with_transparency() -> None:
-    data = encode(scene().convert("L"), "PNG", transparency=7)
-    assert np.array_equal(pixels(decode_image(data, LIMITS)), pixels(scene().convert("L").convert("RGB")))
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF"])
@@ -103,6 +86,23 @@ def test_adobe_cmyk_is_not_inverted() -> None:
     assert red > 240
     assert green < 15
     assert blue < 15
+
+
+@pytest.mark.parametrize(("place", "value"), [(28, 2), (28, 64), (30, 4), (30, 5), (30, 11)])
+def test_kinds_of_bmp_that_are_not_read_are_named(place: int, value: int) -> None:
+    """Its bits, and its compression (a JPEG or PNG inside, CMYK)."""
+    data = bytearray(encode(scene(), "BMP"))
+    data[place] = value
+    with pytest.raises(UnsupportedMedia, match="Unsupported BMP"):
+        decode_image(bytes(data), LIMITS)
+
+
+@pytest.mark.parametrize("name", ["GIF", "WEBP"])
+def test_large_metadata_is_no_hindrance(name: str) -> None:
+    more: dict[str, Any] = {"comment": bytes(2_000_000)}
+    if name == "WEBP":
+        more = {"exif": bytes(3_000_000), "icc_profile": bytes(5_000_000), "xmp": bytes(4_000_000), "lossless": True}
+    assert decode_image(encode(scene().quantize(200).convert("RGB"), name, **more), LIMITS).size == (48, 32)
 
 
 def test_first_frame_of_an_animation() -> None:
@@ -137,8 +137,15 @@ def test_senseless_orientation_is_ignored(orientation: int) -> None:
 
 
 def test_damaged_exif_does_not_refuse_the_picture() -> None:
-    data = encode(scene(), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    assert np.array_equal(pixels(decode_image(data, LIMITS)), pixels(scene()))
+    for damage in (
+        b"II*\0\xff\xff\xff\xff",
+        b"II+\0\x08\0\0\0" + b"\xff" * 8,
+        b"",
+        b"MM\0*",
+        b"II*\0\x08\0\0\0\xff\xff",
+    ):
+        data = encode(scene(), "PNG", exif=b"Exif\0\0" + damage)
+        assert np.array_equal(pixels(decode_image(data, LIMITS)), pixels(scene()))
 
 
 def test_bounds_are_looked_at_before_decoding() -> None:
@@ -155,24 +162,18 @@ def test_bounds_are_looked_at_before_decoding() -> None:
     assert decode_image(encode(scene(), "PNG"), replace(LIMITS, max_pixels=48 * 32)).size == (48, 32)
 
 
-@pytest.mark.parametrize("side", [10_000, 60_000])
-def test_pillows_own_bomb_checks_come_out_as_ours(side: int) -> None:
+def test_pillows_own_bomb_checks_come_out_as_ours() -> None:
     limits = replace(LIMITS, max_pixels=10**12, max_side=10**6)
-    with pytest.raises(MediaTooLarge):
-        decode_image(png(struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b""), limits)
+    with pytest.raises(MediaTooLarge, match="at most 178956970 pixels"):
+        decode_image(png(struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b""), limits)
+    with pytest.raises(BrokenMedia, match="truncated"):  # Pillow would only warn of it, and our limits allow it
+        decode_image(png(struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0), b""), limits)
 
 
 def test_too_many_bytes() -> None:
     with pytest.raises(MediaTooLarge, match="bytes") as caught:
         decode_image(encode(scene(), "BMP"), replace(LIMITS, max_bytes=100))
     assert caught.value.facts["limit"] == 100
-
-
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    data = encode(scene(400, 400), "JPEG", progressive=True)
-    last = data[data.rfind(b"\xff\xda") : -2]
-    with pytest.raises(MediaTooLarge, match="scans"):
-        decode_image(data[:-2] + last * 7_000 + data[-2:], LIMITS)
 
 
 def test_a_million_empty_chunks_end_at_the_deadline() -> None:

@@ -17,13 +17,16 @@ _NOUNS = {"image": "picture", "video": "clip"}
 
 
 def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: Deadline | None = None) -> Frames:
-    """RGB pictures: 1 for an image task, ``config.frames`` for a video task. Raises a MediaError."""
+    """RGB pictures: 1 for an image task, ``config.frames`` for a video task. Raises a MediaError.
+
+    A ``deadline`` is one that other work on the same body shares.
+    """
     limits.check_bytes(data)
     kind, name = media_format(data)
     if kind != config.modality and not (config.video and name in ANIMATED):
         raise _wrong(config, kind)
     if config.video is None:
-        return Frames([decode_image(data, limits)])
+        return Frames([decode_image(data, limits, deadline)])
     try:
         return decode_clip(data, config.video.frames, limits, config.video.sampling, deadline)
     except WrongModality as error:  # a picture of a kind that may move, and does not

@@ -1,21 +1,24 @@
 """decode_image: the bytes of one picture -> an upright RGB picture, by Pillow.
 
-It does not know tasks, resizing or tensors.
+It does not know tasks, resizing or tensors; what is particular to a format is in that format's module.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
-from adapters.limits import Deadline, MediaLimits, bound
+from adapters.limits import Deadline, MediaLimits
+from adapters.media import heif, jpeg, png, tiff
+from adapters.media.ifd import orientation
+from adapters.media.pillow import opened
+from adapters.media.quiet import quiet
 from adapters.media.sniff import media_format
+from adapters.media.transparency import flattened
 
-_ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -25,35 +28,44 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+"""Beyond these Pillow itself refuses, whatever our limits allow."""
+Reader = Callable[[bytes, MediaLimits, Deadline], tuple[Image.Image, int]]
+"""A body -> its first picture, loaded, and its orientation, 1 to 8."""
 
 
-def decode_image(data: bytes, limits: MediaLimits) -> Image.Image:
-    """The first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF, upright, in mode RGB.
+def decode_image(data: bytes, limits: MediaLimits, deadline: Deadline | None = None) -> Image.Image:
+    """The first picture of a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC, upright, in mode RGB.
 
-    Colours are those of Pillow's ``convert("RGB")``, which ImageFolder loaders use: alpha is dropped and
-    not composited. 16-bit grey keeps its high byte (Pillow would clip it at 255). Raises UnsupportedMedia,
-    WrongModality, BrokenMedia or MediaTooLarge, and nothing else, whatever the bytes are.
+    Transparent pixels are laid on ``limits.transparent_background``. Opaque ones have the colours of Pillow's
+    ``convert("RGB")``, which ImageFolder loaders use: colour profiles are not applied. 16 bits a channel become the
+    upper 8. ``deadline`` is given where several decodings share the time of one. Raises UnsupportedMedia,
+    WrongModality, BrokenMedia or MediaTooLarge, and nothing else, whatever the bytes are; nothing is logged.
     """
     limits.check_bytes(data)
     kind, name = media_format(data)
     if kind != "image":
         raise WrongModality("a picture was expected, a clip came", expected="image", got=kind)
+    with quiet(), _our_errors(name, limits):
+        picture, turned = _READERS[name](data, limits, deadline or Deadline(limits))
+        transpose = _UPRIGHT.get(turned)
+        rgb = flattened(picture, limits.transparent_background)
+        return rgb if transpose is None else rgb.transpose(transpose)
+
+
+@contextmanager
+def _our_errors(name: str, limits: MediaLimits) -> Iterator[None]:
+    """Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error, zlib.error, IndexError and more."""
     try:
-        with Image.open(_Body(data, Deadline(limits)), formats=(name,)) as picture:
-            limits.check_picture(*picture.size)
-            if name == "JPEG":
-                _check_scans(data, picture, limits)
-            picture.load()
-            return _upright(_rgb(picture), _orientation(picture))
+        yield
     except MediaError:
         raise
-    except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (MemoryError, Image.DecompressionBombError) as error:
+        most = min(limits.max_pixels, MOST_PIXELS)
         raise MediaTooLarge(
-            f"this {name} is too large to decode ({error}); send at most {limits.max_pixels} pixels",
-            field="max_pixels", limit=limits.max_pixels,
-        ) from error  # fmt: skip
+            f"this {name} is too large to decode ({error}); send at most {most} pixels", field="max_pixels", limit=most
+        ) from error
     except Exception as error:
-        # Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error, zlib.error, IndexError and more.
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = "the header is damaged"
@@ -62,55 +74,46 @@ def decode_image(data: bytes, limits: MediaLimits) -> Image.Image:
         ) from error
 
 
-class _Body(io.BytesIO):
-    """The body as a file that refuses to be read after the deadline.
-
-    Pillow walks chunks and markers in Python, one read each: millions of empty ones would hold the
-    interpreter for a minute.
-    """
-
-    def __init__(self, data: bytes, deadline: Deadline) -> None:
-        super().__init__(data)
-        self._deadline = deadline
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._deadline.check()
-        return super().read(size)
+def _read_jpeg(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Image, int]:
+    first = jpeg.first_picture(data, limits, deadline)
+    with opened(first.data, "JPEG", limits, deadline) as picture:
+        picture.load()
+        return picture, first.orientation
 
 
-def _check_scans(data: bytes, picture: Image.Image, limits: MediaLimits) -> None:
-    """Bound the passes of a progressive JPEG: a scan of 75 bytes can cost a pass over 50 million pixels."""
-    scans = data.count(b"\xff\xda")
-    pixels = picture.width * picture.height
-    bound("max_scan_pixels", f"the JPEG has {scans} scans of {pixels} pixels, together {{value}}",
-          scans * pixels, limits.max_scan_pixels)  # fmt: skip
+def _read_gif(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Image, int]:
+    """What the first frame does not cover is transparent."""
+    with opened(data, "GIF", limits, deadline) as picture:
+        covered = picture.tile[0].extents if picture.tile else None  # type: ignore[attr-defined]
+        picture.load()
+        if covered is None or covered == (0, 0, picture.width, picture.height):
+            return picture, 1
+        canvas = Image.new("RGBA", picture.size)
+        canvas.paste(picture.convert("RGBA").crop(covered), covered)
+        return canvas, 1
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        # The high byte, as Pillow itself reads 16-bit colour.
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("I", "F"):
-        raise UnsupportedMedia(
-            f"the pixels are 32-bit numbers (mode {picture.mode}) without a known range; send 8 or 16 bits a channel",
-            field="mode", expected="8 or 16 bits a channel", got=picture.mode,
-        )  # fmt: skip
-    # Dropped by the conversion anyway; left in, Pillow would warn about it or look for a free colour.
-    picture.info.pop("transparency", None)
-    rgb = picture.convert("RGB")
-    rgb.info.clear()
-    return rgb
+def _read_bmp(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Image, int]:
+    try:
+        with opened(data, "BMP", limits, deadline) as picture:
+            picture.load()
+    except OSError as error:
+        if "nsupported BMP" in str(error):
+            what, instead = f"a BMP of a rare kind ({error})", "24 or 32 bits, uncompressed, or a PNG"
+            raise UnsupportedMedia.named(what, instead) from error
+        raise
+    if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (0, 0):
+        picture = picture.convert("RGB")  # many programs leave the fourth byte at 0
+    return picture, 1
 
 
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where EXIF is absent or damaged, for the picture itself is fine."""
-    with contextlib.suppress(Exception):
-        value = picture.getexif().get(_ORIENTATION_TAG)
-        if isinstance(value, int):
-            return value
-    return 1
+def _read_webp(data: bytes, limits: MediaLimits, deadline: Deadline) -> tuple[Image.Image, int]:
+    with opened(data, "WEBP", limits, deadline) as picture:
+        picture.load()
+        return picture, orientation(picture.info.get("exif"), picture.info.get("xmp"))
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
-    transpose = _UPRIGHT.get(orientation)
-    return picture if transpose is None else picture.transpose(transpose)
+_READERS: dict[str, Reader] = {
+    "JPEG": _read_jpeg, "PNG": png.read, "WEBP": _read_webp, "GIF": _read_gif, "BMP": _read_bmp, "TIFF": tiff.read,
+    "AVIF": heif.read_avif, "HEIC": heif.read_heic,
+}  # fmt: skip

@@ -61,6 +61,15 @@ class Preprocess:
             )  # fmt: skip
 
 
+def geometry(config: InputConfig) -> InputConfig:
+    """What of it decides the pixels: configs that differ in mean and standard deviation alone become equal.
+
+    The device normalises, later. Where a picture is padded, the padding has the colour of the mean.
+    """
+    mean = config.mean if config.crop_mode == "border" else (0.0, 0.0, 0.0)
+    return config.model_copy(update={"mean": mean, "std": (1.0, 1.0, 1.0)})
+
+
 def rows(pictures: list[Image.Image], pre: Preprocess) -> Tensor:
     """T RGB pictures -> uint8 (T, 3, size, size). A picture that repeats is resized once."""
     done: dict[int, Tensor] = {}

@@ -11,7 +11,10 @@ from adapters.errors import BrokenMedia, UnsupportedMedia
 
 Kind = Literal["image", "video"]
 
-READABLE = "JPEG, PNG, WebP, GIF, BMP and TIFF pictures, and MP4, MOV, 3GP, WebM, MKV, AVI, MPEG-TS and MPEG-PS clips"
+READABLE = (
+    "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC pictures, "
+    "and MP4, MOV, 3GP, WebM, MKV, AVI, MPEG-TS and MPEG-PS clips"
+)
 
 # Prefix -> Pillow's format name.
 _PICTURES = (
@@ -29,14 +32,19 @@ _QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pno
 # Where the mark of a packet of an MPEG transport stream stands, and its bytes: plain, of cameras, of broadcasters.
 _TRANSPORT_PACKETS = ((0, 188), (4, 192), (0, 204))
 _TRANSPORT_SYNCS = 8
+# Brands of the box `ftyp`. A file of the general brands says among its compatible ones what it is.
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_GENERAL_BRANDS = frozenset({b"mif1", b"mif2", b"msf1", b"miaf", b"mif3"})
 _STILL_BRANDS = {
-    **dict.fromkeys((b"avif", b"avis"), "an AVIF picture"),
-    **dict.fromkeys(
-        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"),
-        "a HEIC or AVIF picture",
-    ),
-    b"crx ": "a camera's raw picture",
-}  # fmt: skip
+    b"crx ": "a camera's raw picture (CR3)",
+    b"jp2 ": "a JPEG 2000 picture",
+    b"jpx ": "a JPEG 2000 picture",
+    b"jxl ": "a JPEG XL picture",
+    **dict.fromkeys((b"j2ki", b"j2is", b"jpeg", b"jpgs", b"avci", b"avcs", b"vvic"), "a HEIF picture of a rare codec"),
+    **dict.fromkeys(_GENERAL_BRANDS, "a HEIF picture of an unknown codec"),
+}
+_MAX_BRANDS = 64
 
 # Prefix -> what to call it in the refusal; only for people, never a decision.
 _STRANGERS = (
@@ -50,8 +58,52 @@ _STRANGERS = (
     (b"\x00\x00\x00\x0cJXL ", "a JPEG XL picture"),
     (b"\xff\x0a", "a JPEG XL picture"),
     (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 picture"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
     (b"8BPS", "a Photoshop document"),
     (b"\x00\x00\x01\x00", "an icon"),
+    (b"\x00\x00\x02\x00", "a TGA picture or a cursor"),
+    (b"\x00\x00\x0a\x00", "a TGA picture"),
+    (b"icns", "an icon of macOS"),
+    (b"gimp xcf", "a GIMP document"),
+    (b"qoif", "a QOI picture"),
+    (b"SIMPLE  =", "a FITS picture"),
+    (b"\x76\x2f\x31\x01", "an OpenEXR picture"),
+    (b"#?RADIANCE", "a Radiance HDR picture"),
+    (b"DDS ", "a DirectDraw texture"),
+    (b"\xabKTX ", "a KTX texture"),
+    (b"\x0a\x05\x01\x08", "a PCX picture"),
+    (b"\x59\xa6\x6a\x95", "a Sun raster picture"),
+    (b"\x01\xda", "an SGI picture"),
+    (b"II\xbc\x01", "a JPEG XR picture"),
+    (b"IIU\x00", "a camera's raw picture (RW2)"),
+    (b"IIRO", "a camera's raw picture (ORF)"),
+    (b"IIRS", "a camera's raw picture (ORF)"),
+    (b"MMOR", "a camera's raw picture (ORF)"),
+    (b"FUJIFILMCCD-RAW", "a camera's raw picture (RAF)"),
+    (b"FOVb", "a camera's raw picture (X3F)"),
+    (b"\x00MRM", "a camera's raw picture (MRW)"),
+    (b"BPG\xfb", "a BPG picture"),
+    (b"FLIF", "a FLIF picture"),
+    (b"AT&TFORM", "a DjVu document"),
+    (b"%!PS", "a PostScript drawing"),
+    (b"\xc5\xd0\xd3\xc6", "an Encapsulated PostScript drawing"),
+    (b"\xd7\xcd\xc6\x9a", "a Windows metafile"),
+    (b"P1\n", "a PBM picture"),
+    (b"P2\n", "a PGM picture"),
+    (b"P3\n", "a PPM picture"),
+    (b"P4\n", "a PBM picture"),
+    (b"P5\n", "a PGM picture"),
+    (b"P6\n", "a PPM picture"),
+    (b"P7\n", "a PAM picture"),
+    (b"PF\n", "a PFM picture"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"RIFX", "a RIFX file"),
+    (b"Rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ", "an xz archive"),
     (b"ID3", "an MP3 recording"),
     (b"OggS", "an Ogg file"),
     (b"fLaC", "a FLAC recording"),
@@ -81,12 +133,16 @@ def media_format(data: bytes) -> tuple[Kind, str]:
         return "video", container
     looks = _describe(data)
     raise UnsupportedMedia(
-        f"this is no picture or clip that can be read{f'; it looks like {looks}' if looks else ''}: send {READABLE}",
+        f"this looks like {looks}, which is not read here: send {READABLE}"
+        if looks
+        else f"this is no picture or clip that can be read: send {READABLE}",
         field="body", expected=READABLE, got=looks or data[:8].hex(),
     )  # fmt: skip
 
 
 def _picture(data: bytes) -> str | None:
+    if data.startswith((b"II*\0", b"MM\0*")) and data[8:10] == b"CR":
+        return None  # Canon's raw files look like a TIFF
     for prefix, name in _PICTURES:
         if data.startswith(prefix):
             return name
@@ -95,12 +151,23 @@ def _picture(data: bytes) -> str | None:
     # Two letters are too little to go by: text may start with BM.
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
         return "BMP"
-    return None
+    return _box_picture(data)
+
+
+def _box_picture(data: bytes) -> str | None:
+    """By the main brand, or by the compatible ones of a file whose main brand leaves it open."""
+    if data[4:8] != b"ftyp":
+        return None
+    main, end = data[8:12], min(int.from_bytes(data[:4], "big"), 16 + 4 * _MAX_BRANDS, len(data))
+    brands = {main} | ({data[at : at + 4] for at in range(16, end, 4)} if main in _GENERAL_BRANDS else set())
+    if brands & _HEIC_BRANDS:
+        return "HEIC"
+    return "AVIF" if brands & _AVIF_BRANDS else None
 
 
 def _container(data: bytes) -> str | None:
     box, brand = data[4:8], data[8:12]
-    if (box == b"ftyp" and brand not in _STILL_BRANDS) or box in _QUICKTIME_BOXES:
+    if (box == b"ftyp" and brand not in _STILL_BRANDS and _box_picture(data) is None) or box in _QUICKTIME_BOXES:
         return "mp4"
     if data.startswith(b"\x1a\x45\xdf\xa3"):
         return "matroska"
@@ -132,6 +199,10 @@ def _describe(data: bytes) -> str | None:
     for prefix, name in _STRANGERS:
         if data.startswith(prefix):
             return name
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return "a camera's raw picture (CR2)"
+    if data[128:132] == b"DICM":
+        return "a DICOM picture"
     if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
         return "a WAV recording"
     if data[8:9] == b"{" and data[5:8] == b"\0\0\0":

@@ -1,6 +1,6 @@
 """Decoder: a body -> the pixels that a version wants, on the decode workers.
 
-It does not know tasks' weights, the engine or HTTP. Preprocessing objects are kept per input config.
+It does not know tasks' weights, the engine or HTTP. Preprocessing objects are kept per geometry.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
-from adapters.config import AdapterConfig, InputConfig
-from adapters.media import Deadline, MediaLimits, Preprocess, decode, decode_image, rows
-from adapters.media.quiet import silence_libtiff
+from adapters.config import AdapterConfig, InputConfig, VideoConfig
+from adapters.media import Deadline, MediaLimits, Preprocess, decode, decode_image, geometry, rows
 from service.serving.pool import Pool
 
 MAX_PREPROCESSES = 256
-"""Distinct input configs whose transform is kept; the least recently used one is built again."""
+"""Distinct geometries whose transform is kept; the least recently used one is built again."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +53,31 @@ class Decoder:
         self._pool.check_room(left)
 
     def _decode(self, body: bytes, configs: Sequence[AdapterConfig]) -> Decoded:
+        """Each sampling is decoded once, and each geometry of it resized once; one deadline covers them all."""
         start = time.perf_counter()
-        deadline = Deadline(self._limits)  # of all the decoding that one body costs
-        done: dict[object, tuple[Tensor, int]] = {}
-        pixels = []
-        for config in configs:
-            key = (config.video, config.input)
-            if key not in done:
-                frames = decode(body, config, self._limits, deadline)
-                done[key] = rows(frames, self._preprocess(config.input)), frames.bad
-            pixels.append(done[key])
-        return Decoded([p for p, _ in pixels], [bad for _, bad in pixels], time.perf_counter() - start)
+        deadline = Deadline(self._limits)
+        samplings: dict[VideoConfig | None, list[int]] = {}
+        for i, config in enumerate(configs):
+            samplings.setdefault(config.video, []).append(i)
+        pixels: dict[int, Tensor] = {}
+        bad: dict[int, int] = {}
+        for members in samplings.values():  # one after the other, so that the frames of one alone are in memory
+            frames = decode(body, configs[members[0]], self._limits, deadline)
+            resized: dict[InputConfig, Tensor] = {}
+            for i in members:
+                shape = geometry(configs[i].input)
+                if shape not in resized:
+                    deadline.check()
+                    resized[shape] = rows(frames, self._preprocess(shape))
+                pixels[i], bad[i] = resized[shape], frames.bad
+        asked = range(len(configs))
+        return Decoded([pixels[i] for i in asked], [bad[i] for i in asked], time.perf_counter() - start)
 
     def warm_up(self, config: InputConfig) -> None:
         """Decode one blank picture, so that no request pays for Pillow's plugins and the transform; blocks."""
-        silence_libtiff()  # clients' broken files must not write into the log
         blank = io.BytesIO()
         Image.new("RGB", (64, 48)).save(blank, "PNG")
-        rows([decode_image(blank.getvalue(), self._limits)], self._preprocess(config))
+        rows([decode_image(blank.getvalue(), self._limits)], self._preprocess(geometry(config)))
 
     def _preprocess(self, config: InputConfig) -> Preprocess:
         with self._lock:

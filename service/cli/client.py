@@ -16,6 +16,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
+from adapters.limits import OWN_FILE
 from service.cli.console import accept, one_line_errors, out
 
 CHUNK = 256 * 1024
@@ -94,7 +95,6 @@ def predict(
 
 def _task_of(file: Path) -> str:
     from adapters.file import read_header  # torch takes seconds; only needed without --task
-    from adapters.limits import OWN_FILE
 
     return read_header(file, OWN_FILE).config.task
 

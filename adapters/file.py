@@ -26,7 +26,8 @@ from torch import Tensor
 from adapters.config import AdapterConfig
 from adapters.errors import AdapterTooLarge, BrokenAdapter, NotAnAdapter
 from adapters.layout import Layout, Shape, oversized
-from adapters.limits import FileLimits, raised
+from adapters.limits import FileLimits as FileLimits  # what a reader of files hands over
+from adapters.limits import raised
 
 METADATA_KEY = "adaptserve"
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -103,15 +103,15 @@ class Layout:
 def oversized(config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> Iterator[AdapterTooLarge]:
     """Why a server with these bounds would refuse the config; nothing where it would not."""
     rank = max((site.rank for site in config.sites), default=0)
-    for field, noun, value, limit, settings in (
-        ("sites.rank", "rank", rank, max_rank, ("max_rank",)),
-        ("labels", "classes", len(config.labels), max_classes, ("max_classes",)),
+    for field, what, value, limit, settings in (
+        ("sites.rank", "rank {}", rank, max_rank, ("max_rank",)),
+        ("labels", "{} classes", len(config.labels), max_classes, ("max_classes",)),
         # All frames of a clip go in one batch.
-        ("video.frames", "frames", config.frames, max_frames, ("max_clip_frames", "max_batch_rows")),
+        ("video.frames", "{} frames", config.frames, max_frames, ("max_clip_frames", "max_batch_rows")),
     ):
         if value > limit:
             yield AdapterTooLarge(
-                f"the adapter has {value} {noun}, this server takes at most {limit}; it takes this one when started "
-                f"with {raised(settings, value)}",
+                f"the adapter has {what.format(value)}, this server takes at most {limit}; it takes this one when "
+                f"started with {raised(settings, value)}",
                 field=field, limit=limit, value=value, settings=list(settings),
             )  # fmt: skip

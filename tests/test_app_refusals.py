@@ -56,7 +56,7 @@ def bad_uploads(kit: Kit) -> dict[str, tuple[bytes, int, str]]:
         "nan": (spoilt(kit, adapter, **{"head.weight": nan}), 422, "head.weight holds 1 values"),
         "base": (spoilt(kit, Adapter(other, adapter.tensors, "")), 422, "fingerprint abababababab"),
         "shape": (spoilt(kit, adapter, **{"head.weight": nan[:, :9].contiguous()}), 422, "head.weight has shape"),
-        "rank": (kit.file(41, Spec(sites(rank=99)))[0], 413, "99 rank"),
+        "rank": (kit.file(41, Spec(sites(rank=99)))[0], 413, "rank 99"),
         "header": (header_of(100_000), 413, "header"),
         "too many bytes": (content + bytes(2**23), 413, "max_adapter_bytes"),
         "scores that overflow": (spoilt(kit, huge), 422, "not finite"),

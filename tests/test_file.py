@@ -91,7 +91,7 @@ def test_half_precision_is_accepted(sample: Sample) -> None:
         ({"base/fingerprint": "0" * 64}, WrongBase, "fingerprint 000000000000, this server holds"),
         ({"base/fingerprint": "zz"}, BrokenAdapter, "base.fingerprint"),
         ({"sites/0/rank": 5}, BrokenAdapter, r"parallel\.0\.down\.weight has shape \[4, 48\], expected \[5, 48\]"),
-        ({"sites/0/rank": 17}, AdapterTooLarge, "17 rank, this server takes at most 16"),
+        ({"sites/0/rank": 17}, AdapterTooLarge, "rank 17, this server takes at most 16"),
         ({"sites/0/blocks": [0, 1, 9]}, BrokenAdapter, "names block 9, .* has blocks 0 to 2"),
         ({"sites/0/blocks": [1, 0]}, BrokenAdapter, "ascending"),
         ({"sites/0/blocks": [0, 1]}, BrokenAdapter, r"parallel\.2\.\S+ belongs to no site"),

@@ -18,11 +18,9 @@ from starlette.exceptions import HTTPException
 from adapters.errors import AdaptError
 from service.errors import (
     BadRequest,
-    BodyTooLarge,
-    ClientGone,
-    DeadlineExceeded,
     Draining,
     QueueFull,
+    RequestTimeout,
     Unauthorised,
     problem,
     status_of,
@@ -50,8 +48,8 @@ def respond(error: AdaptError, request_id: str) -> ProblemResponse:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthorised):
         headers["WWW-Authenticate"] = 'Bearer realm="adaptserve"'
-    if isinstance(error, BodyTooLarge | DeadlineExceeded | ClientGone | Draining):
-        headers["Connection"] = "close"  # part of the body may still be on its way
+    if isinstance(error, RequestTimeout | Draining):
+        headers["Connection"] = "close"  # what is slow would go on; a server that stops takes nothing more
     return ProblemResponse(document, status_of(error), headers)
 
 

@@ -6,16 +6,18 @@ It does not know what the bytes are. Nothing here trusts Content-Length, Content
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Message
 
-from service.errors import BadRequest, BodyTooLarge, ClientGone, QueueFull
+from service.errors import BadRequest, BodyTooLarge, ClientGone, RequestTimeout
 from service.serving.budget import Budget
-from service.serving.caller import Caller
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that a form may hold besides the file: boundaries, headers, other fields."""
 MAX_PARTS = 16
-DRAIN_BYTES = 64 * 2**20
-DRAIN_S = 2.0
-"""What is still read, and thrown away, of a body that is refused: many clients listen only when they have sent all."""
 
 
 class Sink(Protocol):
@@ -62,30 +61,13 @@ class Memory:
 
 
 async def receive(
-    request: Request, sink: Sink, caller: Caller, *, limit: int, limit_name: str, fields: Sequence[str]
+    request: Request, sink: Sink, settings: Settings, *, limit: int, limit_name: str, fields: Sequence[str]
 ) -> str | None:
     """Stream the body, or the first multipart field of that name, into ``sink``; returns the file's name if given.
 
-    Raises BodyTooLarge past ``limit`` bytes, BadRequest for a broken form, ClientGone, DeadlineExceeded, and what the
-    sink raises.
+    Raises BodyTooLarge past ``limit`` bytes, RequestTimeout for a body that comes too slowly, BadRequest for a broken
+    one, ClientGone, and what the sink raises. The rest of a body that is refused is the server's business.
     """
-    try:
-        async with asyncio.timeout(caller.left):
-            return await _receive(request, sink, limit, limit_name, fields)
-    except TimeoutError as error:
-        raise caller.too_late("receiving the body") from error
-    except (BodyTooLarge, QueueFull):
-        await _drain(request)
-        raise
-
-
-async def gone(request: Request) -> None:
-    """Returns when the client has closed the connection. Only after the whole body was received."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _receive(request: Request, sink: Sink, limit: int, limit_name: str, fields: Sequence[str]) -> str | None:
     kind, options = parse_options_header(request.headers.get("content-type"))
     form = _Form(options.get(b"boundary"), fields) if kind == b"multipart/form-data" else None
     room = _Room(limit, limit_name)
@@ -93,7 +75,7 @@ async def _receive(request: Request, sink: Sink, limit: int, limit_name: str, fi
     claimed = request.headers.get("content-length", "")
     if claimed.isdecimal():
         whole.check(int(claimed))
-    async for chunk in _chunks(request):
+    async for chunk in _chunks(request, _Patience(settings)):
         if form is None:
             room.take(len(chunk))
             await sink.write(chunk)
@@ -109,9 +91,15 @@ async def _receive(request: Request, sink: Sink, limit: int, limit_name: str, fi
     return _text(disposition.get(b"filename"))
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
+async def gone(request: Request) -> None:
+    """Returns when the client has closed the connection. Only after the whole body was received."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _chunks(request: Request, patience: _Patience) -> AsyncIterator[bytes]:
     while True:
-        message = await request.receive()
+        message = await patience.wait(request.receive())
         if message["type"] == "http.disconnect":
             raise ClientGone("the client left before it had sent the whole body")
         if message.get("body"):
@@ -120,19 +108,40 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
             return
 
 
-async def _drain(request: Request) -> None:
-    """Read on for a bounded while. A client that waits for ``100 Continue`` has sent nothing and hears at once."""
-    if request.headers.get("expect"):
-        return
-    left = DRAIN_BYTES
-    try:
-        async with asyncio.timeout(DRAIN_S):
-            async for chunk in _chunks(request):
-                left -= len(chunk)
-                if left < 0:
-                    return
-    except (TimeoutError, ClientGone):
-        return
+class _Patience:
+    """How long a body is waited for: ``body_timeout_s`` in all, and ``body_grace_s`` for the next part of it.
+
+    The grace is a bucket: waiting empties it, and bytes fill it again, a second for each ``min_body_rate`` of them. So
+    a pause is forgiven where the body came fast before, and a trickle is not, also at the end of a large body.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._grace = settings, settings.body_grace_s
+        self._end = time.monotonic() + settings.body_timeout_s
+
+    async def wait(self, part: Awaitable[Message]) -> Message:
+        """The next message. Raises RequestTimeout."""
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(min(self._grace, self._end - start)):
+                message = await part
+        except TimeoutError as error:
+            raise self._too_slow() from error
+        refilled = self._grace + start - time.monotonic() + len(message.get("body", b"")) / self._settings.min_body_rate
+        self._grace = min(refilled, self._settings.body_grace_s)
+        return message
+
+    def _too_slow(self) -> RequestTimeout:
+        s = self._settings
+        if time.monotonic() >= self._end:
+            words, name, limit = f"took over {s.body_timeout_s:g} s", "body_timeout_s", s.body_timeout_s
+        else:
+            words = f"came at less than {s.min_body_rate:g} bytes a second for over {s.body_grace_s:g} s"
+            words, name, limit = f"{words} (min_body_rate, body_grace_s)", "min_body_rate", s.min_body_rate
+        return RequestTimeout(
+            f"the body {words}{'' if '(' in words else f' ({name})'}; send it over a faster line, or a smaller file",
+            field=name, limit=limit,
+        )  # fmt: skip
 
 
 class _Room:

@@ -21,6 +21,7 @@ _PROBLEMS = {
     401: "No key came, or an unknown one.",
     403: "The key lacks the scope, or is limited to other tasks.",
     404: "No such task or version.",
+    408: "The body came too slowly.",
     409: "The present state forbids it.",
     413: "The body, picture, clip or adapter passes a limit.",
     415: "Not a format that is read here.",

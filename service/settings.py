@@ -88,9 +88,11 @@ class Settings(BaseSettings):
         20.0, gt=0, description="Time that a body may pause or fall behind `min_body_rate`, in seconds."
     )
     max_discard_bytes: int = Field(
-        256 * MIB, ge=0, description="Bytes still read of a body that is refused, so that the client hears why."
+        1024 * MIB, ge=0, description="Bytes still read of a body that is refused, so that the client hears why."
     )
-    discard_timeout_s: float = Field(30.0, gt=0, description="Time for that, in seconds.")
+    discard_timeout_s: float = Field(
+        30.0, gt=0, description="Time to read on of a body whose answer is out, in seconds."
+    )
     send_timeout_s: float = Field(
         30.0, gt=0, description="Time for a client to take the next part of its answer, in seconds."
     )

@@ -6,11 +6,11 @@ It does not know files or folders; the catalogue and the repository do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Annotated, Any, BinaryIO, cast
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.repository import VersionInfo
 from service.routes.common import AtHand, TaskName, problems
@@ -74,7 +74,7 @@ async def download(request: Request, parts: AtHand, task: TaskName, version: Num
     file = await asyncio.to_thread(parts.catalogue.open, task, version)
     headers["Content-Length"] = str(info.size)
     headers["Content-Disposition"] = f'attachment; filename="{task}-{version}.safetensors"'
-    return StreamingResponse(_chunks(file), headers=headers, media_type="application/octet-stream")
+    return _Download(file, headers=headers, media_type="application/octet-stream")
 
 
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
@@ -132,7 +132,13 @@ async def _task(parts: Parts, name: str) -> TaskAnswer:
     )
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while chunk := file.read(CHUNK):
-            yield chunk
+class _Download(StreamingResponse):
+    """A file's bytes; however the answer ends, the file is closed with it."""
+
+    def __init__(self, file: BinaryIO, **kwargs: Any) -> None:
+        self._file = file
+        super().__init__(iter(lambda: file.read(CHUNK), b""), **kwargs)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)

@@ -68,6 +68,26 @@ async def receive(
     Raises BodyTooLarge past ``limit`` bytes, RequestTimeout for a body that comes too slowly, BadRequest for a broken
     one, ClientGone, and what the sink raises. The rest of a body that is refused is the server's business.
     """
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await _receive(request, sink, settings, limit, limit_name, fields)
+    except TimeoutError as error:
+        longest = settings.body_timeout_s
+        raise RequestTimeout(
+            f"the body took over {longest:g} s (body_timeout_s); send it over a faster line, or a smaller file",
+            field="body_timeout_s", limit=longest,
+        ) from error  # fmt: skip
+
+
+async def gone(request: Request) -> None:
+    """Returns when the client has closed the connection. Only after the whole body was received."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _receive(
+    request: Request, sink: Sink, settings: Settings, limit: int, limit_name: str, fields: Sequence[str]
+) -> str | None:
     kind, options = parse_options_header(request.headers.get("content-type"))
     form = _Form(options.get(b"boundary"), fields) if kind == b"multipart/form-data" else None
     room = _Room(limit, limit_name)
@@ -91,12 +111,6 @@ async def receive(
     return _text(disposition.get(b"filename"))
 
 
-async def gone(request: Request) -> None:
-    """Returns when the client has closed the connection. Only after the whole body was received."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _chunks(request: Request, patience: _Patience) -> AsyncIterator[bytes]:
     while True:
         message = await patience.wait(request.receive())
@@ -109,39 +123,31 @@ async def _chunks(request: Request, patience: _Patience) -> AsyncIterator[bytes]
 
 
 class _Patience:
-    """How long a body is waited for: ``body_timeout_s`` in all, and ``body_grace_s`` for the next part of it.
+    """How long the next part of a body is waited for.
 
-    The grace is a bucket: waiting empties it, and bytes fill it again, a second for each ``min_body_rate`` of them. So
-    a pause is forgiven where the body came fast before, and a trickle is not, also at the end of a large body.
+    ``body_grace_s`` is a bucket: waiting empties it, and bytes fill it again, a second for each ``min_body_rate`` of
+    them. So a pause is forgiven, and a trickle is not, also at the end of a body that began fast.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._grace = settings, settings.body_grace_s
-        self._end = time.monotonic() + settings.body_timeout_s
+        self._rate, self._most = settings.min_body_rate, settings.body_grace_s
+        self._grace = self._most
 
     async def wait(self, part: Awaitable[Message]) -> Message:
         """The next message. Raises RequestTimeout."""
         start = time.monotonic()
         try:
-            async with asyncio.timeout(min(self._grace, self._end - start)):
+            async with asyncio.timeout(self._grace):
                 message = await part
         except TimeoutError as error:
-            raise self._too_slow() from error
-        refilled = self._grace + start - time.monotonic() + len(message.get("body", b"")) / self._settings.min_body_rate
-        self._grace = min(refilled, self._settings.body_grace_s)
+            raise RequestTimeout(
+                f"the body came at less than {self._rate:g} bytes a second (min_body_rate) for over {self._most:g} s "
+                "(body_grace_s); send it over a faster line, or a smaller file",
+                field="min_body_rate", limit=self._rate,
+            ) from error  # fmt: skip
+        refilled = self._grace + start - time.monotonic() + len(message.get("body", b"")) / self._rate
+        self._grace = max(0.0, min(refilled, self._most))
         return message
-
-    def _too_slow(self) -> RequestTimeout:
-        s = self._settings
-        if time.monotonic() >= self._end:
-            words, name, limit = f"took over {s.body_timeout_s:g} s", "body_timeout_s", s.body_timeout_s
-        else:
-            words = f"came at less than {s.min_body_rate:g} bytes a second for over {s.body_grace_s:g} s"
-            words, name, limit = f"{words} (min_body_rate, body_grace_s)", "min_body_rate", s.min_body_rate
-        return RequestTimeout(
-            f"the body {words}{'' if '(' in words else f' ({name})'}; send it over a faster line, or a smaller file",
-            field=name, limit=limit,
-        )  # fmt: skip
 
 
 class _Room:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -246,3 +247,14 @@ def test_many_early_answers_through_a_pool(door: Door) -> None:
         for _ in range(20):
             assert client.post("/v1/tasks/other/predict", content=bytes(200_000)).status_code == 404
             assert client.post(PREDICT, content=photograph()).status_code == 200
+
+
+def test_a_connection_rests_once_the_body_is_thrown_away(kit: Kit, tmp_path: Path) -> None:
+    with house(kit.settings(data_dir=tmp_path, keep_alive_s=1)) as made, Wire.to(made.url) as wire:
+        wire.send(post("/v1/tasks/other/predict", length=100_000))
+        assert wire.answer().status == 404
+        wire.send(bytes(60_000))
+        wire.send(bytes(40_000))
+        start = time.monotonic()
+        assert wire.ended()
+        assert 0.5 < time.monotonic() - start < 5

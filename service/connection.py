@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -47,8 +48,8 @@ class _Wire:
 class Connection(HttpToolsProtocol):
     """Throws away what comes of a body whose answer is out, closes without a reset, lets go who does not read.
 
-    The rest of such a body is read within ``max_discard_bytes`` and ``discard_timeout_s``: many clients listen only
-    when they have sent all, and the next request must begin where the body ends.
+    The rest of such a body is read within ``max_discard_bytes`` and ``discard_timeout_s``, and while it comes: many
+    clients listen only when they have sent all, and the next request must begin where the body ends.
     """
 
     settings: Settings
@@ -57,12 +58,15 @@ class Connection(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
     _discard_left = 0
+    _discard_end = 0.0
     _in_body = False
     """Headers came, and the end of their body did not."""
     _discarding = False
     """The answer to the body that is coming has begun."""
     _deaf = False
     """What comes is not parsed any more."""
+    _spare = False
+    """This connection is beyond ``max_connections``: others wait for its place."""
     _stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -87,7 +91,7 @@ class Connection(HttpToolsProtocol):
             self._wire.resume_reading()
         if self._discarding and self._at_rest:
             self._unset_keepalive_if_required()
-            self._set_timer(self.settings.discard_timeout_s, self._shut)
+            self._expect_rest()
 
     def on_message_complete(self) -> None:
         self._in_body = False
@@ -109,6 +113,21 @@ class Connection(HttpToolsProtocol):
         if not self._discarding:
             self._discarding, self._discard_left = True, self.settings.max_discard_bytes
         self.flow.resume_reading()
+
+    def _expect_rest(self) -> None:
+        self._discard_end = self.loop.time() + self.settings.discard_timeout_s
+        self._await_rest()
+
+    def _await_rest(self) -> None:
+        """Something must come within ``body_grace_s``, and all before the end."""
+        left = self._discard_end - self.loop.time()
+        self._set_timer(min(left, self.settings.body_grace_s), partial(self._look_at_rest, self._discard_left))
+
+    def _look_at_rest(self, before: int) -> None:
+        if self._discard_left == before or self.loop.time() >= self._discard_end:
+            self._shut()
+        else:
+            self._await_rest()
 
     def _go_deaf(self) -> None:
         self._deaf, self._discard_left = True, self.settings.max_discard_bytes
@@ -133,7 +152,10 @@ class Connection(HttpToolsProtocol):
         self._own.resume_reading()
         if self._deaf:
             self._own.write_eof()
-        self._set_timer(PARTING_S if self._deaf or self._stopping else self.settings.discard_timeout_s, self._shut)
+        if self._deaf or self._stopping or self._spare:
+            self._set_timer(PARTING_S, self._shut)
+        else:
+            self._expect_rest()
 
     def _shut(self) -> None:
         """Close now; those bytes of an answer that are not out yet have their time."""

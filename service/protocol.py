@@ -45,8 +45,6 @@ class BoundedProtocol(Connection):
     _progress = False
     _in_head = False
     _body_began = False
-    _spare = False
-    """This connection is beyond ``max_connections``."""
     _wrong: AdaptError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
         1024 * MIB, ge=0, description="Bytes still read of a body that is refused, so that the client hears why."
     )
     discard_timeout_s: float = Field(
-        30.0, gt=0, description="Time to read on of a body whose answer is out, in seconds."
+        120.0, gt=0, description="Time to read on of a body whose answer is out, in seconds."
     )
     send_timeout_s: float = Field(
         30.0, gt=0, description="Time for a client to take the next part of its answer, in seconds."

@@ -165,6 +165,22 @@ def test_a_rest_that_will_not_be_read_ends_the_connection_in_time(strict: House)
             wire.send(*[b"ffff\r\n" + bytes(65535) + b"\r\n"] * 10_000)
 
 
+def test_a_rest_that_comes_slowly_is_waited_for_and_one_that_pauses_is_not(kit: Kit, tmp_path: Path) -> None:
+    with house(kit.settings(data_dir=tmp_path, discard_timeout_s=60, body_grace_s=0.4)) as made:
+        with Wire.to(made.url) as wire:
+            wire.send(post("/v1/tasks/other/predict", length=15_000))
+            assert wire.answer().status == 404
+            for _ in range(15):
+                threading.Event().wait(0.1)
+                wire.send(bytes(1000))
+            wire.send(get("/livez"))
+            assert wire.answer().status == 200
+        with Wire.to(made.url) as wire:
+            wire.send(post("/v1/tasks/other/predict", bytes(100), length=15_000))
+            assert wire.answer().status == 404
+            assert wire.ended()
+
+
 def test_what_is_thrown_away_is_not_kept(strict: House) -> None:
     before = psutil.Process().memory_info().rss
     with Wire.to(strict.url) as wire:

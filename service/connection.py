@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -25,10 +26,13 @@ MAX_PIPELINED = 16
 
 
 class _Wire:
-    """What uvicorn sees of the transport: when it closes and whether it is read is the connection's decision."""
+    """What uvicorn sees of the transport: when it closes and whether it is read is the connection's decision.
+
+    It does not keep the connection: one that ended is freed at once, with its buffers.
+    """
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
-        self._transport, self._connection = transport, connection
+        self._transport, self._connection = transport, weakref.ref(connection)
         self.write, self.pause_reading = transport.write, transport.pause_reading
         self.get_extra_info = transport.get_extra_info
         self.leaving = self.held = False
@@ -37,11 +41,16 @@ class _Wire:
         return self.leaving or self._transport.is_closing()
 
     def close(self) -> None:
-        self._connection.part()
+        connection = self._connection()
+        if connection is not None:
+            connection.part()
 
     def resume_reading(self) -> None:
-        self.held = len(self._connection.pipeline) >= MAX_PIPELINED
-        if not self.held and not self._transport.is_closing():
+        connection = self._connection()
+        if connection is None or self._transport.is_closing():
+            return
+        self.held = len(connection.pipeline) >= MAX_PIPELINED
+        if not self.held:
             self._transport.resume_reading()
 
 

@@ -227,7 +227,7 @@ class BoundedProtocol(Connection):
         self.cycle.keep_alive = False
         self.cycle.message_event.set()
         if self.cycle.response_complete:
-            self._shut()
+            self.part()
 
     def _refuse(self, error: AdaptError) -> None:
         """Answer with ``error`` after what came before it, then close."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.logs import FIELDS
+from service.protocol import BoundedProtocol
 from tests.houses import House, Kit, house, photograph, until
 from tests.test_logs import listening
 from tests.wire import Wire, chunked, get, post
@@ -277,3 +281,32 @@ def test_uvicorn_still_has_the_parts_that_are_used() -> None:
         "message_event",
     }  # fmt: skip
     assert used <= made
+
+
+def test_a_connection_that_ended_is_freed_at_once(home: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its buffers too, and not when the collector comes by: a thousand of them would be hundreds of megabytes."""
+    made: list[weakref.ref[BoundedProtocol]] = []
+    inner = BoundedProtocol.connection_made
+
+    def connection_made(self: BoundedProtocol, transport: asyncio.Transport) -> None:
+        made.append(weakref.ref(self))
+        inner(self, transport)
+
+    monkeypatch.setattr(BoundedProtocol, "connection_made", connection_made)
+    gc.disable()
+    try:
+        for sent, status in [
+            (post(PREDICT, photograph()), 200),
+            (post("/v1/tasks/no/predict", bytes(200_000)), 404),
+            (post("/v1/tasks/no/predict", bytes(2000), length=9000), 404),
+            (post(PREDICT, bytes(200_000), length=300_000), None),
+            (get("/livez", LARGE), 431),
+            (chunked(PREDICT, b"abc", end=b"zz\r\n"), 400),
+            (post(PREDICT, photograph(), *UPGRADES["websocket"]), 200),
+        ]:
+            with Wire.to(home.url) as wire:
+                wire.send(sent)
+                assert status is None or wire.answer().status == status
+            assert until(lambda: made[-1]() is None), sent[:60]
+    finally:
+        gc.enable()

@@ -76,6 +76,8 @@ class Connection(HttpToolsProtocol):
     """What comes is not parsed any more."""
     _spare = False
     """This connection is beyond ``max_connections``: others wait for its place."""
+    _hasty = False
+    """Its place is needed now."""
     _stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -154,7 +156,7 @@ class Connection(HttpToolsProtocol):
         if self._wire.is_closing():
             return
         self._wire.leaving = True
-        if not (self._in_body or self._deaf):
+        if self._hasty or not (self._in_body or self._deaf):
             self._shut()
             return
         self._discard()

@@ -54,8 +54,22 @@ class BoundedProtocol(Connection):
         self._expect_head()
         if beyond > 2 * reserve:
             transport.abort()
-        elif beyond > reserve:
+        elif beyond > reserve and not self._displace():
             self._refuse(too_many(self.settings))
+
+    def _displace(self) -> bool:
+        """Whether one in the reserve made way that has not asked anything: who watches the server asks at once."""
+        silent = [
+            other
+            for other in self.connections
+            if isinstance(other, BoundedProtocol) and other._spare and other.cycle is None and other is not self
+        ]
+        if not silent:
+            return False
+        oldest = min(silent, key=lambda other: other._began)
+        oldest._hasty = True
+        oldest._refuse(too_many(self.settings))
+        return True
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()

@@ -244,22 +244,45 @@ def test_beyond_max_connections_the_answer_is_a_problem_and_who_watches_is_answe
         assert until(lambda: _status(wire, post(PREDICT, photograph())) == 200)
 
 
-def test_the_reserve_is_bounded_and_soon_free_again(full: House) -> None:
+def test_who_says_nothing_does_not_keep_the_reserve(full: House) -> None:
     idle = [Wire.to(full.url) for _ in range(5)]  # all, and the reserve
     try:
-        with Wire.to(full.url) as wire:  # refused at the door, before it says a word
-            wire.answer().problem(503)
-            assert wire.ended()
-        for wire in idle[3:]:  # the reserve does not wait as long for headers
-            assert wire.answer().problem(503)["field"] == "max_connections"
-        for wire in idle[3:]:
-            wire.connection.close()
-        with Wire.to(full.url) as wire:
-            wire.send(get("/readyz"))
-            assert wire.answer().status == 200
+        with Wire.to(full.url) as watcher:
+            idle[3].answer().problem(503)  # the oldest in the reserve made way
+            assert idle[3].ended()
+            watcher.send(get("/readyz"))
+            assert watcher.answer().status == 200
+        idle += [Wire.to(full.url) for _ in range(3)]
+        for _ in range(3):
+            with Wire.to(full.url) as watcher:
+                watcher.send(get("/livez"))
+                assert watcher.answer().status == 200
+            idle.append(Wire.to(full.url))
+        assert idle[-1].answer().problem(503)["field"] == "max_connections"  # nor is it waited for as long as others
     finally:
         for wire in idle:
             wire.connection.close()
+
+
+def test_the_reserve_is_bounded(full: House) -> None:
+    busy = [Wire.to(full.url) for _ in range(5)]
+    try:
+        for wire in busy[3:]:  # their answer is out, but not all of them has come
+            wire.send(post(PREDICT, b"abc", length=1000))
+            wire.answer().problem(503)
+        with Wire.to(full.url) as late:  # refused at the door, before it says a word
+            late.answer().problem(503)
+            assert late.ended()
+        assert until(lambda: _asked(full.url) == 200)  # they are not waited for as long as others
+    finally:
+        for wire in busy:
+            wire.connection.close()
+
+
+def _asked(url: str) -> int:
+    with Wire.to(url) as wire:
+        wire.send(get("/livez"))
+        return wire.answer().status
 
 
 def _status(wire: Wire, request: bytes) -> int:

@@ -11,12 +11,15 @@ AdaptError (adapters.errors)
 │   └── ForeignOrigin        403  a page of another origin wants to change something
 ├── UnknownTask              404
 ├── UnknownVersion           404
+├── RequestTimeout           408  headers or a body came too slowly
 ├── Conflict                 409  the state forbids it (deleting the active version, a locked folder)
 ├── BodyTooLarge             413
 ├── BadRange                 416
 ├── UnknownHost              421  the request was meant for another name
 ├── BadScores                422  the adapter's scores are not finite numbers
 ├── QueueFull                429  with retry_after
+│   └── TooManyConnections   503
+├── RequestHeaderFieldsTooLarge  431
 ├── ClientGone               499  never sent: there is nobody to send it to
 ├── ComputeFailed            500  our own fault
 ├── NotReady                 503
@@ -85,6 +88,10 @@ class UnknownVersion(AdaptError):
     """The task has no such version."""
 
 
+class RequestTimeout(AdaptError):
+    """The request, its headers or its body, did not come within its time."""
+
+
 class Conflict(AdaptError):
     """What is asked contradicts the present state."""
 
@@ -111,6 +118,14 @@ class QueueFull(AdaptError):
     def __init__(self, message: str, *, retry_after: float, **facts: object) -> None:
         super().__init__(message, **facts)
         self.retry_after = retry_after
+
+
+class TooManyConnections(QueueFull):
+    """Every connection is taken."""
+
+
+class RequestHeaderFieldsTooLarge(AdaptError):
+    """The headers pass their bound."""
 
 
 class ClientGone(AdaptError):
@@ -166,11 +181,14 @@ STATUS: dict[type[AdaptError], int] = {
     UnknownHost: 421,
     UnknownTask: 404,
     UnknownVersion: 404,
+    RequestTimeout: 408,
     Conflict: 409,
     BodyTooLarge: 413,
     BadRange: 416,
     BadScores: 422,
     QueueFull: 429,
+    TooManyConnections: 503,
+    RequestHeaderFieldsTooLarge: 431,
     ClientGone: 499,
     ComputeFailed: 500,
     NotReady: 503,

@@ -40,8 +40,10 @@ class Metrics:
         self._registry = registry
         self._labels: set[str] = set()
         self._requests = Counter(
-            "adaptserve_requests", "Requests under /v1 by task and HTTP status.", ["task", "code"], registry=registry
-        )
+            "adaptserve_requests",
+            "Requests under /v1, and those refused before their address came, by task and HTTP status.",
+            ["task", "code"], registry=registry,
+        )  # fmt: skip
         self._seconds = Histogram(
             "adaptserve_request_seconds",
             "Seconds that a request spent per stage; total is from the first header to the last byte of the answer.",
@@ -61,11 +63,15 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
 
-    def requested(self, tasks: Sequence[str], code: int, seconds: float) -> None:
-        """A request under /v1 ended; ``tasks`` that exist or UNKNOWN, none for calls that name no task."""
+    def requested(self, tasks: Sequence[str], code: int, seconds: float | None) -> None:
+        """A request under /v1 ended; ``tasks`` that exist or UNKNOWN, none for calls that name no task.
+
+        Without ``seconds`` it never came whole: it is counted, but says nothing of the server's time.
+        """
         for task in tasks or ("",):
             self._requests.labels(self._label(task), str(code)).inc()
-        self._seconds.labels("total").observe(seconds)
+        if seconds is not None:
+            self._seconds.labels("total").observe(seconds)
 
     def staged(self, decode_s: float, queue_s: float, compute_s: float) -> None:
         """A prediction's stages."""

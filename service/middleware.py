@@ -17,14 +17,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
 from service.keys import EVERYBODY
-from service.problems import respond_plain
+from service.problems import respond, respond_plain
+from service.protocol import REFUSAL, Refusal
 
 log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
-OnDone = Callable[[Sequence[str], int, float], None]
-"""Called with the tasks, the status and the seconds of each request under /v1."""
+OnDone = Callable[[Sequence[str], int, float | None], None]
+"""Called with the tasks, the status and the seconds of each request under /v1; without seconds for one whose address
+never came.
+"""
 
 
 class RequestContext:
@@ -39,6 +42,9 @@ class RequestContext:
             return
         start = time.perf_counter()
         state = scope.setdefault("state", {})
+        if REFUSAL in state:
+            await self._refuse(state[REFUSAL], scope, receive, send)
+            return
         state["request_id"] = request_id = _request_id(scope)
         state["tasks"] = ()
         status = 0
@@ -57,6 +63,15 @@ class RequestContext:
             if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
                 self._on_done(state["tasks"], status, seconds)
             _log(scope, state, status, seconds)
+
+    async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server could not read this request to the end of its headers."""
+        request_id = secrets.token_hex(8)
+        response = respond(refusal.error, request_id)
+        response.headers["X-Request-Id"] = request_id
+        self._on_done((), response.status_code, None)
+        logs.request(request_id, scope["method"], None, (), None, response.status_code, refusal.seconds)
+        await response(scope, receive, send)
 
 
 class LastResort:

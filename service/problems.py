@@ -20,11 +20,9 @@ from service.addresses import allowed
 from service.errors import (
     BadRange,
     BadRequest,
-    BodyTooLarge,
-    ClientGone,
-    DeadlineExceeded,
     Draining,
     QueueFull,
+    RequestTimeout,
     Unauthorised,
     problem,
     status_of,
@@ -54,8 +52,8 @@ def respond(error: AdaptError, request_id: str) -> ProblemResponse:
         headers["Content-Range"] = f"bytes */{error.size}"
     if isinstance(error, Unauthorised):
         headers["WWW-Authenticate"] = 'Bearer realm="adaptserve"'
-    if isinstance(error, BodyTooLarge | DeadlineExceeded | ClientGone | Draining):
-        headers["Connection"] = "close"  # part of the body may still be on its way
+    if isinstance(error, RequestTimeout | Draining):
+        headers["Connection"] = "close"  # what is slow would go on; a server that stops takes nothing more
     return ProblemResponse(document, status_of(error), headers)
 
 

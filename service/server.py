@@ -1,12 +1,11 @@
-"""The uvicorn server with what it lacks: bounds on a request's headers, and a stop that loses no request on its way.
+"""The uvicorn server with what it lacks: bounded connections, and a stop that loses no request on its way.
 
-It knows sockets and HTTP framing; it does not know routes or tasks.
+It knows sockets; it does not know HTTP framing, routes or tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import time
@@ -14,15 +13,13 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.protocol import BoundedProtocol
 from service.settings import Settings
 
 BACKLOG = 2048
-LINGER_S, LATE_S = 0.5, 0.1
-"""At a stop, how long a connection without a request is still listened to, since one may be on its way: first those
-that were there, then those that came while the others ended.
-"""
+LINGER_S = 0.5
+"""At a stop, how long a connection without a request is still listened to, since one may be on its way."""
 TICK_S = 0.02
 DRAINING = "draining"
 """In the state of each request that came after the server was told to stop."""
@@ -30,8 +27,7 @@ DRAINING = "draining"
 
 def server_config(settings: Settings, app: Any) -> uvicorn.Config:
     """How ``adaptserve serve`` runs its application."""
-    bounds = {"max_header_bytes": settings.max_request_header_bytes, "header_timeout_s": settings.header_timeout_s}
-    protocol: type[asyncio.Protocol] = type("Bounded", (BoundedProtocol,), bounds)
+    protocol: type[asyncio.Protocol] = type("Bounded", (BoundedProtocol,), {"settings": settings})
     return uvicorn.Config(
         app,
         http=protocol,
@@ -42,7 +38,6 @@ def server_config(settings: Settings, app: Any) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # service.door believes those that the settings name
         backlog=BACKLOG,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=int(settings.drain_s),
         lifespan="off",
@@ -98,80 +93,3 @@ def _empty(listener: socket.socket) -> Iterator[socket.socket]:
             except OSError:  # none is left, or no file descriptor is
                 return
             yield connection
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """httptools with an end to headers: past ``max_header_bytes`` 431, past ``header_timeout_s`` 408.
-
-    At a stop, a request that comes within LINGER_S on a connection at rest is still taken, as its last.
-    """
-
-    max_header_bytes = 64 * 1024
-    header_timeout_s = 20.0
-    _pending = 0
-    _timer: asyncio.TimerHandle | None = None
-    _stopping = False
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def shutdown(self) -> None:
-        """Uvicorn's word to all, once the listeners are closed."""
-        self.leave(LATE_S)
-
-    def leave(self, linger_s: float) -> None:
-        """The server stops: end with the request in progress, or, where there is none, in a moment."""
-        if self._at_rest and not self._stopping:
-            self.loop.call_later(linger_s, super().shutdown)
-        elif not self._at_rest:
-            super().shutdown()
-        self._stopping = True
-
-    @property
-    def _at_rest(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def data_received(self, data: bytes) -> None:
-        if self._at_rest and self._timer is None:
-            self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
-        super().data_received(data)
-        if self._timer is not None:  # the headers are not complete yet
-            self._pending += len(data)
-            if self._pending > self.max_header_bytes:
-                self._refuse(431, f"the headers have over {self.max_header_bytes} bytes (max_request_header_bytes)")
-
-    def on_headers_complete(self) -> None:
-        self._stop_timer()
-        super().on_headers_complete()
-        if self._stopping and self.cycle is not None:
-            self.cycle.keep_alive = False
-
-    def _stop_timer(self) -> None:
-        self._pending = 0
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _too_slow(self) -> None:
-        self._refuse(408, f"the headers took over {self.header_timeout_s:g} s (header_timeout_s)")
-
-    def _refuse(self, status: int, detail: str) -> None:
-        self._stop_timer()
-        if not self.transport.is_closing():
-            self.transport.write(_raw_problem(status, detail))
-            self.transport.close()
-
-
-def _raw_problem(status: int, detail: str) -> bytes:
-    title = {408: "Request timeout", 431: "Request header fields too large"}[status]
-    kind = title.lower().replace(" ", "-")
-    body = json.dumps({"type": f"urn:adaptserve:problem:{kind}", "title": title, "status": status, "detail": detail})
-    return (
-        f"HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
-    ).encode()

@@ -71,7 +71,9 @@ class Settings(BaseSettings):
     host_cache_bytes: int = Field(1024 * MIB, ge=0, description="Packed adapters kept in host memory, in bytes.")
     max_batch_rows: int = Field(BATCH_ROWS, ge=1, le=1024, description="Rows (pictures or frames) of one batch.")
     max_queue_rows: int = Field(1024, ge=1, description="Rows accepted and not yet answered; beyond it, 429.")
-    deadline_s: float = Field(10.0, gt=0, description="Time for a request that names none, in seconds.")
+    deadline_s: float = Field(
+        10.0, gt=0, description="Time for an answer, from the whole body on, where a request names none, in seconds."
+    )
     max_deadline_s: float = Field(60.0, gt=0, description="The longest deadline a client may ask for, in seconds.")
 
     decode_workers: int = Field(0, ge=0, le=1024, description="Threads that decode; 0 takes the number of cores.")
@@ -123,7 +125,9 @@ class Settings(BaseSettings):
     )
 
     max_uploads: int = Field(4, ge=1, le=256, description="Uploads in progress at once; beyond it, 429.")
-    upload_timeout_s: float = Field(120.0, gt=0, description="Time for one upload, in seconds.")
+    upload_timeout_s: float = Field(
+        120.0, gt=0, description="Time to check and publish an upload, from the whole file on, in seconds."
+    )
     max_adapter_bytes: int = Field(FileLimits.max_file_bytes, ge=1, description="Bytes of one adapter file.")
     max_adapter_header_bytes: int = Field(
         FileLimits.max_header_bytes, ge=1, description="Bytes of an adapter file's header."
@@ -133,8 +137,25 @@ class Settings(BaseSettings):
     max_tasks_per_request: int = Field(64, ge=1, le=1024, description="Tasks that one request may ask.")
 
     max_connections: int = Field(1024, ge=1, description="Connections at once; beyond it, 503.")
+    reserved_connections: int = Field(
+        32, ge=1, description="Connections beyond those, for /livez, /readyz, /metrics and refusals."
+    )
     max_request_header_bytes: int = Field(64 * 1024, ge=1024, description="Bytes of a request's headers.")
     header_timeout_s: float = Field(20.0, gt=0, description="Time to receive a request's headers, in seconds.")
+    body_timeout_s: float = Field(1800.0, gt=0, description="Time to receive a body, in seconds; beyond it, 408.")
+    min_body_rate: float = Field(8192.0, gt=0, description="Bytes a second that a body has to come at; below it, 408.")
+    body_grace_s: float = Field(
+        20.0, gt=0, description="Time that a body may pause or fall behind `min_body_rate`, in seconds."
+    )
+    max_discard_bytes: int = Field(
+        1024 * MIB, ge=0, description="Bytes still read of a body that is refused, so that the client hears why."
+    )
+    discard_timeout_s: float = Field(
+        120.0, gt=0, description="Time to read on of a body whose answer is out, in seconds."
+    )
+    send_timeout_s: float = Field(
+        30.0, gt=0, description="Time for a client to take the next part of its answer, in seconds."
+    )
     keep_alive_s: int = Field(30, ge=1, description="Idle time before a connection is closed, in seconds.")
     ready_fresh_s: float = Field(5.0, gt=0, description="Age of the last forward pass that still counts as ready.")
     ready_timeout_s: float = Field(10.0, gt=0, description="Time for the health check's own forward pass.")

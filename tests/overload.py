@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 
@@ -34,13 +36,13 @@ class Answers:
 
 
 class Client:
-    """Keeps connections open and reuses the free ones; one request on each at a time."""
+    """Keeps connections open and reuses the free ones; one request on each at a time. It sends the bodies in turn."""
 
-    def __init__(self, url: str, task: str, body: bytes, deadline_ms: int) -> None:
+    def __init__(self, url: str, task: str, bodies: Sequence[bytes], deadline_ms: int) -> None:
         host, port = url.removeprefix("http://").split(":")
         self._address = (host, int(port))
         head = f"POST /v1/tasks/{task}/predict HTTP/1.1\r\nHost: {host}\r\nX-Deadline-Ms: {deadline_ms}\r\n"
-        self._request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        self._requests = cycle([f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies])
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.answers = Answers()
 
@@ -79,7 +81,7 @@ class Client:
     async def _ask(self) -> int:
         reader, writer = self._free.pop() if self._free else await asyncio.open_connection(*self._address)
         try:
-            writer.write(self._request)
+            writer.write(next(self._requests))
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
             await reader.readexactly(int(fields["content-length"]))

@@ -99,6 +99,23 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
     assert len(refused.stderr.splitlines()) == 1
 
 
+def limited(limit: str, *command: str) -> subprocess.CompletedProcess[str]:
+    script = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", sys.executable, *command]
+    return subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_too_few_open_files_are_one_line_or_more_are_taken() -> None:
+    done = limited("-n 300", "-m", "service.cli", "serve")
+    assert done.returncode == 2
+    assert "max_connections" in done.stderr
+    assert "may have 300" in done.stderr.replace("\n", " ")
+    code = (
+        "import resource; from service.cli.serve import _make_room_for_files; from service.settings import Settings; "
+        "_make_room_for_files(Settings(max_connections=500)); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    assert int(limited("-Sn 256", "-c", code).stdout) >= 500 + 32
+
+
 def test_a_backbone_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     refused = serve("--backbone", "vit_nothing", "--data-dir", str(tmp_path), "--port", "0")
     assert refused.returncode == 1

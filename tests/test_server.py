@@ -1,9 +1,8 @@
-"""The bounds on headers, on the first request and on later ones of a connection; a stop that cuts nobody off."""
+"""A stop that cuts nobody off."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import threading
 import time
@@ -20,21 +19,14 @@ from service.app import create_app
 from service.server import DRAINING, Server, server_config
 from service.settings import Settings
 from tests.houses import WAIT, House, Kit, house, problem, until
+from tests.wire import Wire, post
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder: Path = tmp_path_factory.mktemp("server")
-    settings = Kit(folder).settings(
-        data_dir=folder / "data", max_request_header_bytes=8000, header_timeout_s=0.5, keep_alive_s=60
-    )
-    with house(settings) as made:
+    with house(Kit(folder).settings(data_dir=folder / "data")) as made:
         yield made
-
-
-def connect(home: House) -> socket.socket:
-    host, port = home.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -46,40 +38,6 @@ def read_all(connection: socket.socket) -> bytes:
 
 def request(header: bytes = b"") -> bytes:
     return b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n"
-
-
-@pytest.mark.parametrize("first", [b"", request()])
-def test_headers_without_end_are_431(home: House, first: bytes) -> None:
-    with connect(home) as connection:
-        if first:
-            connection.sendall(first)
-            assert b"200 OK" in connection.recv(65536)
-        connection.sendall(b"GET /livez HTTP/1.1\r\nX-A: " + b"a" * 9000)
-        answer = read_all(connection)
-    assert answer.startswith(b"HTTP/1.1 431 ")
-    assert json.loads(answer.split(b"\r\n\r\n")[1])["status"] == 431
-
-
-@pytest.mark.parametrize("first", [b"", request()])
-@pytest.mark.parametrize("partial", [b"GET /livez HTTP/1.1\r\n", b"G"])
-def test_headers_that_never_end_are_408(home: House, first: bytes, partial: bytes) -> None:
-    with connect(home) as connection:
-        if first:
-            connection.sendall(first)
-            assert b"200 OK" in connection.recv(65536)
-        connection.sendall(partial)
-        assert read_all(connection).startswith(b"HTTP/1.1 408 ")
-
-
-def test_a_connection_that_says_nothing_is_closed(home: House) -> None:
-    with connect(home) as connection:
-        assert read_all(connection).startswith(b"HTTP/1.1 408 ")
-
-
-def test_many_requests_on_one_connection_and_large_bodies_pass(home: House) -> None:
-    for _ in range(30):
-        assert home.client.get("/livez", headers={"X-A": "a" * 5000}).status_code == 200
-    assert home.client.post("/v1/tasks/none/predict", content=bytes(300_000)).status_code == 404
 
 
 def test_a_stopping_server_refuses_with_a_problem(home: House) -> None:
@@ -225,3 +183,19 @@ def test_a_request_without_end_does_not_hold_a_stop_past_its_bound() -> None:
         assert 1 <= time.monotonic() - start < 10
         home.app.gate.set()
         assert home.stopped()
+
+
+def test_a_stop_waits_for_what_is_thrown_away_but_not_long() -> None:
+    """An answer came before its body's end: the client still sends, and must see the answer, not a reset."""
+    with running(Server) as home, Wire(home.connect()) as sends, Wire(home.connect()) as hangs:
+        for wire in (sends, hangs):
+            wire.send(post("/early", bytes(1000), length=200_000))
+            assert wire.answer().status == 200
+        home.server.should_exit = True
+        assert until(lambda: DRAINING in home.server.lifespan.state)
+        start = time.monotonic()
+        sends.send(bytes(199_000))
+        assert sends.ended()
+        assert hangs.ended()
+        assert home.stopped()
+        assert time.monotonic() - start < 10

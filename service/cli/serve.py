@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapters.limits import variable
 from service import logs
 from service.cli.console import DEVICE_LOST, FAILED, USAGE, complain, one_line_errors, out, settings_or_exit
 from service.hosts import ANY, listed
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OTHER_FILES = 128
+"""Open files beside the connections: the store, uploads, libraries."""
 SHOWN = 8
 """Names of one kind in the lines at the start."""
 
@@ -72,6 +76,7 @@ def serve(
     )  # fmt: skip
     with one_line_errors():
         _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
+        _make_room_for_files(settings)
         listener = _listen(settings)
         logs.configure(settings.log_level, settings.log_format)
         # A process with number 1 in its container has no default for it; until there is a server, nothing need drain.
@@ -130,6 +135,21 @@ def _refuse_open_door(settings: Settings, keys: Keys) -> None:
                 "--insecure"
             )
             raise typer.Exit(USAGE)
+
+
+def _make_room_for_files(settings: Settings) -> None:
+    """A connection is an open file. Without one to spare, nobody could even be told that the server is full."""
+    needed = settings.max_connections + 2 * settings.reserved_connections + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        complain(
+            f"{settings.max_connections} connections (max_connections) need {needed} open files, and this process may "
+            f"have {hard}; raise that limit (ulimit -n, LimitNOFILE), or set {variable('max_connections')} lower"
+        )
+        raise typer.Exit(USAGE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TYPE_CHECKING, Protocol, Self
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Message
 
 from adapters.errors import UnsupportedMedia
-from service.errors import BadRequest, BodyTooLarge, ClientGone, QueueFull
+from service.errors import BadRequest, BodyTooLarge, ClientGone, RequestTimeout
 from service.routes.parameters import unknown
 from service.serving.budget import Budget
-from service.serving.caller import Caller
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -27,9 +29,6 @@ MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that a form may hold besides the file: boundaries, headers, other fields."""
 LOST_TO_CURL = re.compile(rb"[\0\r\n]")
 """What `curl -d @FILE` leaves out. Every picture, clip and adapter has such bytes: lengths hold zeros."""
-DRAIN_BYTES = 64 * 2**20
-DRAIN_S = 2.0
-"""What is still read, and thrown away, of a body that is refused: many clients listen only when they have sent all."""
 
 
 class Sink(Protocol):
@@ -66,21 +65,23 @@ class Memory:
 
 
 async def receive(
-    request: Request, sink: Sink, caller: Caller, *, limit: int, limit_name: str, fields: Sequence[str]
+    request: Request, sink: Sink, settings: Settings, *, limit: int, limit_name: str, fields: Sequence[str]
 ) -> str | None:
     """Stream the body, or the first multipart field of that name, into ``sink``; returns the file's name if given.
 
-    Raises BodyTooLarge past ``limit`` bytes, BadRequest for a broken form or unknown field, UnsupportedMedia for what
-    `curl -d` sends, ClientGone, DeadlineExceeded, and what the sink raises.
+    Raises BodyTooLarge past ``limit`` bytes, RequestTimeout for a body that comes too slowly, BadRequest for a broken
+    form or an unknown field, UnsupportedMedia for what `curl -d` sends, ClientGone, and what the sink raises. The rest
+    of a body that is refused is the server's business.
     """
     try:
-        async with asyncio.timeout(caller.left):
-            return await _receive(request, sink, limit, limit_name, fields)
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await _receive(request, sink, settings, limit, limit_name, fields)
     except TimeoutError as error:
-        raise caller.too_late("receiving the body") from error
-    except (BodyTooLarge, QueueFull):
-        await _drain(request)
-        raise
+        longest = settings.body_timeout_s
+        raise RequestTimeout(
+            f"the body took over {longest:g} s (body_timeout_s); send it over a faster line, or a smaller file",
+            field="body_timeout_s", limit=longest,
+        ) from error  # fmt: skip
 
 
 async def gone(request: Request) -> None:
@@ -89,7 +90,9 @@ async def gone(request: Request) -> None:
         pass
 
 
-async def _receive(request: Request, sink: Sink, limit: int, limit_name: str, fields: Sequence[str]) -> str | None:
+async def _receive(
+    request: Request, sink: Sink, settings: Settings, limit: int, limit_name: str, fields: Sequence[str]
+) -> str | None:
     kind, options = parse_options_header(request.headers.get("content-type"))
     form = _Form(options.get(b"boundary"), fields) if kind == b"multipart/form-data" else None
     room = _Room(limit, limit_name)
@@ -98,7 +101,7 @@ async def _receive(request: Request, sink: Sink, limit: int, limit_name: str, fi
     if claimed.isdecimal():
         whole.check(int(claimed))
     stripped = kind == b"application/x-www-form-urlencoded"  # as --data-binary sends it too, which strips nothing
-    async for chunk in _chunks(request):
+    async for chunk in _chunks(request, _Patience(settings)):
         if form is None:
             room.take(len(chunk))
             stripped = stripped and LOST_TO_CURL.search(chunk) is None
@@ -121,9 +124,9 @@ async def _receive(request: Request, sink: Sink, limit: int, limit_name: str, fi
     return _text(disposition.get(b"filename"))
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
+async def _chunks(request: Request, patience: _Patience) -> AsyncIterator[bytes]:
     while True:
-        message = await request.receive()
+        message = await patience.wait(request.receive())
         if message["type"] == "http.disconnect":
             raise ClientGone("the client left before it had sent the whole body")
         if message.get("body"):
@@ -132,19 +135,32 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
             return
 
 
-async def _drain(request: Request) -> None:
-    """Read on for a bounded while. A client that waits for ``100 Continue`` has sent nothing and hears at once."""
-    if request.headers.get("expect"):
-        return
-    left = DRAIN_BYTES
-    try:
-        async with asyncio.timeout(DRAIN_S):
-            async for chunk in _chunks(request):
-                left -= len(chunk)
-                if left < 0:
-                    return
-    except (TimeoutError, ClientGone):
-        return
+class _Patience:
+    """How long the next part of a body is waited for.
+
+    ``body_grace_s`` is a bucket: waiting empties it, and bytes fill it again, a second for each ``min_body_rate`` of
+    them. So a pause is forgiven, and a trickle is not, also at the end of a body that began fast.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._rate, self._most = settings.min_body_rate, settings.body_grace_s
+        self._grace = self._most
+
+    async def wait(self, part: Awaitable[Message]) -> Message:
+        """The next message. Raises RequestTimeout."""
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(self._grace):
+                message = await part
+        except TimeoutError as error:
+            raise RequestTimeout(
+                f"the body came at less than {self._rate:g} bytes a second (min_body_rate) for over {self._most:g} s "
+                "(body_grace_s); send it over a faster line, or a smaller file",
+                field="min_body_rate", limit=self._rate,
+            ) from error  # fmt: skip
+        refilled = self._grace + start - time.monotonic() + len(message.get("body", b"")) / self._rate
+        self._grace = max(0.0, min(refilled, self._most))
+        return message
 
 
 class _Room:

@@ -21,6 +21,7 @@ _PROBLEMS = {
     401: "No key came, or an unknown one.",
     403: "The key lacks the scope or is limited to other tasks, or a page of another origin asks.",
     404: "No such task or version.",
+    408: "The body came too slowly.",
     409: "The present state forbids it.",
     413: "The body, picture, clip or adapter passes a limit.",
     415: "Not a format that is read here.",
@@ -35,7 +36,7 @@ _PROBLEMS = {
 }
 
 
-def parts_of(request: Request) -> Parts:
+async def parts_of(request: Request) -> Parts:  # as every dependency, so that none is a job for a thread
     """The server's parts, as built by ``service.app``."""
     parts: Parts = request.app.state.parts
     return parts
@@ -58,7 +59,7 @@ SHAPE: dict[str, Any] = {"pattern": TASK_PATTERN}
 """For /docs alone: the check is ours, whose sentence says more than the framework's."""
 
 
-def named(
+async def named(
     request: Request,
     parts: AtHand,
     task: Annotated[str, Path(description="a task's name", examples=["digits"], json_schema_extra=SHAPE)],

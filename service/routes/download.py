@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.addresses import HEAD
 from service.errors import BadRange
@@ -56,7 +57,7 @@ async def download(request: Request, parts: AtHand, task: TaskName, version: Num
     # Opened before the answer starts, so a version deleted meanwhile is still sent whole.
     file = await asyncio.to_thread(parts.catalogue.open, task, version)
     headers["Content-Length"] = str(end - start)
-    return StreamingResponse(_chunks(file, start, end), status, headers, FILE)
+    return _Download(file, start, end, status, headers)
 
 
 def matches(header: str, tag: str) -> bool:
@@ -84,9 +85,20 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
+class _Download(StreamingResponse):
+    """The bytes from ``start`` to ``end`` of a file; however the answer ends, the file is closed with it."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int, status: int, headers: dict[str, str]) -> None:
+        self._file = file
+        super().__init__(_chunks(file, start, end), status, headers, FILE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
+
+
 def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-    with file:
-        file.seek(start)
-        while start < end and (chunk := file.read(min(CHUNK, end - start))):
-            start += len(chunk)
-            yield chunk
+    file.seek(start)
+    while start < end and (chunk := file.read(min(CHUNK, end - start))):
+        start += len(chunk)
+        yield chunk

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from service.errors import Draining, Forbidden, Unauthorised
 from service.keys import EVERYBODY, Key, Keys, Scope
+from service.protocol import CROWDED, too_many
 from service.server import DRAINING
 
 NEEDS: dict[tuple[str, str], Scope | None] = {
@@ -31,11 +32,16 @@ WHOLE_SERVER = {"/metrics"}
 WHILE_DRAINING = {"/livez", "/metrics"}
 """What a server that stops still answers: it lives, and can be watched."""
 
+WHEN_CROWDED = {"/livez", "/readyz", "/metrics"}
+"""What is answered even when every connection is taken: whoever watches the server must see that."""
+
 
 async def still_open(request: Request) -> None:
-    """Let the call pass unless the server was told to stop before it came. Raises Draining."""
+    """Let the call pass unless the server was told to stop before it came, or is full. Raises Draining and more."""
     if request.scope["state"].get(DRAINING) and request.scope["route"].path not in WHILE_DRAINING:
         raise Draining("the server is stopping and takes no new requests; try another one, or again in a moment")
+    if request.scope["state"].get(CROWDED) and request.scope["route"].path not in WHEN_CROWDED:
+        raise too_many(request.app.state.parts.settings)
 
 
 async def guard(request: Request) -> None:
@@ -61,7 +67,7 @@ async def guard(request: Request) -> None:
         )  # fmt: skip
 
 
-def caller_key(request: Request) -> Key:
+async def caller_key(request: Request) -> Key:
     """The key that ``guard`` let pass."""
     key: Key = request.state.key
     return key

@@ -29,13 +29,17 @@ _BODY = file_body(
     ["application/octet-stream", "image/jpeg", "video/mp4"],
     FIELDS,
 )
-_PROBLEMS = problems(404, 413, 415, 422, 429, 500, 503, 504, 507)
+_PROBLEMS = problems(404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
 
 TopK = Annotated[int, Query(ge=1, description="how many labels to return, best first; all if there are fewer")]
 Version = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="a version other than the active one")]
 DeadlineMs = Annotated[
     int | SkipJsonSchema[None],
-    Header(alias="X-Deadline-Ms", ge=1, description="milliseconds that this answer is worth waiting for"),
+    Header(
+        alias="X-Deadline-Ms",
+        ge=1,
+        description="milliseconds that this answer is worth waiting for, once the body is sent",
+    ),
 ]
 Tasks = Annotated[
     list[Annotated[str, Field(json_schema_extra=SHAPE)]],
@@ -85,14 +89,19 @@ async def predict_many(
 async def _answer(
     request: Request, parts: Parts, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
 ) -> Outcomes:
-    """Body, versions, pixels, scores. What is asked is looked up before the body is read, and fixed after it."""
+    """Body, versions, pixels, scores. What is asked is looked up before the body is read, and fixed after it.
+
+    The deadline counts from the whole body; a slow sender's has bounds of its own.
+    """
     async with Caller(_seconds(parts, deadline_ms)) as caller, Memory(parts.bodies) as memory:
         for task, version in asked:
             parts.repository.version(task, version)
         parts.predictor.check_room(len(asked), caller)
         limit = parts.settings.max_body_bytes
-        await receive(request, memory, caller, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
+        await receive(request, memory, parts.settings, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
+        caller.restart()
         caller.watch(gone(request))
+        parts.predictor.check_room(len(asked), caller)
         versions = [await parts.catalogue.resolve(task, version) for task, version in asked]
         try:
             outcomes = await parts.predictor.predict(memory.take(), versions, top_k, caller)

@@ -28,7 +28,7 @@ _BODY = file_body(
     "/v1/tasks/{task}/adapter",
     status_code=201,
     openapi_extra=_BODY,
-    responses=problems(413, 415, 422, 429, 500, 503, 504, 507)
+    responses=problems(408, 413, 415, 422, 429, 500, 503, 504, 507)
     | {200: {"description": "The task has had these very bytes before.", "model": UploadAnswer}},
 )
 async def upload(
@@ -41,7 +41,10 @@ async def upload(
     """Publish a version. It is checked and tried first; when this returns, it answers and survives a crash."""
     limit = parts.settings.max_adapter_bytes
     async with Caller(parts.settings.upload_timeout_s) as caller, parts.uploads.staging(limit) as staged:
-        filename = await receive(request, staged, caller, limit=limit, limit_name="max_adapter_bytes", fields=["file"])
+        filename = await receive(
+            request, staged, parts.settings, limit=limit, limit_name="max_adapter_bytes", fields=["file"]
+        )
+        caller.restart()
         caller.watch(gone(request))
         done = await parts.uploads.publish(staged, task, filename, caller, activate=activate)
     response.status_code = 201 if done.created else 200

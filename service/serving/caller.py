@@ -20,13 +20,19 @@ T = TypeVar("T")
 class Caller:
     """Waits for futures until the deadline or until the client leaves; what is not wanted any more is cancelled.
 
-    The time runs from the construction. Use it as ``async with``, so that the watch for the client ends too.
+    The time runs from the construction, or from ``restart``. Use it as ``async with``, so that the watch for the client
+    ends too.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.deadline = time.monotonic() + seconds
+        self._made = time.monotonic()
+        self.deadline = self._made + seconds
         self._task: asyncio.Task[None] | None = None
+
+    def restart(self) -> None:
+        """Let the whole time begin now: what was asked for has only just come."""
+        self.deadline = time.monotonic() + self.seconds
 
     def watch(self, gone: Coroutine[Any, Any, None]) -> None:
         """Heed ``gone``, which returns when the client has left."""
@@ -49,7 +55,7 @@ class Caller:
     @property
     def spent(self) -> float:
         """Seconds since the construction."""
-        return self.seconds + time.monotonic() - self.deadline
+        return time.monotonic() - self._made
 
     async def wait(self, futures: Sequence[Future[T]], doing: str) -> list[T]:
         """All results, in order; the first error of any. Raises DeadlineExceeded or ClientGone and cancels all."""

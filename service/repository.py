@@ -90,10 +90,9 @@ class Repository:
         """The tasks that have a version, in order, as of now; one of them may be gone a moment later."""
         return self._names
 
-    @property
-    def used(self) -> bool:
-        """True once anything was ever published here, also when all of it was deleted."""
-        return bool(self._tasks or self._sealed)
+    def had(self, name: str | None = None) -> bool:
+        """True once that task, or any, was ever published here, also when it was deleted."""
+        return bool(self._tasks or self._sealed) if name is None else name in self._tasks or name in self._sealed
 
     def tasks(self) -> list[TaskInfo]:
         """In the order of their names."""

@@ -8,12 +8,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
-
-from pydantic_core import from_json, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +62,14 @@ def render(task: TaskInfo) -> bytes:
         str(n): {"digest": v.digest, "size": v.size, "created": v.created} for n, v in task.versions.items()
     }
     if task.about is not None:
-        document["about"] = {"digest": task.about.digest} | from_json(task.about.text)
-    return to_json(document, indent=1)
+        document["about"] = {"digest": task.about.digest} | json.loads(task.about.text)
+    return json.dumps(document, indent=1).encode()
 
 
 def parse(name: str, raw: bytes) -> TaskInfo:
     """Raises ValueError for anything that is not a manifest. Fields that a later release may add are passed over."""
     try:
-        data = from_json(raw)
+        data = json.loads(raw)
         versions = {}
         for text, kept in data["versions"].items():
             number = int(text)
@@ -86,4 +85,4 @@ def _about(kept: Any) -> About | None:
     """What cannot be used is as if it were not there: the file itself tells it again."""
     if not isinstance(kept, dict) or not isinstance(digest := kept.pop("digest", None), str):
         return None
-    return About(digest, to_json(kept).decode())
+    return About(digest, json.dumps(kept))

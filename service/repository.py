@@ -24,6 +24,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 from adapters.errors import NoRoom
 from service.errors import Conflict, StorageFailed, UnknownTask, UnknownVersion
@@ -66,7 +67,14 @@ class Repository:
             ) from error
         self._reserve = Reserve(root / "reserve")
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
+        """Let another server own the folder."""
         self._lock_file.close()
 
     def recover(self) -> list[str]:

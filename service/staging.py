@@ -51,7 +51,7 @@ class Reserve:
         try:
             write()
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in FULL or isinstance(error, NotConfirmed):
                 raise
             self._path.unlink(missing_ok=True)
             write()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -20,12 +20,14 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from service.cli.client import Key, headers
+from service.cli.client import Key, headers, segment
 from service.cli.console import accept, one_line_errors, out
 
 TIMEOUT_S = 10.0
 STAGES = ("decode", "queue", "compute", "total")
 QUANTILES = (0.5, 0.99)
+PAGE = 100
+"""Tasks asked for at a time."""
 
 
 @dataclass
@@ -36,7 +38,14 @@ class Sample:
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     buckets: dict[str, dict[float, float]] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
-    tasks: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The tasks of a table as /v1/tasks/{task} tells of them, the busiest first, and how many there are in all."""
+
+    tasks: list[dict[str, Any]]
+    count: int
 
 
 def top(
@@ -56,19 +65,19 @@ def top(
         before = look(client)
         if once:
             time.sleep(interval)
-            out().print(picture(before, look(client), url, rows))
+            out().print(picture(client, before, look(client), url, rows))
             return
         with suppress(KeyboardInterrupt), Live(console=out(), auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
                 now = look(client)
-                live.update(picture(before, now, url, rows), refresh=True)
+                live.update(picture(client, before, now, url, rows), refresh=True)
                 before = now
 
 
 def look(client: httpx.Client) -> Sample:
     """Ask once. Raises as httpx does; a refusal ends the command."""
-    found = Sample(time.monotonic(), tasks=accept(client.get("/v1/tasks")).json()["tasks"])
+    found = Sample(time.monotonic())
     for family in text_string_to_metric_families(accept(client.get("/metrics")).text):
         for name, labels, value, *_ in family.samples:
             if name == "adaptserve_requests_total":
@@ -97,14 +106,29 @@ def quantile(q: float, before: Mapping[float, float], after: Mapping[float, floa
     return low
 
 
-def picture(before: Sample, now: Sample, url: str, rows: int) -> Group:
+def picture(client: httpx.Client, before: Sample, now: Sample, url: str, rows: int) -> Group:
     """The lines about the server and the table of its tasks, the busiest first."""
     seconds = max(now.time - before.time, 1e-3)
     rates: dict[str, Counter[str]] = {}
     for (task, code), count in now.requests.items():
         rate = (count - before.requests[task, code]) / seconds
         rates.setdefault(task, Counter())[code[0]] += rate  # type: ignore[assignment]
-    return Group(_server(before, now, rates, url), _stages(before, now), _tasks(now.tasks, rates, rows))
+    shown = busiest(client, {task: rate.total() for task, rate in rates.items()}, rows)
+    return Group(_server(before, now, rates, url), _stages(before, now), _tasks(shown, rates))
+
+
+def busiest(client: httpx.Client, rates: Mapping[str, float], rows: int) -> Shown:
+    """The tasks that were asked most, then others by name. Of ten thousand tasks only those shown are asked about."""
+    page = accept(client.get("/v1/tasks", params={"limit": 1})).json()
+    asked = sorted((task for task in rates if rates[task] > 0), key=lambda task: (-rates[task], task))
+    found = [answer.json() for task in asked[:rows] if (answer := client.get(f"/v1/tasks/{segment(task)}")).is_success]
+    after: str | None = ""
+    while len(found) < rows and after is not None:
+        page = accept(client.get("/v1/tasks", params={"limit": min(rows, PAGE), "after": after})).json()
+        known = {task["task"] for task in found}
+        found += [task for task in page["tasks"] if task["task"] not in known]
+        after = page["next"]
+    return Shown(found[:rows], page["count"])
 
 
 def _server(before: Sample, now: Sample, rates: Mapping[str, Counter[str]], url: str) -> str:
@@ -132,17 +156,15 @@ def _stages(before: Sample, now: Sample) -> str:
     return f"p50/p99 ms: {', '.join(told)}"
 
 
-def _tasks(tasks: Sequence[dict[str, Any]], rates: Mapping[str, Counter[str]], rows: int) -> Table:
+def _tasks(shown: Shown, rates: Mapping[str, Counter[str]]) -> Table:
     table = Table("task", "version", "residency")
     for name in ("requests/s", "4xx/s", "5xx/s", "answered"):
         table.add_column(name, justify="right")
-    nothing: Counter[str] = Counter()
-    busiest = sorted(tasks, key=lambda task: (-rates.get(task["task"], nothing).total(), task["task"]))
-    for task in busiest[:rows]:
-        rate = rates.get(task["task"], nothing)
+    for task in shown.tasks:
+        rate = rates.get(task["task"], Counter())
         numbers = (f"{value:.1f}" for value in (rate.total(), rate["4"], rate["5"]))
         version = "none" if task["version"] is None else str(task["version"])
         table.add_row(task["task"], version, task["residency"], *numbers, str(task["requests"]["answered"]))
-    if len(tasks) > rows:
-        table.caption = f"and {len(tasks) - rows} more"
+    if shown.count > len(shown.tasks):
+        table.caption = f"and {shown.count - len(shown.tasks)} more"
     return table

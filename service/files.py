@@ -82,7 +82,7 @@ class TaskFiles:
         files = self.folder(name) / "versions"
         try:
             aside = Path(tempfile.mkdtemp(dir=self._root / "staging", suffix=".deleted"))
-        except OSError:
+        except OSError:  # a disk so full, or sick
             shutil.rmtree(files, ignore_errors=True)
             return files
         try:

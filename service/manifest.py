@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,10 @@ class TaskInfo:
     def told(self) -> str | None:
         """What is known of ``shown``; None where the manifest tells of another version, or of none."""
         return self.about.text if self.about is not None and self.about.digest == self.shown.digest else None
+
+    def telling(self, about: About | None) -> Self:
+        """With what is known of ``shown``, if it is of that version; else with what was known."""
+        return self if about is None or about.digest != self.shown.digest else replace(self, about=about)
 
 
 def render(task: TaskInfo) -> bytes:

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import shutil
 import threading
 from bisect import bisect_left
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
 
 from adapters.errors import NoRoom
 from service.errors import Conflict, StorageFailed, UnknownTask, UnknownVersion
@@ -55,6 +55,9 @@ class Repository:
         self._digests: dict[str, dict[tuple[str, int], None]] = {}
         self._sealed: dict[str, str] = {}
         self._unconfirmed: set[str] = set()
+        self._remover = ThreadPoolExecutor(1, "remover")
+        self._removal: Future[None] | None = None  # the last one; those before it are done when it is
+        self._closed = False
         with disk_errors():
             self._files = TaskFiles(root)
             self._lock_file = self._files.prepare()
@@ -67,14 +70,10 @@ class Repository:
             ) from error
         self._reserve = Reserve(root / "reserve")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Let another server own the folder."""
+        self._closed = True
+        self._remover.shutdown()
         self._lock_file.close()
 
     def recover(self) -> list[str]:
@@ -90,6 +89,9 @@ class Repository:
         return found.said
 
     def open_staging(self, max_bytes: int) -> Staging:
+        """A file to write an upload into. What was deleted before has made room by then."""
+        if self._removal is not None:
+            self._removal.result()
         with disk_errors():
             return Staging(self.root / "staging", max_bytes)
 
@@ -153,15 +155,16 @@ class Repository:
             same = next((v for v in old.versions.values() if v.digest == digest), None)
             if same is not None:
                 if activate and old.active != same.number:
-                    self._commit(_telling(replace(old, active=same.number), told))
+                    self._commit(replace(old, active=same.number).telling(told))
                 return same, False
             self._check_room(old)
             info = VersionInfo(name, old.next, digest, staging.size, datetime.now(UTC).isoformat(timespec="seconds"))
             versions = MappingProxyType({**old.versions, info.number: info})
             active = info.number if activate else old.active
+            new = replace(old, versions=versions, active=active, next=old.next + 1)
             try:
                 self._files.place(staging, info, first=not old.versions)
-                self._commit(_telling(replace(old, versions=versions, active=active, next=old.next + 1), told))
+                self._commit(new.telling(told))
             except NotConfirmed:
                 raise
             except BaseException:
@@ -174,7 +177,7 @@ class Repository:
         with self._writing:
             task = self._tasks.get(name)
             if task is not None and task.versions:
-                self._tasks[name] = _telling(task, About(digest, about))
+                self._tasks[name] = task.telling(About(digest, about))
 
     def activate(self, name: str, number: int, about: str | None = None) -> VersionInfo:
         """Roll back or forward. Raises UnknownTask or UnknownVersion."""
@@ -182,7 +185,7 @@ class Repository:
             self._settled(name)
             info = self.version(name, number)
             told = None if about is None else About(info.digest, about)
-            self._change(_telling(replace(self.task(name), active=number), told))
+            self._change(replace(self.task(name), active=number).telling(told))
             self._reserve.fill()
             return info
 
@@ -205,17 +208,33 @@ class Repository:
             return gone
 
     def delete_task(self, name: str) -> TaskInfo:
-        """Remove all versions. The manifest stays, so that numbers go on growing if the task comes back."""
+        """Remove all versions. The manifest stays, so that numbers go on growing if the task comes back.
+
+        The files go after this returns, beside whatever comes next.
+        """
         with self._writing, disk_errors():
             self._settled(name)
             gone = self.task(name)
             self._change(replace(gone, versions=_NONE, active=None, about=None))
-            files = self._files.move_away(name)
-        shutil.rmtree(files, ignore_errors=True)
-        if files.exists():
-            log.warning("task '%s' is deleted, but files of it are left in %s", name, files)
-        self._reserve.fill()
+            aside = self._files.move_away(name)
+            with suppress(RuntimeError):  # the server stops; the next start removes them
+                self._removal = self._remover.submit(self._remove, name, aside)
         return gone
+
+    def _remove(self, name: str, folder: Path) -> None:
+        """The files of a deleted task, however many; what a stop leaves of them the next start removes."""
+        try:
+            for file in folder.iterdir():
+                if self._closed:
+                    return
+                file.unlink(missing_ok=True)
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("task '%s' is deleted, but files of it are left in %s (%s)", name, folder, error.strerror)
+        with self._writing:
+            self._reserve.fill()
 
     def _settled(self, name: str) -> TaskInfo | None:
         """The task before a change, deleted or not; a change that the disk never confirmed is written again first."""
@@ -270,11 +289,6 @@ class Repository:
             del self._digests[digest][task.name, number]
             if not self._digests[digest]:
                 del self._digests[digest]
-
-
-def _telling(task: TaskInfo, about: About | None) -> TaskInfo:
-    """The task with what is known of the version that lists show, if it is of that version; else with what it had."""
-    return task if about is None or about.digest != task.shown.digest else replace(task, about=about)
 
 
 def _numbers(info: TaskInfo) -> str:

@@ -337,29 +337,48 @@ def test_a_task_of_many_versions_is_deleted_in_one_commit_and_may_come_back_mean
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = Repository(tmp_path / "data")
-    assert repository.recover() == []
     for number in range(30):
         put(repository, "dogs", b"%d" % number)
+    staging = repository.open_staging(1000)
+    staging.write(b"back")
     commits: list[Path] = []
-    inner = Path.replace
+    go, replace, iterdir = threading.Event(), Path.replace, Path.iterdir
 
-    def replace(path: Path, to: Path) -> Path:
+    def note(path: Path, to: Path) -> Path:
         commits.extend([to] if to.name == "manifest.json" else [])
-        return inner(path, to)
+        return replace(path, to)
 
-    def remove(folder: Path, **how: object) -> None:
-        assert len(list(folder.iterdir())) == 30
-        put(repository, "dogs", b"back")  # its files are not in the way, and no lock is held
+    def wait(folder: Path) -> Iterator[Path]:
+        assert not folder.name.endswith(".deleted") or go.wait(20)
+        return iterdir(folder)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", replace)
-        patched.setattr("service.repository.shutil.rmtree", remove)
-        repository.delete_task("dogs")
-    assert commits == [repository.root / "tasks/dogs/manifest.json"] * 2
-    assert repository.version("dogs").number == 31
-    again = reopened(repository)  # what was left of the old files is removed
-    assert list((again.root / "staging").iterdir()) == []
+    monkeypatch.setattr(Path, "replace", note)
+    monkeypatch.setattr(Path, "iterdir", wait)
+    repository.delete_task("dogs")  # does not wait for its files
+    assert commits == [repository.root / "tasks/dogs/manifest.json"]
+    assert repository.publish("dogs", staging)[0].number == 31  # they are not in the way, and no lock is held
+    threading.Timer(0.05, go.set).start()
+    repository.open_staging(1000).discard()  # an upload finds the room that they had
+    assert list((repository.root / "staging").iterdir()) == []
+    again = reopened(repository)
     assert again.path("dogs", 31).read_bytes() == b"back"
+    again.close()
+
+
+def test_what_a_stop_leaves_of_a_deleted_task_the_next_start_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository(tmp_path / "data")
+    for number in range(3):
+        put(repository, "dogs", b"%d" % number)
+    with monkeypatch.context() as patched:
+        patched.setattr(Repository, "_remove", lambda *_: None)
+        repository.delete_task("dogs")
+    repository.close()
+    again = Repository(tmp_path / "data")
+    assert [sentence.split(":")[0] for sentence in again.recover()] == ["removed the files of a deleted task"]
+    assert list((again.root / "staging").iterdir()) == []
+    assert list((again.root / "quarantine").iterdir()) == []
     again.close()
 
 

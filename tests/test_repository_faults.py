@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,12 @@ def quick() -> Iterator[None]:
         yield
 
 
+def settle(repository: Repository) -> None:
+    """Wait until the files of a deleted task are gone, or could not be removed."""
+    if repository._removal is not None:
+        repository._removal.result()
+
+
 Change = Callable[[Repository], object]
 CHANGES: dict[str, Change] = {
     "a new task": lambda r: put(r, "cats", b"one"),
@@ -116,6 +122,7 @@ def filled(root: Path) -> Repository:
     put(repository, "dogs", b"two")
     put(repository, "gone", b"one")
     repository.delete_task("gone")
+    settle(repository)
     return repository
 
 
@@ -155,21 +162,22 @@ def check_restart(repository: Repository, copy: Path) -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_failure_at_any_call_leaves_the_old_state_or_the_new_one(tmp_path: Path, name: str, mode: str) -> None:
     change = CHANGES[name]
-    with filled(tmp_path / "fine") as fine, failing(1 << 30, 0, "before"):
+    with closing(filled(tmp_path / "fine")) as fine, failing(1 << 30, 0, "before"):
         before = state(fine)
         change(fine)
         after = state(fine)
     ends = set()
-    for code in ERRORS:
+    for code in (errno.EIO, errno.ENOSPC):
         for at in range(1, 100):
             folder = tmp_path / f"{code}-{at}"
-            with filled(folder) as repository:
+            with closing(filled(folder)) as repository:
                 error: AdaptError | None = None
                 with failing(at, code, mode) as disk:
                     try:
                         change(repository)
                     except STORAGE as raised:
                         error = raised
+                    settle(repository)
                 found = state(repository)
                 if error is None:
                     assert found == after
@@ -197,7 +205,7 @@ def test_a_failure_at_any_call_leaves_the_old_state_or_the_new_one(tmp_path: Pat
 
 
 def test_a_folder_sync_that_fails_after_the_rename_takes_nothing_back(tmp_path: Path) -> None:
-    with filled(tmp_path / "data") as repository:
+    with closing(filled(tmp_path / "data")) as repository:
         with (
             patch("service.files.sync_folder", side_effect=[None, OSError(errno.EIO, "Input/output error")]),
             pytest.raises(StorageFailed, match="may not outlast a power cut: ask for it again") as raised,
@@ -217,7 +225,7 @@ def test_a_folder_sync_that_fails_after_the_rename_takes_nothing_back(tmp_path: 
 
 
 def test_a_deletion_that_was_not_confirmed_is_written_again_when_asked_again(tmp_path: Path) -> None:
-    with filled(tmp_path / "data") as repository:
+    with closing(filled(tmp_path / "data")) as repository:
         with patch("service.files.sync_folder", side_effect=OSError(errno.EIO, "Input/output error")):
             with pytest.raises(StorageFailed, match="was made"):
                 repository.delete_version("dogs", 1)
@@ -241,7 +249,7 @@ def test_a_manifest_that_cannot_be_read_back_counts_as_written(tmp_path: Path) -
             raise broken
         return inner(path, to)
 
-    with filled(tmp_path / "data") as repository:
+    with closing(filled(tmp_path / "data")) as repository:
         with (
             patch.object(Path, "replace", replace),
             patch.object(Path, "read_bytes", side_effect=broken),
@@ -253,7 +261,7 @@ def test_a_manifest_that_cannot_be_read_back_counts_as_written(tmp_path: Path) -
 
 
 def test_an_interrupt_after_the_commit_takes_nothing_back(tmp_path: Path) -> None:
-    with filled(tmp_path / "data") as repository:
+    with closing(filled(tmp_path / "data")) as repository:
         with (
             pytest.raises(KeyboardInterrupt),
             patch("service.files.sync_folder", side_effect=[None, KeyboardInterrupt]),
@@ -274,7 +282,7 @@ def test_a_task_that_could_not_be_read_at_the_start_is_not_written_over(tmp_path
             raise OSError(errno.EIO, "Input/output error")
         return inner(path)
 
-    with Repository(tmp_path / "data") as repository:
+    with closing(Repository(tmp_path / "data")) as repository:
         with patch.object(os, "scandir", scandir):
             (said,) = repository.recover()
         assert "task 'dogs' is not served" in said
@@ -318,12 +326,13 @@ def test_any_history_of_changes_and_failures_can_be_restarted(
 ) -> None:
     folder = tmp_path_factory.mktemp("history")
     used: dict[str, int] = {}
-    with Repository(folder / "data") as repository:
+    with closing(Repository(folder / "data")) as repository:
         for step, fault in history:
             before = state(repository)
             with failing(*(fault or (1 << 30, 0, "before"))):
                 try:
                     run(repository, step)
+                    settle(repository)
                 except (UnknownTask, UnknownVersion, Conflict):
                     assert state(repository) == before
                 except STORAGE as raised:

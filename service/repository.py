@@ -243,7 +243,10 @@ class Repository:
             raise StorageFailed(f"task '{name}' cannot be changed: {self._sealed[name]}; see the log's first lines")
         task = self._tasks.get(name)
         if task is not None and name in self._unconfirmed:
-            self._change(task)
+            try:
+                self._change(task)
+            except NotConfirmed as error:  # that change; the one asked for now was not even begun
+                raise OSError(error.errno, error.strerror) from error
         return task
 
     def _check_room(self, task: TaskInfo) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.cli import serve
 from service.keys import create, dump
 from service.manifest import About, TaskInfo, VersionInfo, render
 from service.serving import catalogue
@@ -270,6 +273,27 @@ class Beat:
             self.longest, last = max(self.longest, 1e3 * (now - last)), now
 
 
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """As `adaptserve serve` does before it listens."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def test_the_collector_leaves_alone_what_the_start_made(monkeypatch: pytest.MonkeyPatch, kit: Kit) -> None:
+    found: list[int] = []
+    monkeypatch.setattr("service.server.Server.run", lambda *_, **__: found.append(gc.get_freeze_count()))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    try:
+        serve._run(kit.settings(), None, None)  # type: ignore[arg-type]
+    finally:
+        gc.unfreeze()
+    assert found[0] > 100_000
+
+
+@pytest.mark.usefixtures("frozen")
 def test_ten_thousand_tasks_hold_up_nobody(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = {"large": 301} | {f"real-{turn}": 1 for turn in range(5)}
     fill(tmp_path / "data", kit, real, MANY)

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import os
 import signal
 import statistics
 import sys
@@ -84,7 +85,7 @@ class Server:
                 raise SystemExit((scratch / "log").read_text())
             time.sleep(0.01)
         self.start_s = time.perf_counter() - start
-        self.recover_s = json.loads(self._report.read_text())
+        self.recover_s, self.recover_busy_s = json.loads(self._report.read_text())
 
     @property
     def resident_mib(self) -> float:
@@ -126,8 +127,9 @@ def served(data: Path, scratch: Path) -> Iterator[Server]:
 def inside(report: Path, arguments: list[str]) -> None:
     """`adaptserve` with ``arguments``, watched.
 
-    It reports first how long reading the folder took, in seconds; then at each SIGUSR1, in ms at most: how late the
-    loop ran a task that wants to run every millisecond, and how long its thread computed between two such runs.
+    It reports first how long reading the folder took by the clock and of the processor, in seconds; then at each
+    SIGUSR1 how late, at most, the loop ran a task that wants to run every millisecond, and how long, at most, its
+    thread computed between two such runs, both in ms.
     """
     from service.cli import main as adaptserve
     from service.repository import Repository
@@ -141,9 +143,9 @@ def inside(report: Path, arguments: list[str]) -> None:
         part.replace(report)
 
     def recovered(self: Repository) -> list[str]:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         said = recover(self)
-        write(time.perf_counter() - start)
+        write([time.perf_counter() - start, time.process_time() - used])
         return said
 
     def tell() -> None:
@@ -188,15 +190,15 @@ def told(taken: Sequence[float]) -> str:
 
 def measure_starts(empty: Path, data: Path, scratch: Path) -> Iterator[Row]:
     """Starts with the demo's four tasks and with all, in turns."""
-    few: list[tuple[float, float, float]] = []
-    many: list[tuple[float, float, float]] = []
+    few: list[tuple[float, ...]] = []
+    many: list[tuple[float, ...]] = []
     for _ in range(STARTS):
         for folder, found in ((empty, few), (data, many)):
             with served(folder, scratch) as server:
-                found.append((server.recover_s, server.start_s, server.resident_mib))
-    (_, start, memory), (recover, whole, all_memory) = (np.median(found, axis=0) for found in (few, many))
-    longest = max(seconds for seconds, _, _ in many)
-    yield "start: reading the folder", f"{recover:.2f} s (median of {STARTS}), {longest:.2f} s at most"
+                found.append((server.recover_s, server.recover_busy_s, server.start_s, server.resident_mib))
+    (_, _, start, memory), (recover, busy, whole, all_memory) = (np.median(found, axis=0) for found in (few, many))
+    longest = max(taken[0] for taken in many)
+    yield "start: reading the folder", f"{recover:.2f} s, {longest:.2f} s at most; {busy:.2f} s of the processor"
     yield "start: all of it, ready to answer", f"{whole:.1f} s, with four tasks {start:.1f} s (medians of {STARTS})"
     yield "memory", f"{all_memory:.0f} MiB, {all_memory - memory:.0f} MiB more than with four tasks"
 
@@ -266,7 +268,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
-        scratch, files = Path(temporary), Files()
+        scratch, files, before = Path(temporary), Files(), os.getloadavg()[0]
         data = scratch / "data"
         for number in range(args.tasks):
             files.task(data, f"task-{number:05d}", [number])
@@ -275,7 +277,10 @@ def main() -> None:
         rows = list(measure_starts(scratch / "empty", data, scratch))
         with served(data, scratch) as server:
             rows.extend(measure_calls(server, files, args.tasks, args.calls))
-    print(f"{args.tasks + LARGE:,} tasks; {machine(torch.device('cpu'))}\n\n| what | measured |\n| --- | --- |")
+    loads = " to ".join(f"{load:.1f}" for load in (before, os.getloadavg()[0]))
+    print(
+        f"{args.tasks + LARGE:,} tasks; {machine(torch.device('cpu'))}; load average {loads}\n\n| what | measured |\n| --- | --- |"
+    )
     for what, found in rows:
         print(f"| {what} | {found} |")
     if args.out:

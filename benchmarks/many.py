@@ -278,9 +278,8 @@ def main() -> None:
         with served(data, scratch) as server:
             rows.extend(measure_calls(server, files, args.tasks, args.calls))
     loads = " to ".join(f"{load:.1f}" for load in (before, os.getloadavg()[0]))
-    print(
-        f"{args.tasks + LARGE:,} tasks; {machine(torch.device('cpu'))}; load average {loads}\n\n| what | measured |\n| --- | --- |"
-    )
+    print(f"{args.tasks + LARGE:,} tasks; {machine(torch.device('cpu'))}; load average {loads}")
+    print("\n| what | measured |\n| --- | --- |")
     for what, found in rows:
         print(f"| {what} | {found} |")
     if args.out:

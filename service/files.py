@@ -74,17 +74,17 @@ class TaskFiles:
             with suppress(OSError):
                 folder.rmdir()
 
-    def move_away(self, name: str) -> Path:
+    def move_away(self, name: str) -> Path | None:
         """Take a task's files out of its folder in one step, since it may come back while they are being removed.
 
-        Returns the folder to remove.
+        Returns the folder to remove; None where the disk gives no place for it: then they are removed at once.
         """
         files = self.folder(name) / "versions"
         try:
             aside = Path(tempfile.mkdtemp(dir=self._root / "staging", suffix=".deleted"))
-        except OSError:  # a disk so full, or sick
+        except OSError:
             shutil.rmtree(files, ignore_errors=True)
-            return files
+            return None
         try:
             return files.replace(aside)
         except OSError:

@@ -217,8 +217,9 @@ class Repository:
             gone = self.task(name)
             self._change(replace(gone, versions=_NONE, active=None, about=None))
             aside = self._files.move_away(name)
-            with suppress(RuntimeError):  # the server stops; the next start removes them
-                self._removal = self._remover.submit(self._remove, name, aside)
+            if aside is not None:
+                with suppress(RuntimeError):  # the server stops; the next start removes them
+                    self._removal = self._remover.submit(self._remove, name, aside)
         return gone
 
     def _remove(self, name: str, folder: Path) -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -363,6 +364,25 @@ def test_a_task_of_many_versions_is_deleted_in_one_commit_and_may_come_back_mean
     again = reopened(repository)
     assert again.path("dogs", 31).read_bytes() == b"back"
     again.close()
+
+
+def test_where_files_cannot_be_moved_the_task_may_still_come_back(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(repository, "dogs", b"one")
+    staging = repository.open_staging(1000)
+    staging.write(b"two")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "mkdtemp", fail)
+        patched.setattr("service.files.shutil.rmtree", lambda *_, **__: None)  # it cannot be removed either
+        repository.delete_task("dogs")
+    repository.publish("dogs", staging)
+    repository.open_staging(1000).discard()  # whatever was to be removed is
+    assert repository.path("dogs", 2).read_bytes() == b"two"
 
 
 def test_what_a_stop_leaves_of_a_deleted_task_the_next_start_removes(

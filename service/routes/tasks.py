@@ -30,8 +30,6 @@ MAX_NAME = 64
 """Characters of a task's name."""
 
 Number = Annotated[int, Path(ge=1, description="a version's number", examples=[1])]
-
-
 Limit = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="the most on this page; up to max_page_items")]
 """None: the setting page_items."""
 

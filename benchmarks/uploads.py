@@ -34,12 +34,18 @@ from benchmarks.common import machine, random_adapter
 CLIENTS, TASKS, REPLACED = 8, 10, 3
 
 
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def server(folder: Path, backbone: str) -> Iterator[str]:
     """A real server process on a free loopback port, stopped at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--data-dir", str(folder / "data"),
                "--backbone", backbone, "--weights", "random:0"]  # fmt: skip
     with (folder / "server.log").open("w") as log:

@@ -81,7 +81,8 @@ def build(settings: Settings) -> Iterator[Parts]:
         stack.callback(engine.close)
         stack.callback(engine.drain, settings.drain_s)
         health.ask(engine, WARM_UP_S)  # nobody is served before the device has computed
-        catalogue = Catalogue(repository, bank, file_limits(settings, slabs.rank), max_descriptions=settings.max_tasks)
+        limits = file_limits(settings, slabs.rank)
+        catalogue = Catalogue(repository, bank, limits, cache_bytes=settings.config_cache_bytes)
         if settings.backbone == "demo":
             publish_demo(catalogue)
         decode_pool = Pool("decode", workers=_decode_workers(settings), max_waiting=settings.max_decodes_waiting)

@@ -25,6 +25,7 @@ AdaptError (adapters.errors)
 ├── NotReady                 503
 ├── Draining                 503
 ├── StorageReadOnly          503
+├── StorageFailed            503  the disk reports an error of its own
 ├── DeadlineExceeded         504
 └── StorageFull              507
 """
@@ -148,6 +149,10 @@ class StorageReadOnly(AdaptError):
     """The data folder cannot be written."""
 
 
+class StorageFailed(AdaptError):
+    """The disk with the data folder fails."""
+
+
 class DeadlineExceeded(AdaptError):
     """The request's time ran out."""
 
@@ -194,6 +199,7 @@ STATUS: dict[type[AdaptError], int] = {
     NotReady: 503,
     Draining: 503,
     StorageReadOnly: 503,
+    StorageFailed: 503,
     DeadlineExceeded: 504,
     StorageFull: 507,
 }

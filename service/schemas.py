@@ -56,7 +56,10 @@ class TaskAnswer(_Answer):
     modality: Literal["image", "video"] | None
     version: int | None = Field(description="the active version; null while none is", examples=[3])
     digest: str | None = Field(description="of the active version", examples=[_DIGEST])
-    labels: list[str] = Field(examples=[["zero", "one", "two"]])
+    labels: list[str] = Field(
+        description="all of them where one task is asked for; in a list the first 20", examples=[["zero", "one", "two"]]
+    )
+    classes: int | None = Field(description="how many labels there are", examples=[3])
     score: Literal["softmax", "sigmoid"] | None
     frames: int | None = Field(description="frames taken from a clip; 1 for pictures", examples=[1])
     parameters: int | None = Field(examples=[299_000])
@@ -68,12 +71,14 @@ class TaskAnswer(_Answer):
 
 
 class TasksAnswer(_Answer):
-    """Everything that is served, and on what."""
+    """One page of what is served, and on what. A page may be shorter than asked for where tasks just went."""
 
     backbone: str = Field(examples=["vit_small_patch16_224"])
     fingerprint: str = Field(examples=[_DIGEST])
     parameters: int = Field(description="of the backbone", examples=[21_665_664])
     tasks: list[TaskAnswer]
+    count: int = Field(description="tasks on all pages together", examples=[3])
+    next: str | None = Field(description="ask for the next page with ?after= this name; null: there is none")
 
 
 class VersionAnswer(_Answer):
@@ -88,10 +93,12 @@ class VersionAnswer(_Answer):
 
 
 class VersionsAnswer(_Answer):
-    """A task's history, newest last."""
+    """One page of a task's history, newest last."""
 
     task: str
     versions: list[VersionAnswer]
+    count: int = Field(description="versions on all pages together", examples=[3])
+    next: int | None = Field(description="ask for the next page with ?after= this number; null: there is none")
 
 
 class UploadAnswer(VersionAnswer):

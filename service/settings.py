@@ -134,6 +134,11 @@ class Settings(BaseSettings):
     )
     max_tasks: int = Field(10_000, ge=1, description="Tasks in the repository.")
     max_versions_per_task: int = Field(1000, ge=1, description="Versions kept of one task.")
+    page_items: int = Field(100, ge=1, le=100_000, description="Tasks or versions on one page of a list.")
+    max_page_items: int = Field(1000, ge=1, le=100_000, description="The most that `limit` may ask for on one page.")
+    config_cache_bytes: int = Field(
+        64 * MIB, ge=0, description="Parsed configs of adapter files kept in memory, in bytes; about 5 kB each."
+    )
     max_tasks_per_request: int = Field(64, ge=1, le=1024, description="Tasks that one request may ask.")
 
     max_connections: int = Field(1024, ge=1, description="Connections at once; beyond it, 503.")

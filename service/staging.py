@@ -14,11 +14,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapters.errors import AdapterTooLarge
-from service.errors import StorageFull, StorageReadOnly
+from service.errors import StorageFailed, StorageFull, StorageReadOnly
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RESERVE_BYTES = 256 * 1024
 """Room for the manifest of a task with a thousand versions."""
+
+
+class NotConfirmed(OSError):
+    """A change was made and can be seen, but the disk failed before it said that the change will last."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(cause.errno, cause.strerror)
 
 
 class Reserve:
@@ -44,7 +51,7 @@ class Reserve:
         try:
             write()
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in FULL or isinstance(error, NotConfirmed):
                 raise
             self._path.unlink(missing_ok=True)
             write()
@@ -100,12 +107,17 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """A full or read-only disk as our own errors."""
+    """What a sick disk raises, as our own errors; the fact ``changed`` says whether the change can be seen."""
     try:
         yield
     except OSError as error:
+        changed = isinstance(error, NotConfirmed)
+        also = ". The change was made, but it may not outlast a power cut: ask for it again" if changed else ""
+        facts = {"changed": True} if changed else {}
+        said = error.strerror or str(error)
         if error.errno in FULL:
-            raise StorageFull("the disk with the data folder is full; free some space and try again") from error
+            text = f"the disk with the data folder is full; free some space and try again{also}"
+            raise StorageFull(text, **facts) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StorageReadOnly(f"the data folder cannot be written ({error.strerror})") from error
-        raise
+            raise StorageReadOnly(f"the data folder cannot be written ({said}){also}", **facts) from error
+        raise StorageFailed(f"the data folder's disk failed ({said}){also}", **facts) from error

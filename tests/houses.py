@@ -177,6 +177,17 @@ def until(condition: Callable[[], bool], seconds: float = WAIT) -> bool:
     return condition()
 
 
+def pages(client: httpx.Client, path: str, items: str, **params: Any) -> list[dict[str, Any]]:
+    """Everything that a list holds, page by page."""
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = client.get(path, params=params).raise_for_status().json()
+        found += answer[items]
+        if answer["next"] is None:
+            return found
+        params["after"] = answer["next"]
+
+
 def problem(response: httpx.Response, status: int) -> dict[str, object]:
     """The problem document of a response that must have this status."""
     assert response.status_code == status, response.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import torch
 
 from adapters.training.baselines import model_of
 from adapters.training.recipe import Recipe, config_of
-from benchmarks import page
+from benchmarks import many, page
 from benchmarks.figure import Panel, figure
 from benchmarks.ledger import Ledger
 from benchmarks.methods import DIGITS, Pace, choose, summary, table_of, verdict
 from benchmarks.trial import Trial, kept_for_backward
+from service.repository import Repository
+from service.serving.descriptions import Summary
 from tests.models import small_backbone
 
 TRIALS = [Trial("digits", "lora", lr=lr, epochs=1, batch=8) for lr in (1e-3, 3e-3, 1e-2)]
@@ -118,3 +121,21 @@ def test_an_adapter_keeps_less_for_its_backward_pass_than_full_tuning(tmp_path: 
     }
     assert 0 < kept["linear"] < kept["adaptformer"] / 4
     assert kept["adaptformer"] < 0.8 * kept["full"]
+
+
+def test_the_many_tasks_are_as_uploads_leave_them(tmp_path: Path) -> None:
+    files = many.Files()
+    for number in range(3):
+        files.task(tmp_path, f"task-{number}", [number, 10 + number])
+    repository = Repository(tmp_path)
+    assert repository.recover() == []
+    tasks = repository.tasks()
+    repository.close()
+    assert len({version.digest for task in tasks for version in task.versions.values()}) == 6
+    for task in tasks:
+        assert task.told is not None
+        kept = Summary.read(task.told)
+        assert kept is not None
+        assert kept.config.labels == tuple("0123456789")
+        content = (tmp_path / f"tasks/{task.name}/versions/1.safetensors").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == task.shown.digest

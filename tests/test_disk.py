@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from service import files as files_module
 from tests.houses import House, Kit, house, photograph, problem, until
 
 
@@ -110,6 +111,39 @@ def test_a_change_that_the_disk_refuses_changes_nothing(
         problem(home.client.request(method, f"/v1/tasks/kept/{path}".rstrip("/")), 503)
     assert home.client.get("/v1/tasks/kept/versions").json() == before
     assert home.ask("kept", photograph(), version=1).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [(errno.ENOSPC, 507, "full"), (errno.EROFS, 503, "cannot be written"), (errno.EIO, 503, "disk failed")],
+    ids=["full", "read-only", "broken"],
+)
+def test_what_the_disk_did_not_confirm_is_there_and_the_answer_says_so(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, status: int, words: str
+) -> None:
+    content, adapter = kit.file(4)
+    inner = files_module.sync_folder
+
+    def sync(folder: Path) -> None:
+        if folder.name == "new":  # the task's own folder, which holds the manifest
+            raise OSError(code, os.strerror(code))
+        inner(folder)
+
+    with house(kit.settings(data_dir=tmp_path)) as made:
+        made.put("new", kit.file(5)[0]).raise_for_status()
+        with monkeypatch.context() as patch:
+            patch.setattr(files_module, "sync_folder", sync)
+            document = problem(made.put("new", content), status)
+            assert document["changed"] is True
+            assert words in str(document["detail"])
+            assert "ask for it again" in str(document["detail"])
+            assert made.ask("new", photograph()).json()["digest"] == adapter.digest
+            for later in (content, kit.file(6)[0]):
+                assert "changed" not in problem(made.put("new", later), status)
+        again = made.put("new", content)
+        assert (again.status_code, again.json()["version"], again.json()["active"]) == (200, 2, True)
+    with house(kit.settings(data_dir=tmp_path)) as made:
+        assert made.ask("new", photograph()).json()["digest"] == adapter.digest
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.houses import CLIP, Kit, Process, photograph
+from tests.houses import CLIP, Kit, Process, pages, photograph
 from tests.media_samples import clip
 
 TASKS = 20
@@ -74,8 +74,8 @@ def one_life(kit: Kit, data: Path, log: Path, numbers: list[int], dice: random.R
 def listed(client: httpx.Client) -> dict[tuple[str, int], str]:
     """Every version that the server says it has, with its digest."""
     found = {}
-    for task in client.get("/v1/tasks").json()["tasks"]:
-        for version in client.get(f"/v1/tasks/{task['task']}/versions").json()["versions"]:
+    for task in pages(client, "/v1/tasks", "tasks"):
+        for version in pages(client, f"/v1/tasks/{task['task']}/versions", "versions"):
             found[task["task"], version["version"]] = version["digest"]
     return found
 

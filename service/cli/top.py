@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -36,7 +36,14 @@ class Sample:
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     buckets: dict[str, dict[float, float]] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
-    tasks: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The tasks of a table as /v1/tasks tells of them, the busiest first, and how many there are in all."""
+
+    tasks: list[dict[str, Any]]
+    count: int
 
 
 def top(
@@ -56,19 +63,19 @@ def top(
         before = look(client)
         if once:
             time.sleep(interval)
-            out().print(picture(before, look(client), url, rows))
+            out().print(picture(client, before, look(client), url, rows))
             return
         with suppress(KeyboardInterrupt), Live(console=out(), auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
                 now = look(client)
-                live.update(picture(before, now, url, rows), refresh=True)
+                live.update(picture(client, before, now, url, rows), refresh=True)
                 before = now
 
 
 def look(client: httpx.Client) -> Sample:
     """Ask once. Raises as httpx does; a refusal ends the command."""
-    found = Sample(time.monotonic(), tasks=accept(client.get("/v1/tasks")).json()["tasks"])
+    found = Sample(time.monotonic())
     for family in text_string_to_metric_families(accept(client.get("/metrics")).text):
         for name, labels, value, *_ in family.samples:
             if name == "adaptserve_requests_total":
@@ -97,14 +104,40 @@ def quantile(q: float, before: Mapping[float, float], after: Mapping[float, floa
     return low
 
 
-def picture(before: Sample, now: Sample, url: str, rows: int) -> Group:
+def picture(client: httpx.Client, before: Sample, now: Sample, url: str, rows: int) -> Group:
     """The lines about the server and the table of its tasks, the busiest first."""
     seconds = max(now.time - before.time, 1e-3)
     rates: dict[str, Counter[str]] = {}
     for (task, code), count in now.requests.items():
         rate = (count - before.requests[task, code]) / seconds
         rates.setdefault(task, Counter())[code[0]] += rate  # type: ignore[assignment]
-    return Group(_server(before, now, rates, url), _stages(before, now), _tasks(now.tasks, rates, rows))
+    shown = busiest(client, {task: rate.total() for task, rate in rates.items()}, rows)
+    return Group(_server(before, now, rates, url), _stages(before, now), _tasks(shown, rates))
+
+
+def busiest(client: httpx.Client, rates: Mapping[str, float], rows: int) -> Shown:
+    """The tasks that were asked most, then others by name. Of ten thousand tasks only those shown are asked about.
+
+    Through the list alone: a call that names a task would count as one more of its requests.
+    """
+
+    def listed(**params: str | int) -> dict[str, Any]:
+        answer: dict[str, Any] = accept(client.get("/v1/tasks", params=params)).json()
+        return answer
+
+    named = (task for task in rates if rates[task] > 0 and not task.startswith("_"))  # _unknown, _other
+    asked = sorted(named, key=lambda task: (-rates[task], task))
+    found: dict[str, dict[str, Any]] = {}
+    for name in asked[:rows]:
+        first = listed(prefix=name, limit=1)["tasks"]  # a name comes before those that it begins
+        found |= {task["task"]: task for task in first if task["task"] == name}
+    page = listed()
+    while True:
+        found |= {task["task"]: task for task in page["tasks"] if task["task"] not in found}
+        if len(found) >= rows or page["next"] is None:
+            break
+        page = listed(after=page["next"])
+    return Shown(list(found.values())[:rows], page["count"])
 
 
 def _server(before: Sample, now: Sample, rates: Mapping[str, Counter[str]], url: str) -> str:
@@ -132,17 +165,15 @@ def _stages(before: Sample, now: Sample) -> str:
     return f"p50/p99 ms: {', '.join(told)}"
 
 
-def _tasks(tasks: Sequence[dict[str, Any]], rates: Mapping[str, Counter[str]], rows: int) -> Table:
+def _tasks(shown: Shown, rates: Mapping[str, Counter[str]]) -> Table:
     table = Table("task", "version", "residency")
     for name in ("requests/s", "4xx/s", "5xx/s", "answered"):
         table.add_column(name, justify="right")
-    nothing: Counter[str] = Counter()
-    busiest = sorted(tasks, key=lambda task: (-rates.get(task["task"], nothing).total(), task["task"]))
-    for task in busiest[:rows]:
-        rate = rates.get(task["task"], nothing)
+    for task in shown.tasks:
+        rate = rates.get(task["task"], Counter())
         numbers = (f"{value:.1f}" for value in (rate.total(), rate["4"], rate["5"]))
         version = "none" if task["version"] is None else str(task["version"])
         table.add_row(task["task"], version, task["residency"], *numbers, str(task["requests"]["answered"]))
-    if len(tasks) > rows:
-        table.caption = f"and {len(tasks) - rows} more"
+    if shown.count > len(shown.tasks):
+        table.caption = f"and {shown.count - len(shown.tasks)} more"
     return table

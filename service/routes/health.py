@@ -40,4 +40,5 @@ async def metrics(parts: AtHand) -> Response:
     with suppress(AdaptError, TimeoutError):
         async with asyncio.timeout(SCRAPE_S):
             await parts.health.check(parts.engine)
-    return Response(parts.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    # A thousand tasks' labels take longer to write than the event loop may be held.
+    return Response(await asyncio.to_thread(parts.metrics.render), media_type=CONTENT_TYPE_LATEST)

@@ -6,29 +6,49 @@ It does not know files or folders; the catalogue and the repository do.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
+from pydantic.json_schema import SkipJsonSchema
 
-from service.repository import VersionInfo
+from service.errors import BadRequest
+from service.repository import TaskInfo, VersionInfo
 from service.routes.common import AtHand, Number, TaskName, problems
 from service.routes.guard import Holder
 from service.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
+from service.serving.catalogue import Listing
+from service.serving.pages import Page, page, starting_with
 from service.serving.parts import Parts
 
 router = APIRouter(tags=["tasks"])
 
+MAX_NAME = 64
+"""Characters of a task's name."""
 
-@router.get("/v1/tasks")
-async def tasks(parts: AtHand, key: Holder) -> TasksAnswer:
-    """Everything that is served and that the key may see, in the order of the names."""
-    layout = parts.catalogue.layout
-    return TasksAnswer(
-        backbone=layout.model,
-        fingerprint=layout.fingerprint,
-        parameters=layout.parameters,
-        tasks=[await _task(parts, name) for name in parts.catalogue.names() if key.sees(name)],
-    )
+Limit = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="the most on this page; up to max_page_items")]
+"""None: the setting page_items."""
+
+
+@router.get("/v1/tasks", response_model=TasksAnswer, responses=problems(400))
+async def tasks(
+    parts: AtHand,
+    key: Holder,
+    limit: Limit = None,
+    after: Annotated[
+        str | SkipJsonSchema[None],
+        Query(max_length=MAX_NAME, description="start after this name: the last page's next"),
+    ] = None,
+    prefix: Annotated[str, Query(max_length=MAX_NAME, description="only names that start so")] = "",
+) -> Response:
+    """What is served and the key may see, in the order of the names, a page at a time.
+
+    Follow `next` until it is null: a task that is there all the while comes exactly once.
+    """
+    names = parts.catalogue.names() if key.tasks is None else [n for n in sorted(key.tasks) if parts.catalogue.has(n)]
+    shown = page(starting_with(names, prefix), after, _limit(parts, limit))
+    return await _rendered(lambda: _tasks(parts, shown))
 
 
 @router.get("/v1/tasks/{task}", responses=problems(400, 404))
@@ -37,13 +57,19 @@ async def one_task(parts: AtHand, task: TaskName) -> TaskAnswer:
     return await _task(parts, task)
 
 
-@router.get("/v1/tasks/{task}/versions", responses=problems(400, 404))
-async def versions(parts: AtHand, task: TaskName) -> VersionsAnswer:
-    """Every version that is kept, oldest first."""
-    kept = parts.repository.task(task).versions
-    return VersionsAnswer(
-        task=task, versions=[VersionAnswer(**version_fields(parts, info)) for _, info in sorted(kept.items())]
-    )
+@router.get("/v1/tasks/{task}/versions", response_model=VersionsAnswer, responses=problems(400, 404))
+async def versions(
+    parts: AtHand,
+    task: TaskName,
+    limit: Limit = None,
+    after: Annotated[
+        int | SkipJsonSchema[None], Query(ge=0, description="start after this number: the last page's next")
+    ] = None,
+) -> Response:
+    """The versions that are kept, oldest first, a page at a time."""
+    info = parts.repository.task(task)
+    shown = page(sorted(info.versions), after, _limit(parts, limit))
+    return await _rendered(lambda: _versions(parts, info, shown))
 
 
 @router.get("/v1/tasks/{task}/versions/{version}", responses=problems(400, 404))
@@ -55,7 +81,7 @@ async def one_version(parts: AtHand, task: TaskName, version: Number) -> Version
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
 async def activate(parts: AtHand, task: TaskName, version: Number) -> TaskAnswer:
     """Let a version answer, at once: roll back, roll forward, or start one that was staged."""
-    await asyncio.to_thread(parts.repository.activate, task, version)
+    await asyncio.to_thread(parts.catalogue.activate, task, version)
     return await _task(parts, task)
 
 
@@ -84,22 +110,64 @@ def version_fields(parts: Parts, info: VersionInfo) -> dict[str, Any]:
     }
 
 
+def _limit(parts: Parts, asked: int | None) -> int:
+    """How much goes on a page. Raises BadRequest."""
+    most = parts.settings.max_page_items
+    if asked is None:
+        return min(parts.settings.page_items, most)
+    if asked > most:
+        raise BadRequest(
+            f"limit is {asked}, the most on one page is {most} (max_page_items); follow next for the rest",
+            field="limit", limit=most, value=asked,
+        )  # fmt: skip
+    return asked
+
+
+async def _rendered(make: Callable[[], BaseModel]) -> Response:
+    """An answer of any length, made and written as JSON off the event loop."""
+    content = await asyncio.to_thread(lambda: make().model_dump_json())
+    return Response(content, media_type="application/json")
+
+
+def _tasks(parts: Parts, shown: Page[str]) -> TasksAnswer:
+    layout = parts.catalogue.layout
+    return TasksAnswer(
+        backbone=layout.model,
+        fingerprint=layout.fingerprint,
+        parameters=layout.parameters,
+        tasks=[_answer(parts, listed) for listed in parts.catalogue.listings(shown.items)],
+        count=shown.count,
+        next=shown.next,
+    )
+
+
+def _versions(parts: Parts, task: TaskInfo, shown: Page[int]) -> VersionsAnswer:
+    return VersionsAnswer(
+        task=task.name,
+        versions=[VersionAnswer(**version_fields(parts, task.versions[number])) for number in shown.items],
+        count=shown.count,
+        next=shown.next,
+    )
+
+
 async def _task(parts: Parts, name: str) -> TaskAnswer:
-    listed = await parts.catalogue.listing(name)
-    description, active = listed.description, listed.task.active
-    config = description.config if description else None
-    parameters = description.parameters if description else None
-    answered, failed = parts.counts.of(name)
+    return _answer(parts, await parts.catalogue.listing(name))
+
+
+def _answer(parts: Parts, listed: Listing) -> TaskAnswer:
+    config, active = listed.config, listed.task.active
+    answered, failed = parts.counts.of(listed.task.name)
     return TaskAnswer(
-        task=name,
+        task=listed.task.name,
         modality=config.modality if config else None,
         version=active,
         digest=listed.shown.digest if active is not None else None,
         labels=list(config.labels) if config else [],
+        classes=listed.classes,
         score=config.score if config else None,
         frames=config.frames if config else None,
-        parameters=parameters,
-        share=None if parameters is None else parameters / parts.catalogue.layout.parameters,
+        parameters=listed.parameters,
+        share=None if listed.parameters is None else listed.parameters / parts.catalogue.layout.parameters,
         residency=cast(Any, parts.bank.tier(listed.shown.digest)),
         versions=len(listed.task.versions),
         problem=listed.problem,

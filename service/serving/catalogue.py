@@ -6,9 +6,8 @@ It knows the repository and the file format; it does not know requests, queues o
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,17 +17,9 @@ from adapters.config import AdapterConfig
 from adapters.errors import AdaptError, BrokenAdapter
 from adapters.file import Adapter, read_adapter, read_header
 from adapters.limits import FileLimits
-from service.errors import UnknownVersion
+from service.errors import StorageFailed, UnknownTask, UnknownVersion
 from service.repository import Repository, Staging, TaskInfo, VersionInfo
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a version's header says, the number of its parameters, and whether this server can run it."""
-
-    config: AdapterConfig
-    parameters: int
-    fits: bool
+from service.serving.descriptions import Description, Descriptions, Summary
 
 
 @dataclass(frozen=True)
@@ -44,27 +35,30 @@ class Served:
 
 @dataclass(frozen=True)
 class Listing:
-    """A task as lists show it: the active version, or the newest if none is; ``problem`` if it cannot answer."""
+    """A task as lists show it: the active version, or the newest if none is; ``problem`` if it cannot answer.
+
+    ``config`` is None where the file cannot be read; in a page it has the first labels alone, of ``classes``.
+    """
 
     task: TaskInfo
     shown: VersionInfo
-    description: Description | None
+    config: AdapterConfig | None
+    classes: int | None
+    parameters: int | None
     problem: str | None
 
 
 class Catalogue:
     """The repository's view for serving. Descriptions are kept by digest, so a known version costs no disk."""
 
-    def __init__(self, repository: Repository, bank: Bank, limits: FileLimits, *, max_descriptions: int) -> None:
+    def __init__(self, repository: Repository, bank: Bank, limits: FileLimits, *, cache_bytes: int) -> None:
         self.repository, self._bank, self._limits = repository, bank, limits
         self.layout = bank.slabs.layout
-        self._max = max_descriptions
-        self._lock = threading.Lock()
-        self._descriptions: OrderedDict[str, Description] = OrderedDict()
+        self._descriptions = Descriptions(cache_bytes)
 
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Tasks that have a version, in order."""
-        return [task.name for task in self.repository.tasks() if task.versions]
+        return self.repository.names
 
     def has(self, task: str) -> bool:
         try:
@@ -87,28 +81,27 @@ class Catalogue:
 
     async def describe(self, info: VersionInfo) -> Description:
         """What a version says of itself; from memory when its digest is known. Raises an AdapterError."""
-        with self._lock:
-            known = self._descriptions.get(info.digest)
-            if known is not None:
-                self._descriptions.move_to_end(info.digest)
-                return known
-        return await asyncio.to_thread(self._read_description, info)
+        known = self._descriptions.get(info.digest)
+        if known is None:
+            known = await asyncio.to_thread(self._read_description, info)
+        return known
 
     async def listing(self, name: str) -> Listing:
-        """A task for people to see, also when its file cannot be used. Raises UnknownTask."""
+        """A task for people to see, whole, also when its file cannot be used. Raises UnknownTask."""
         task = self.repository.task(name)
-        shown = task.versions[task.active if task.active is not None else max(task.versions)]
         try:
-            description = await self.describe(shown)
+            known = await self.describe(task.shown)
         except AdaptError as error:
-            return Listing(task, shown, None, error.message)
-        problem = None if task.active is not None else "no version is active; activate one"
-        if not description.fits:
-            try:
-                self._check(description.config)
-            except AdaptError as error:
-                problem = error.message
-        return Listing(task, shown, description, problem)
+            if self.repository.task(name) is not task:  # changed while its file was read
+                return await self.listing(name)
+            return Listing(task, task.shown, None, None, None, error.message)
+        return self._listed(task, known.config, len(known.config.labels), known.parameters)
+
+    def listings(self, names: Iterable[str]) -> Iterator[Listing]:
+        """Tasks as a page shows them, without those that are gone by now. Blocks where a manifest tells too little."""
+        for name in names:
+            with suppress(UnknownTask):
+                yield self._short_listing(name)
 
     def loader(self, served: Served) -> Callable[[], PackedAdapter]:
         """What the bank calls when it lacks the version: read, compare the digest, pack."""
@@ -142,9 +135,19 @@ class Catalogue:
 
     def publish(self, staging: Staging, task: str, adapter: Adapter, *, activate: bool) -> tuple[VersionInfo, bool]:
         """Make a checked file a version; True if it is new. Blocks until it is durable."""
-        info, created = self.repository.publish(task, staging, activate=activate)
-        self._remember(info.digest, Description(adapter.config, adapter.parameters, fits=True))
+        about = Summary.of(adapter.config, adapter.parameters).text()
+        info, created = self.repository.publish(task, staging, activate=activate, about=about)
+        self._descriptions.keep(info.digest, Description(adapter.config, adapter.parameters, fits=True))
         return info, created
+
+    def activate(self, task: str, version: int) -> None:
+        """Let a version answer. Blocks; raises UnknownTask or UnknownVersion."""
+        info = self.repository.version(task, version)
+        about = None
+        with suppress(AdaptError):  # a file that cannot be read may be activated; lists tell what is wrong with it
+            known = self._descriptions.get(info.digest) or self._read_description(info)
+            about = Summary.of(known.config, known.parameters).text()
+        self.repository.activate(task, version, about)
 
     def open(self, task: str, version: int) -> BinaryIO:
         """A version's file. Blocks; raises UnknownVersion if it was deleted this moment."""
@@ -164,8 +167,9 @@ class Catalogue:
 
     def release(self, digest: str) -> None:
         """Give a digest's memory back unless some version still has those bytes."""
-        if not any(v.digest == digest for task in self.repository.tasks() for v in task.versions.values()):
+        if not self.repository.holds(digest):
             self._bank.forget(digest)
+            self._descriptions.forget(digest)
 
     def _check(self, config: AdapterConfig) -> None:
         limits = self._limits
@@ -180,17 +184,45 @@ class Catalogue:
             raise UnknownVersion(
                 f"version {info.number} of '{info.task}' was deleted a moment ago", task=info.task
             ) from error
-        fits = True
-        try:
-            self._check(header.config)
-        except AdaptError:
-            fits = False
-        return self._remember(info.digest, Description(header.config, header.parameters, fits))
-
-    def _remember(self, digest: str, description: Description) -> Description:
-        with self._lock:
-            self._descriptions[digest] = description
-            self._descriptions.move_to_end(digest)
-            while len(self._descriptions) > self._max:
-                self._descriptions.popitem(last=False)
+        except OSError as error:
+            raise StorageFailed(
+                f"the file of version {info.number} of '{info.task}' cannot be read ({error.strerror})", task=info.task
+            ) from error
+        fits = self._misfit(header.config) is None
+        description = Description(header.config, header.parameters, fits)
+        self._descriptions.keep(info.digest, description)
         return description
+
+    def _short_listing(self, name: str) -> Listing:
+        task = self.repository.task(name)
+        try:
+            summary = self._summary(task)
+        except AdaptError as error:
+            if self.repository.task(name) is not task:
+                return self._short_listing(name)
+            return Listing(task, task.shown, None, None, None, error.message)
+        return self._listed(task, summary.config, summary.classes, summary.parameters)
+
+    def _summary(self, task: TaskInfo) -> Summary:
+        """From the manifest; from the file where that is older than summaries, and kept for the next time."""
+        told = task.told
+        summary = Summary.read(told) if told is not None else None
+        if summary is None:
+            shown = task.shown
+            known = self._descriptions.get(shown.digest) or self._read_description(shown)
+            summary = Summary.of(known.config, known.parameters)
+            self.repository.learn(task.name, shown.digest, summary.text())
+        return summary
+
+    def _listed(self, task: TaskInfo, config: AdapterConfig, classes: int, parameters: int) -> Listing:
+        problem = None if task.active is not None else "no version is active; activate one"
+        whole = config if classes == len(config.labels) else config.model_copy(update={"labels": ("",) * classes})
+        return Listing(task, task.shown, config, classes, parameters, self._misfit(whole) or problem)
+
+    def _misfit(self, config: AdapterConfig) -> str | None:
+        """Why this server cannot run it, if it cannot."""
+        try:
+            self._check(config)
+        except AdaptError as error:
+            return error.message
+        return None

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class Counts:
-    """Only the event loop's thread changes them, after the task was looked up."""
+    """Only the event loop's thread changes them, after the task was looked up; any thread may read."""
 
     def __init__(self) -> None:
         self._answered: Counter[str] = Counter()

@@ -1,0 +1,92 @@
+"""A task's manifest: its versions as frozen values, and their one JSON form.
+
+    {"next": 3, "active": 2, "versions": {"1": {"digest": ..., "size": ..., "created": ...}, "2": {...}},
+     "about": {"digest": ..., ...}}
+
+``about`` is what lists show of one version; files from before it was written lack it. It knows no disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """An immutable file of a task: its number only grows; ``created`` is ISO 8601 in UTC."""
+
+    task: str
+    number: int
+    digest: str
+    size: int
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What lists show of the file with that digest: JSON text, which nobody here looks into."""
+
+    digest: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """A task's versions by number, the active one (None before the first activation), the next number."""
+
+    name: str
+    versions: Mapping[int, VersionInfo]
+    active: int | None
+    next: int
+    about: About | None = None
+
+    @property
+    def shown(self) -> VersionInfo:
+        """The version that lists tell of: the active one, or the newest while none is. It must have one."""
+        return self.versions[self.active if self.active is not None else max(self.versions)]
+
+    @property
+    def told(self) -> str | None:
+        """What is known of ``shown``; None where the manifest tells of another version, or of none."""
+        return self.about.text if self.about is not None and self.about.digest == self.shown.digest else None
+
+    def telling(self, about: About | None) -> Self:
+        """With what is known of ``shown``, if it is of that version; else with what was known."""
+        return self if about is None or about.digest != self.shown.digest else replace(self, about=about)
+
+
+def render(task: TaskInfo) -> bytes:
+    """The manifest's text."""
+    document: dict[str, Any] = {"next": task.next, "active": task.active}
+    document["versions"] = {
+        str(n): {"digest": v.digest, "size": v.size, "created": v.created} for n, v in task.versions.items()
+    }
+    if task.about is not None:
+        document["about"] = {"digest": task.about.digest} | json.loads(task.about.text)
+    return json.dumps(document, indent=1).encode()
+
+
+def parse(name: str, raw: bytes) -> TaskInfo:
+    """Raises ValueError for anything that is not a manifest. Fields that a later release may add are passed over."""
+    try:
+        data = json.loads(raw)
+        versions = {}
+        for text, kept in data["versions"].items():
+            number = int(text)
+            versions[number] = VersionInfo(name, number, str(kept["digest"]), int(kept["size"]), str(kept["created"]))
+        active = None if data["active"] is None else int(data["active"])
+        following = max(int(data["next"]), 1, *(n + 1 for n in versions))
+        return TaskInfo(name, MappingProxyType(versions), active, following, _about(data.get("about")))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _about(kept: Any) -> About | None:
+    """What cannot be used is as if it were not there: the file itself tells it again."""
+    if not isinstance(kept, dict) or not isinstance(digest := kept.pop("digest", None), str):
+        return None
+    return About(digest, json.dumps(kept))

@@ -1,0 +1,116 @@
+"""The demo's tasks: published once into a folder that never held anything; what is deleted stays deleted."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from service.app import build
+from service.serving.catalogue import Catalogue
+from service.serving.demo import publish_demo
+from service.serving.parts import Parts
+from service.settings import Settings
+
+DEMO_TASKS = ["animal-or-vehicle", "digit-collage", "digits", "moving-digit"]
+
+
+@contextmanager
+def started(data: Path) -> Iterator[Parts]:
+    with build(Settings(data_dir=data, device="cpu", threads=1, decode_workers=1)) as parts:
+        yield parts
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
+    """For its backbone and bank; each test has a repository of its own."""
+    with started(tmp_path_factory.mktemp("data")) as parts:
+        yield parts
+
+
+@contextmanager
+def catalogue(server: Parts, data: Path) -> Iterator[Catalogue]:
+    """A start on ``data``, with the demo published."""
+    from service.repository import Repository
+
+    repository = Repository(data)
+    try:
+        repository.recover()
+        made = Catalogue(repository, server.bank, server.catalogue._limits, cache_bytes=2**20)
+        publish_demo(made)
+        yield made
+    finally:
+        repository.close()
+
+
+def test_a_server_without_data_has_them(server: Parts) -> None:
+    assert list(server.catalogue.names()) == DEMO_TASKS
+
+
+@pytest.mark.parametrize("gone", [DEMO_TASKS, DEMO_TASKS[:1]], ids=["all", "one"])
+def test_deleted_ones_stay_deleted(server: Parts, tmp_path: Path, gone: list[str]) -> None:
+    with catalogue(server, tmp_path) as first:
+        for name in gone:
+            first.delete_task(name)
+    for _ in range(2):
+        with catalogue(server, tmp_path) as again:
+            assert list(again.names()) == [name for name in DEMO_TASKS if name not in gone]
+
+
+def test_a_folder_from_before_the_mark_stays_as_it_was_left(server: Parts, tmp_path: Path) -> None:
+    with catalogue(server, tmp_path) as first:
+        for name in DEMO_TASKS:
+            first.delete_task(name)
+    (tmp_path / "demo").unlink()
+    with catalogue(server, tmp_path) as again:
+        assert list(again.names()) == []
+        assert not (tmp_path / "demo").exists()
+
+
+def test_a_first_start_that_was_cut_off_is_ended_by_the_next(server: Parts, tmp_path: Path) -> None:
+    with (
+        patch.object(Catalogue, "publish", autospec=True, side_effect=[KeyboardInterrupt]),
+        pytest.raises(KeyboardInterrupt),
+        catalogue(server, tmp_path),
+    ):
+        pass
+    with catalogue(server, tmp_path) as again:
+        assert list(again.names()) == DEMO_TASKS
+
+
+def test_a_disk_that_refused_some_is_asked_again_and_deleted_ones_stay_away(server: Parts, tmp_path: Path) -> None:
+    inner = Catalogue.publish
+
+    def publish(self: Catalogue, staging, task, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if task == "digits":
+            with patch("service.files.sync_folder", side_effect=OSError(errno.ENOSPC, "full")):
+                return inner(self, staging, task, *args, **kwargs)
+        return inner(self, staging, task, *args, **kwargs)
+
+    with patch.object(Catalogue, "publish", publish), catalogue(server, tmp_path) as first:
+        assert list(first.names()) == [name for name in DEMO_TASKS if name != "digits"]
+        first.delete_task("digit-collage")
+    with catalogue(server, tmp_path) as again:
+        assert list(again.names()) == [name for name in DEMO_TASKS if name != "digit-collage"]
+        again.delete_task("digits")
+    with catalogue(server, tmp_path) as again:
+        assert list(again.names()) == ["animal-or-vehicle", "moving-digit"]
+
+
+def test_a_folder_in_use_gets_none(server: Parts, tmp_path: Path) -> None:
+    manifest = tmp_path / "tasks/mine/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"next": 4, "active": None, "versions": {}}))  # a task that was deleted
+    with catalogue(server, tmp_path) as found:
+        assert list(found.names()) == []
+
+
+def test_they_come_back_with_a_new_folder(server: Parts, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        with catalogue(server, tmp_path / folder) as found:
+            assert list(found.names()) == DEMO_TASKS

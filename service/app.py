@@ -75,6 +75,7 @@ def build(settings: Settings) -> Iterator[Parts]:
             max_batch_rows=settings.max_batch_rows,
             max_queue_rows=settings.max_queue_rows,
             on_batch=_both(metrics.batch, health.saw),
+            last_step=lambda: backbone.last_step,
         )
         engine.start()
         stack.callback(engine.close)

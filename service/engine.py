@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.bank import AdapterMeta, Bank, Lease, PackedAdapter
-from adapters.errors import AdaptError
+from adapters.errors import AdaptError, BrokenMedia, LoadsBehind, MediaTooLarge
 from adapters.forward import BankedForward, Job
 from service import faults
 from service.errors import BadScores, DeadlineExceeded, Draining, QueueFull
@@ -26,6 +26,10 @@ from service.scheduler import Scheduler, Ticket
 
 NOBODY = AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0)
 """The bare backbone in slot 0, for health probes only."""
+LOADING_SHARE = 0.75
+"""Share of the queue that rows may take whose adapter is not there yet; the rest is kept for those that need no load."""
+CLOSE_S = 2.0
+"""How long ``close`` waits for the batch in progress; a device that hangs is left behind on its thread."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,15 @@ class BatchReport:
 
 @dataclass
 class _Work:
-    """A ticket's inside: what to compute, for whom, and the slot once there is one."""
+    """A ticket's inside: what to compute, for whom, and the slot once there is one; all of it let go at the end."""
 
-    pixels: Tensor
+    pixels: Tensor | None
     future: Future[Answer]
     submitted: float
+    deadline: float
+    coming: Future[Lease] | None = None
     lease: Lease | None = None
-    counted: bool = field(default=True)
+    ready: bool = False
 
 
 class Engine:
@@ -70,14 +76,19 @@ class Engine:
         max_batch_rows: int,
         max_queue_rows: int,
         on_batch: Callable[[BatchReport], None] | None = None,
+        last_step: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``last_step`` says when the forward last got on, on the same clock; see ``stalled_s``."""
         self._forward, self._bank, self._clock = forward, bank, clock
-        self._on_batch = on_batch or (lambda _: None)
-        self._max_queue_rows = max_queue_rows
+        self._on_batch, self._last_step = on_batch or (lambda _: None), last_step
+        self._max_batch_rows, self._max_queue_rows = max_batch_rows, max_queue_rows
         self._scheduler: Scheduler[_Work] = Scheduler(max_batch_rows)
         self._wake = threading.Condition()
         self._queued_rows = 0  # accepted and not yet answered: waiting for a slot, for a turn, or running
+        self._ready_rows = 0  # of these the ones that have their slot
+        self._live: list[Ticket[_Work]] = []  # the latest batch
+        self._begun: float | None = None  # when the forward pass that runs now began
         self._pace = Pace(max_batch_rows)
         self._accepting, self._running = True, True
         self._last_failure = ""
@@ -101,28 +112,56 @@ class Engine:
         """What the latest forward pass or load that failed raised, in a line for the log; empty if none did."""
         return self._last_failure
 
+    @property
+    def busy_s(self) -> float:
+        """How long the batch that runs now has run; 0 when none does."""
+        begun = self._begun
+        return 0.0 if begun is None else self._clock() - begun
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the batch that runs now began or got on; 0 when none runs.
+
+        Getting on is a block computed, where the device computes while Python waits: on the CPU. On CUDA blocks are
+        only put into a queue, or replayed from a graph, so there the sign is the end of the batch.
+        """
+        begun = self._begun
+        return 0.0 if begun is None else self._clock() - max(begun, self._last_step())
+
     def submit(
         self, task: str, digest: str, load: Callable[[], PackedAdapter], pixels: Tensor, deadline: float
     ) -> Future[Answer]:
         """Queue one input, uint8 (frames, 3, size, size); never blocks. ``deadline`` is on the engine's clock.
 
-        Raises as ``check_room`` does. The future's errors are ours; cancelling it drops the rows before the
-        device sees them.
+        Raises as ``check_room`` does, and MediaTooLarge for more frames than a batch holds, BrokenMedia for none.
+        The future's errors are ours; cancelling it drops the rows before the device sees them, and the load if
+        nobody else waits for it.
         """
-        ticket = self._accept(task, pixels, deadline)
+        ticket = self._accept(task, pixels, deadline, cold=not self._bank.resident(digest))
+        work = ticket.payload
         try:
-            self._bank.acquire(digest, load).add_done_callback(lambda lease: self._enqueue(ticket, lease))
+            work.coming = self._bank.acquire(digest, load, deadline, HOPE * (deadline - work.submitted))
+        except LoadsBehind as error:
+            self._settle(ticket)
+            raise self._too_late(error, deadline) from None
         except BaseException as error:
             self._fail(ticket, error)
-        return ticket.payload.future
+        else:
+            work.coming.add_done_callback(lambda lease: self._enqueue(ticket, lease))
+        return work.future
 
-    def check_room(self, rows: int, deadline: float) -> None:
-        """Whether ``rows`` more would be taken now; ask before costly work. Raises QueueFull or Draining.
+    def check_room(self, rows: int, deadline: float, digests: Collection[str] = ()) -> None:
+        """Whether ``rows`` more, of these versions, would be taken now; ask before costly work.
 
-        QueueFull comes past ``max_queue_rows``, and also when the queue would hardly be through by the deadline.
+        Raises Draining, or QueueFull: past ``max_queue_rows``, and also when the queue, or the loads before those
+        that these versions need, would hardly be through by the deadline.
         """
+        cold = [digest for digest in digests if not self._bank.resident(digest)]
         with self._wake:
-            self._check_room(rows, deadline)
+            self._check_room(rows, deadline, cold=bool(cold))
+        wait = self._bank.wait_s(cold, deadline) if cold else 0.0
+        if wait > HOPE * (deadline - self._clock()):
+            raise self._too_late(self._bank.behind(wait), deadline)
 
     def probe(self, pixels: Tensor, deadline: float) -> Future[Answer]:
         """A real forward of the bare backbone through the same queue, for health checks; its logits mean nothing."""
@@ -137,58 +176,99 @@ class Engine:
             return self._wake.wait_for(lambda: self._queued_rows == 0, timeout)
 
     def close(self) -> None:
-        """Stop the thread after the batch it is in; what waits gets Draining."""
+        """Stop the thread after the batch it is in, waiting at most ``CLOSE_S``; what waits gets Draining."""
         with self._wake:
             self._accepting = self._running = False
+            left = self._scheduler.clear()
             self._wake.notify_all()
+        for ticket in left:
+            self._fail(ticket, _stopped())
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(CLOSE_S)
+        for future in [t.payload.future for t in self._live if not t.payload.future.done()]:
+            future.set_exception(_stopped())  # its slot stays pinned: the device may still read it
 
-    def _accept(self, task: str, pixels: Tensor, deadline: float) -> Ticket[_Work]:
-        rows = pixels.shape[0]
+    def _accept(self, task: str, pixels: Tensor, deadline: float, *, cold: bool = False) -> Ticket[_Work]:
+        rows, limit = pixels.shape[0], self._max_batch_rows
+        if rows > limit:
+            raise MediaTooLarge(
+                f"the input has {rows} frames, a batch holds {limit} rows (max_batch_rows)",
+                field="max_batch_rows", limit=limit, value=rows,
+            )  # fmt: skip
+        if rows == 0:
+            raise BrokenMedia("the input has no frames")
         with self._wake:
-            self._check_room(rows, deadline)
+            self._check_room(rows, deadline, cold=cold)
             self._queued_rows += rows
-        ticket = Ticket(task, rows, deadline, _Work(pixels, Future(), self._clock()))
+        ticket = Ticket(task, rows, deadline, _Work(pixels, Future(), self._clock(), deadline))
         ticket.payload.future.add_done_callback(lambda future: self._gone(ticket) if future.cancelled() else None)
         return ticket
 
-    def _check_room(self, rows: int, deadline: float) -> None:
+    def _check_room(self, rows: int, deadline: float, *, cold: bool) -> None:
         if not self._accepting:
             raise Draining("the server is stopping and takes no new requests; try another one")
         queued, limit = self._queued_rows, self._max_queue_rows
-        wait = self._pace.seconds(queued)
+        wait = self._pace.seconds(self._ready_rows)
         if queued + rows > limit:
             raise QueueFull(
                 f"the queue holds {queued} rows, the limit is {limit}; try again in {wait or 1.0:.1f} s",
                 retry_after=wait or 1.0, limit=limit, value=queued + rows,
             )  # fmt: skip
+        loading, share = queued - self._ready_rows, max(rows, int(LOADING_SHARE * limit))
+        if cold and loading + rows > share:
+            raise QueueFull(
+                f"{loading} rows wait for adapters to be loaded, the limit is {share} of the queue's {limit}; "
+                "try again in 1 s",
+                retry_after=1.0, limit=share, value=loading + rows, reason="loads",
+            )  # fmt: skip
         left = deadline - self._clock()
         if wait is not None and wait > HOPE * left:
             raise QueueFull(
-                f"the {queued} rows in the queue take about {wait:.1f} s, and this request has {max(0.0, left):.1f} s; "
-                "try again later, or allow more time with the header X-Deadline-Ms",
-                retry_after=wait, field="X-Deadline-Ms", value=round(wait, 3),
+                f"the {self._ready_rows} rows in the queue take about {wait:.1f} s, and this request has "
+                f"{max(0.0, left):.1f} s; try again later, or allow more time with the header X-Deadline-Ms",
+                retry_after=wait, field="X-Deadline-Ms", value=round(wait, 3), reason="rows",
             )  # fmt: skip
 
-    def _enqueue(self, ticket: Ticket[_Work], lease: Future[Lease]) -> None:
-        """The slot is there, or it failed; on the caller's thread or the loader's."""
-        error = lease.exception()
-        if error is not None:
-            ours = isinstance(error, AdaptError)
-            self._fail(ticket, error if ours else self._fault(error, "bringing in the adapter"))
+    def _too_late(self, error: LoadsBehind, deadline: float) -> QueueFull:
+        """What a caller is told whose adapter cannot be loaded in time."""
+        left = max(0.0, deadline - self._clock())
+        return QueueFull(
+            f"{error.message}, and this request has {left:.1f} s; try again later, or allow more time with the header "
+            "X-Deadline-Ms",
+            retry_after=error.wait_s, field="X-Deadline-Ms", value=round(error.wait_s, 3), reason="loads",
+        )  # fmt: skip
+
+    def _enqueue(self, ticket: Ticket[_Work], coming: Future[Lease]) -> None:
+        """The slot is there, or it failed, or the caller left; on the caller's thread or the loader's."""
+        if coming.cancelled():
             return
-        ticket.payload.lease = lease.result()
-        self._queue(ticket)
+        error = coming.exception()
+        if error is None:
+            with self._wake:
+                ticket.payload.lease, ticket.payload.coming = coming.result(), None
+            self._queue(ticket)
+        elif isinstance(error, LoadsBehind):
+            self._fail(ticket, self._too_late(error, ticket.deadline))
+        elif isinstance(error, AdaptError):
+            self._fail(ticket, error.copy())  # others may wait for the same load, and each adds its own facts
+        else:
+            self._fail(ticket, self._fault(error, "bringing in the adapter"))
 
     def _queue(self, ticket: Ticket[_Work]) -> None:
-        with self._wake:
-            stopped = not self._running
-            if not stopped:
-                self._scheduler.add(ticket)
-                self._wake.notify_all()
+        """Let the scheduler have it, unless the engine has stopped or the caller has left."""
+        try:
+            with self._wake:
+                stopped = not self._running
+                if not stopped:
+                    self._ready_rows += ticket.rows
+                    ticket.payload.ready = True
+                    self._scheduler.add(ticket)
+                    self._wake.notify_all()
+        except Exception as error:
+            self._fail(ticket, self._fault(error, "queueing the rows"))
+            return
         if stopped:
-            self._fail(ticket, Draining("the server stopped before it could answer"))
+            self._fail(ticket, _stopped())
         elif ticket.payload.future.cancelled():
             self._gone(ticket)
 
@@ -199,15 +279,22 @@ class Engine:
         self._settle(ticket)
 
     def _settle(self, ticket: Ticket[_Work]) -> None:
-        """Give back the ticket's share of the queue and its slot; safe to repeat."""
+        """Give back the ticket's share of the queue, its slot, its claim to one, and its pixels; safe to repeat."""
         work = ticket.payload
         with self._wake:
-            if work.counted:
-                work.counted = False
+            if work.pixels is not None:
+                work.pixels = None
                 self._queued_rows -= ticket.rows
                 self._wake.notify_all()
-        if work.lease is not None:
-            work.lease.release()
+            if work.ready:
+                work.ready = False
+                self._ready_rows -= ticket.rows
+            lease, work.lease = work.lease, None
+            coming, work.coming = work.coming, None
+        if lease is not None:
+            lease.release()
+        if coming is not None:
+            coming.cancel()
 
     def _fail(self, ticket: Ticket[_Work], error: BaseException) -> None:
         self._settle(ticket)
@@ -228,15 +315,15 @@ class Engine:
                 for ticket in expired:
                     waited = self._clock() - ticket.payload.submitted
                     self._fail(ticket, DeadlineExceeded(f"waited {waited:.2f} s in the queue, past the deadline"))
-                live = [t for t in batch if t.payload.future.set_running_or_notify_cancel()]
-                if live:
-                    self._run(live)
+                self._live = [t for t in batch if t.payload.future.set_running_or_notify_cancel()]
+                if self._live:
+                    self._run(self._live)
         finally:
             with self._wake:
                 self._accepting = self._running = False
                 left = self._scheduler.clear()
-            for ticket in left:
-                self._fail(ticket, Draining("the server stopped before it could answer"))
+            for ticket in (*self._live, *left):  # those of the batch are answered, unless this thread ends by mistake
+                self._fail(ticket, _stopped())
 
     def _run(self, batch: Sequence[Ticket[_Work]]) -> None:
         """Compute a batch; if it raises, each member once more alone, so that a bad one fails alone."""
@@ -261,7 +348,7 @@ class Engine:
         return faults.told(error, doing)
 
     def _answer(self, batch: Sequence[Ticket[_Work]]) -> None:
-        start = self._clock()
+        self._begun = start = self._clock()
         rows = sum(t.rows for t in batch)
         jobs = [self._job(t) for t in batch]
         failed = True
@@ -270,9 +357,12 @@ class Engine:
             failed = False
         finally:
             compute = self._clock() - start
+            self._begun = None
             self._on_batch(BatchReport(rows, len({job.slot for job in jobs}), compute, failed))
         self._pace.saw(rows, min(t.payload.submitted for t in batch), self._clock())
         for ticket, values in zip(batch, logits, strict=True):
+            if ticket.payload.future.done():
+                continue  # refused by ``close``, which did not wait for the device any longer
             if not np.isfinite(values).all():
                 self._fail(ticket, BadScores(f"task '{ticket.task}' computed scores that are not finite numbers"))
                 continue
@@ -280,7 +370,12 @@ class Engine:
             ticket.payload.future.set_result(Answer(values, start - ticket.payload.submitted, compute, rows))
 
     def _job(self, ticket: Ticket[_Work]) -> Job:
-        lease = ticket.payload.lease
-        if lease is None:
-            return Job(ticket.payload.pixels, 0, (0,), NOBODY)
-        return Job(ticket.payload.pixels, lease.slot, lease.pages, lease.meta)
+        work = ticket.payload
+        assert work.pixels is not None, "a ticket was settled before it was answered"
+        if work.lease is None:
+            return Job(work.pixels, 0, (0,), NOBODY)
+        return Job(work.pixels, work.lease.slot, work.lease.pages, work.lease.meta)
+
+
+def _stopped() -> Draining:
+    return Draining("the server stopped before it could answer")

@@ -1,0 +1,179 @@
+"""Which adapter is loaded next, and which one makes room: pure policy, times are passed in, the caller holds the lock.
+
+It knows no slots, threads or tensors. Keys are whatever names an adapter, claims whoever waits for one.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Generic, TypeVar
+
+C = TypeVar("C")
+L = TypeVar("L")
+
+HALF_LIFE_S = 10.0
+"""After so long a use counts half."""
+MOST = 16.0
+"""The count that no key passes, so that one that was busy for hours makes room within a minute of rest."""
+PATIENCE_S = 5.0
+"""A claim that may wait longer than that is queued as if it may not: patient callers are overtaken, but not for ever."""
+
+
+class Usage:
+    """How wanted each key is: its uses, each worth half after ``HALF_LIFE_S``, at most ``MOST`` (LRFU, Lee et al. 2001).
+
+    A key that is used every few seconds outranks any number of keys that are used once; among equals the one used
+    last outranks. Of keys that are no longer resident it remembers the ``remembered`` latest.
+    """
+
+    def __init__(self, remembered: int) -> None:
+        self._remembered = remembered
+        # log2 of the count, plus the time in half-lives: so ranks do not change while nothing is used.
+        self._rank: OrderedDict[str, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._rank)
+
+    def saw(self, key: str, now: float) -> None:
+        """The key is used, or asked for."""
+        age = now / HALF_LIFE_S
+        self._rank[key] = math.log2(min(MOST, 2.0 ** (self._rank.get(key, -math.inf) - age) + 1.0)) + age
+        self._rank.move_to_end(key)
+        if len(self._rank) > self._remembered:
+            self._rank.popitem(last=False)
+
+    def rank(self, key: str) -> float:
+        """Larger is more wanted; keys that are not remembered come last."""
+        return self._rank.get(key, -math.inf)
+
+    def least(self, keys: Iterable[str]) -> str | None:
+        """The least wanted of some keys; None of none."""
+        return min(keys, key=self.rank, default=None)
+
+
+@dataclass
+class _Load(Generic[C, L]):
+    """One key's claims, each with its deadline, its due time and its way to load."""
+
+    serial: int
+    claims: dict[C, tuple[float, float, L]] = field(default_factory=dict)
+    due: float = math.inf
+    begun: bool = False
+
+
+class LoadQueue(Generic[C, L]):
+    """Keys that wait to be loaded, the earliest deadline first; a key without claims is not in it.
+
+    A claim's due time is its deadline, or ``PATIENCE_S`` after it came if that is earlier.
+    """
+
+    def __init__(self) -> None:
+        self._loads: dict[str, _Load[C, L]] = {}
+        self._order: list[tuple[float, int, str]] = []
+        self._serial = 0
+
+    def __len__(self) -> int:
+        """Keys that wait and are not being loaded."""
+        return len(self._order)
+
+    def add(self, key: str, claim: C, load: L, deadline: float, now: float) -> None:
+        """Claim a key; a load that has begun is joined."""
+        entry = self._loads.get(key)
+        if entry is None:
+            self._serial += 1
+            entry = self._loads[key] = _Load(self._serial)
+        due = min(deadline, now + PATIENCE_S)
+        entry.claims[claim] = (deadline, due, load)
+        if due < entry.due:
+            self._move(key, entry, due)
+
+    def remove(self, key: str, claim: C) -> bool:
+        """Whoever claimed has left; False if it is not here. The key leaves with its last claim unless it has begun."""
+        entry = self._loads.get(key)
+        if entry is None or claim not in entry.claims:
+            return False
+        _, due, _ = entry.claims.pop(claim)
+        if not entry.claims and not entry.begun:
+            self._forget(key, entry)
+        elif due == entry.due and entry.claims:
+            self._move(key, entry, min(due for _, due, _ in entry.claims.values()))
+        return True
+
+    def take(self, now: float, seconds: float) -> tuple[str | None, list[C]]:
+        """Begin the next load, which takes about ``seconds``; None if none is left. Also whoever it is too late for.
+
+        Too late is a deadline that has passed, or that passes during the load while other keys wait: the last one is
+        loaded in any case, so that a wrong idea of ``seconds`` is soon corrected.
+        """
+        late: list[C] = []
+        while self._order:
+            _, _, key = self._order[0]
+            entry = self._loads[key]
+            worth = now + seconds if len(self._order) > 1 else now
+            in_time = any(deadline > worth for deadline, _, _ in entry.claims.values())
+            gone = [c for c, (deadline, _, _) in entry.claims.items() if deadline <= now or not in_time]
+            for claim in gone:
+                del entry.claims[claim]
+            late += gone
+            if entry.claims:
+                self._order.pop(0)
+                entry.begun = True
+                return key, late
+            self._forget(key, entry)
+        return None, late
+
+    def end(self, key: str) -> list[C]:
+        """A load has ended; whoever still claims the key, in the order in which they came."""
+        entry = self._loads.pop(key)
+        if not entry.begun:
+            self._order.remove((entry.due, entry.serial, key))
+        return list(entry.claims)
+
+    def clear(self) -> list[C]:
+        """Every claim, for a caller that is going to refuse them. Loads that have begun still end with ``end``."""
+        claims = [claim for entry in self._loads.values() for claim in entry.claims]
+        for entry in self._loads.values():
+            entry.claims.clear()
+        self._loads = {key: entry for key, entry in self._loads.items() if entry.begun}
+        self._order.clear()
+        return claims
+
+    def waits(self, key: str) -> bool:
+        """Whether somebody claims the key."""
+        entry = self._loads.get(key)
+        return entry is not None and bool(entry.claims)
+
+    def claims(self, key: str) -> dict[C, L]:
+        """Who claims a key, and how each would load it."""
+        entry = self._loads.get(key)
+        return {} if entry is None else {claim: load for claim, (_, _, load) in entry.claims.items()}
+
+    def deadline(self, key: str) -> float:
+        """The earliest deadline of a key's claims."""
+        entry = self._loads.get(key)
+        return math.inf if entry is None else min((d for d, _, _ in entry.claims.values()), default=math.inf)
+
+    def ahead(self, keys: Iterable[str], deadline: float, now: float) -> tuple[int, int]:
+        """If somebody claimed these keys now: how many waiting loads would begin before theirs, how many are theirs."""
+        due = min(deadline, now + PATIENCE_S)
+        before = bisect_right(self._order, due, key=itemgetter(0))
+        entries = [self._loads.get(key) for key in keys]
+        own = [entry for entry in entries if entry is None or not entry.begun]
+        return before - sum(e is not None and e.due <= due for e in own) if own else 0, len(own)
+
+    def _move(self, key: str, entry: _Load[C, L], due: float) -> None:
+        if not entry.begun:
+            place = bisect_left(self._order, (entry.due, entry.serial, key))
+            if place < len(self._order) and self._order[place][1] == entry.serial:
+                del self._order[place]
+            insort(self._order, (due, entry.serial, key))
+        entry.due = due
+
+    def _forget(self, key: str, entry: _Load[C, L]) -> None:
+        del self._loads[key]
+        del self._order[bisect_left(self._order, (entry.due, entry.serial, key))]

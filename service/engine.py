@@ -27,7 +27,7 @@ from service.scheduler import Scheduler, Ticket
 NOBODY = AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0)
 """The bare backbone in slot 0, for health probes only."""
 LOADING_SHARE = 0.75
-"""Share of the queue that rows may take whose adapter is not there yet; the rest is kept for those that need no load."""
+"""Share of the queue that rows may take whose adapter is not there yet; the rest is for those that need no load."""
 CLOSE_S = 2.0
 """How long ``close`` waits for the batch in progress; a device that hangs is left behind on its thread."""
 

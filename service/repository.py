@@ -119,6 +119,11 @@ class Repository:
         """Where a version's file is; ``name`` is checked, so it cannot leave the folder."""
         return self._folder(name) / "versions" / f"{number}.safetensors"
 
+    def paths(self, digest: str) -> list[Path]:
+        """Every file that holds those bytes now."""
+        versions = [version for task in tuple(self._tasks.values()) for version in task.versions.values()]
+        return [self.path(version.task, version.number) for version in versions if version.digest == digest]
+
     def publish(self, name: str, staging: Staging, *, activate: bool = True) -> tuple[VersionInfo, bool]:
         """Make a staged file a version, durable before this returns; True if it is new.
 

@@ -158,7 +158,7 @@ def test_cancelled_rows_leave_the_queue_before_the_device_sees_them(house: House
 
 
 def test_cancelling_during_the_load_holds_nothing(house: House) -> None:
-    """No row, no slot, no pixel, while the load hangs; and the slot that was read for nobody is not taken from anybody."""
+    """No row, no slot, no pixel, while the load hangs."""
     gate, reading = threading.Event(), threading.Event()
 
     def slow() -> PackedAdapter:

@@ -242,7 +242,7 @@ class Bank:
                 pass  # somebody came after the last other one had left
 
     def _load(self, key: str) -> bool:
-        """Host cache or a caller's ``load``, then a slot, then the copy, then everybody who still waits; True: ended."""
+        """Read it, then a slot, then the copy, then everybody who still waits. False: somebody came after that."""
         resident: _Resident | None = None
         try:
             packed = self._read(key)

@@ -21,12 +21,13 @@ HALF_LIFE_S = 10.0
 MOST = 16.0
 """The count that no key passes, so that one that was busy for hours makes room within a minute of rest."""
 PATIENCE_S = 5.0
-"""A claim that may wait longer than that is queued as if it may not: patient callers are overtaken, but not for ever."""
+"""A claim that may wait longer than that is queued as if it may not: patient callers are overtaken, not for ever."""
 
 
 class Usage:
-    """How wanted each key is: its uses, each worth half after ``HALF_LIFE_S``, at most ``MOST`` (LRFU, Lee et al. 2001).
+    """How wanted each key is: its uses, each worth half after ``HALF_LIFE_S``, at most ``MOST``.
 
+    It is the policy LRFU (Lee et al., 2001) with a bound.
     A key that is used every few seconds outranks any number of keys that are used once; among equals the one used
     last outranks. Of keys that are no longer resident it remembers the ``remembered`` latest.
     """

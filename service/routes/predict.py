@@ -86,9 +86,8 @@ async def _answer(
 ) -> Outcomes:
     """Body, versions, pixels, scores. What is asked is looked up before the body is read, and fixed after it."""
     async with Caller(_seconds(parts, deadline_ms)) as caller, Memory(parts.bodies) as memory:
-        for task, version in asked:
-            parts.repository.version(task, version)
-        parts.predictor.check_room(len(asked), caller)
+        digests = [parts.repository.version(task, version).digest for task, version in asked]
+        parts.predictor.check_room(digests, caller)
         limit = parts.settings.max_body_bytes
         await receive(request, memory, caller, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
         caller.watch(gone(request))

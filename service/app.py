@@ -20,7 +20,7 @@ from adapters.file import FileLimits
 from adapters.forward import BankedForward
 from adapters.media import MediaLimits
 from service import problems, routes, tracing
-from service.engine import BatchReport, Engine
+from service.engine import CLOSE_S, BatchReport, Engine
 from service.keys import Keys
 from service.metrics import Metrics, Snapshot
 from service.middleware import RequestContext
@@ -79,7 +79,7 @@ def build(settings: Settings) -> Iterator[Parts]:
         )
         engine.start()
         stack.callback(engine.close)
-        stack.callback(engine.drain, settings.drain_s)
+        stack.callback(engine.drain, min(settings.drain_s, CLOSE_S))  # HTTP has drained before; this is for rests
         health.ask(engine, WARM_UP_S)  # nobody is served before the device has computed
         catalogue = Catalogue(repository, bank, _file_limits(settings, slabs), max_descriptions=settings.max_tasks)
         if settings.backbone == "demo":
@@ -187,7 +187,7 @@ def _snapshot(parts: Parts) -> Snapshot:
         loads=stats.loads,
         evictions=stats.evictions,
         device_memory_bytes=memory,
-        ready=parts.health.fresh,
+        ready=parts.health.ready(parts.engine),
     )
 
 

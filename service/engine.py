@@ -81,7 +81,8 @@ class Engine:
     ) -> None:
         """``last_step`` says when the forward last got on, on the same clock; see ``stalled_s``."""
         self._forward, self._bank, self._clock = forward, bank, clock
-        self._on_batch, self._last_step = on_batch or (lambda _: None), last_step
+        self._on_batch = on_batch or (lambda _: None)
+        self.last_step = last_step
         self._max_batch_rows, self._max_queue_rows = max_batch_rows, max_queue_rows
         self._scheduler: Scheduler[_Work] = Scheduler(max_batch_rows)
         self._wake = threading.Condition()
@@ -126,7 +127,7 @@ class Engine:
         only put into a queue, or replayed from a graph, so there the sign is the end of the batch.
         """
         begun = self._begun
-        return 0.0 if begun is None else self._clock() - max(begun, self._last_step())
+        return 0.0 if begun is None else self._clock() - max(begun, self.last_step())
 
     def submit(
         self, task: str, digest: str, load: Callable[[], PackedAdapter], pixels: Tensor, deadline: float
@@ -158,14 +159,18 @@ class Engine:
         """
         cold = [digest for digest in digests if not self._bank.resident(digest)]
         with self._wake:
+            self._check_accepting()
             self._check_room(rows, deadline, cold=bool(cold))
         wait = self._bank.wait_s(cold, deadline) if cold else 0.0
         if wait > HOPE * (deadline - self._clock()):
             raise self._too_late(self._bank.behind(wait), deadline)
 
     def probe(self, pixels: Tensor, deadline: float) -> Future[Answer]:
-        """A real forward of the bare backbone through the same queue, for health checks; its logits mean nothing."""
-        ticket = self._accept("", pixels, deadline)
+        """A real forward of the bare backbone through the same queue, for health checks; its logits mean nothing.
+
+        A full queue does not refuse it: that says nothing of the device. Raises Draining.
+        """
+        ticket = self._accept("", pixels, deadline, always=True)
         self._queue(ticket)
         return ticket.payload.future
 
@@ -188,7 +193,9 @@ class Engine:
         for future in [t.payload.future for t in self._live if not t.payload.future.done()]:
             future.set_exception(_stopped())  # its slot stays pinned: the device may still read it
 
-    def _accept(self, task: str, pixels: Tensor, deadline: float, *, cold: bool = False) -> Ticket[_Work]:
+    def _accept(
+        self, task: str, pixels: Tensor, deadline: float, *, cold: bool = False, always: bool = False
+    ) -> Ticket[_Work]:
         rows, limit = pixels.shape[0], self._max_batch_rows
         if rows > limit:
             raise MediaTooLarge(
@@ -198,15 +205,19 @@ class Engine:
         if rows == 0:
             raise BrokenMedia("the input has no frames")
         with self._wake:
-            self._check_room(rows, deadline, cold=cold)
+            self._check_accepting()
+            if not always:
+                self._check_room(rows, deadline, cold=cold)
             self._queued_rows += rows
         ticket = Ticket(task, rows, deadline, _Work(pixels, Future(), self._clock(), deadline))
         ticket.payload.future.add_done_callback(lambda future: self._gone(ticket) if future.cancelled() else None)
         return ticket
 
-    def _check_room(self, rows: int, deadline: float, *, cold: bool) -> None:
+    def _check_accepting(self) -> None:
         if not self._accepting:
             raise Draining("the server is stopping and takes no new requests; try another one")
+
+    def _check_room(self, rows: int, deadline: float, *, cold: bool) -> None:
         queued, limit = self._queued_rows, self._max_queue_rows
         wait = self._pace.seconds(self._ready_rows)
         if queued + rows > limit:

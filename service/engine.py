@@ -79,7 +79,11 @@ class Engine:
         last_step: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``last_step`` says when the forward last got on, on the same clock; see ``stalled_s``."""
+        """``last_step`` says when a block of the forward was last computed, on the same clock.
+
+        That is so where the device computes while Python waits: on the CPU. On CUDA it says when a block was last put
+        into the device's queue, and nothing where it is replayed from a graph; the end of a batch must do there.
+        """
         self._forward, self._bank, self._clock = forward, bank, clock
         self._on_batch = on_batch or (lambda _: None)
         self.last_step = last_step
@@ -118,16 +122,6 @@ class Engine:
         """How long the batch that runs now has run; 0 when none does."""
         begun = self._begun
         return 0.0 if begun is None else self._clock() - begun
-
-    @property
-    def stalled_s(self) -> float:
-        """Seconds since the batch that runs now began or got on; 0 when none runs.
-
-        Getting on is a block computed, where the device computes while Python waits: on the CPU. On CUDA blocks are
-        only put into a queue, or replayed from a graph, so there the sign is the end of the batch.
-        """
-        begun = self._begun
-        return 0.0 if begun is None else self._clock() - max(begun, self.last_step())
 
     def submit(
         self, task: str, digest: str, load: Callable[[], PackedAdapter], pixels: Tensor, deadline: float

@@ -302,19 +302,12 @@ def test_a_stop_does_not_wait_for_a_device_that_hangs(house: House, monkeypatch:
     assert house.bank.stats().pinned == 0
 
 
-def test_a_batch_tells_whether_it_gets_on(tmp_path: Path) -> None:
-    house = House(tmp_path / "vit")
-    step = [0.0]
-    house.engine = Engine(house.forward, house.bank, max_batch_rows=8, max_queue_rows=20, last_step=lambda: step[0])
-    house.engine.start()
-    assert (house.engine.busy_s, house.engine.stalled_s) == (0.0, 0.0)
+def test_a_batch_tells_how_long_it_has_run(house: House) -> None:
+    assert house.engine.busy_s == 0.0
     house.hold()
-    assert wait_for(lambda: house.engine.stalled_s > 0.05)
-    step[0] = time.monotonic()
-    assert house.engine.stalled_s < house.engine.busy_s
+    assert wait_for(lambda: house.engine.busy_s > 0.02)
     house.forward.gate.set()
     assert wait_for(lambda: house.engine.busy_s == 0.0)
-    house.close()
 
 
 def test_a_slow_load_delays_nobody_else(house: House) -> None:

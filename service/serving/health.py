@@ -22,7 +22,7 @@ POLL_S = 0.1
 class Health:
     """``check`` returns the age of the last good forward pass in seconds, or raises NotReady or Draining.
 
-    A batch that has run for long is no fault while it gets on (``Engine.stalled_s``): a slow device is ready.
+    A batch that has run for long is no fault while block after block is computed: a slow device is ready.
     """
 
     def __init__(self, input_size: int, *, fresh_s: float, timeout_s: float) -> None:
@@ -43,9 +43,9 @@ class Health:
         return float("inf") if self._last_good is None else time.monotonic() - self._last_good
 
     def ready(self, engine: Engine) -> bool:
-        """Whether a forward pass succeeded lately, or one is under way and gets on, and the latest one did not fail."""
-        busy = engine.busy_s > 0 and engine.stalled_s <= self._fresh_s
-        return (self.age <= self._fresh_s or busy) and not self._suspect
+        """Whether a forward pass lately succeeded, or got on and is still under way; and the latest one did not fail."""
+        gets_on = engine.busy_s > 0 and time.monotonic() - engine.last_step() <= self._fresh_s
+        return (self.age <= self._fresh_s or gets_on) and not self._suspect
 
     def ask(self, engine: Engine, timeout_s: float) -> None:
         """One real forward; blocks. Raises what it raised, or TimeoutError."""

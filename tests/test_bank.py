@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adapters.bank import Bank, Lease, PackedAdapter, Slabs, pack
 from adapters.config import SiteConfig
@@ -243,6 +245,70 @@ def test_whoever_left_keeps_nothing_alive(bank: Bank, packed: Packs) -> None:
         gc.enable()
     gate.set()
     stuck.result(WAIT).release()
+
+
+SLOTS, KEYS = 2, 5
+moves = st.lists(
+    st.tuples(st.sampled_from(["acquire", "acquire", "cancel", "release", "forget", "settle"]), st.integers(0, KEYS - 1)),
+    max_size=40,
+)
+
+
+@given(moves)
+@settings(max_examples=60, deadline=None)
+def test_whatever_callers_do_slots_are_conserved_and_every_waiter_ends(
+    packed: Packs, schedule: list[tuple[str, int]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adapters.bank.bank.YIELD_AFTER_S", 0.0005)
+        bank = packed.bank(SLOTS)
+        asked: list[tuple[int, Future[Lease]]] = []
+        for kind, number in schedule:
+            if kind == "acquire":
+                asked.append((number, bank.acquire(str(number), lambda number=number: packed(number))))  # type: ignore[misc]
+            elif kind == "forget":
+                bank.forget(str(number))
+            elif kind == "settle":
+                time.sleep(0.001)  # the loader may get somewhere, or not
+            elif asked:
+                key, future = asked.pop(number % len(asked))
+                if kind == "cancel" and future.cancel():
+                    continue
+                if future.done():
+                    check(bank, packed, key, future.result(0))
+                    future.result(0).release()
+                else:
+                    asked.append((key, future))
+            for key, future in asked:
+                if held(future):
+                    check(bank, packed, key, future.result(0))
+        while asked:  # whoever has a slot gives it back: then whoever waits must get one
+            assert wait_for(lambda: any(future.done() for _, future in asked))
+            for key, future in [pair for pair in asked if pair[1].done()]:
+                check(bank, packed, key, future.result(0))
+                future.result(0).release()
+                asked.remove((key, future))
+        assert wait_for(lambda: bank._loading is None)
+        bank.close()
+        assert not bank.alive
+        assert bank.stats().pinned == 0
+        residents = list(bank._resident.values())
+        assert not bank._yielding
+        assert all(r.pins == 0 and not r.draining for r in residents)
+        assert sorted([*bank._free_slots, *(r.slot for r in residents)]) == list(range(1, SLOTS + 1))
+        pages = [*bank._free_pages, *(p for r in residents for p in r.pages)]
+        assert sorted(pages) == list(range(1, bank.slabs.page_count + 1))
+        assert bank.stats().host_bytes == sum(p.nbytes for p in bank._host.values())
+
+
+def held(future: Future[Lease]) -> bool:
+    return future.done() and not future.cancelled()
+
+
+def check(bank: Bank, packed: Packs, number: int, lease: Lease) -> None:
+    """The slot still shows what was asked for."""
+    assert torch.equal(bank.slabs._flat["parallel"][lease.slot], packed(number).planes["parallel"])
+    assert torch.equal(bank.slabs.pages[list(lease.pages)], packed(number).pages)
 
 
 def test_closing_does_not_wait_for_ever(packed: Packs, monkeypatch: pytest.MonkeyPatch) -> None:

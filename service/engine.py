@@ -155,9 +155,11 @@ class Engine:
         with self._wake:
             self._check_accepting()
             self._check_room(rows, deadline, cold=bool(cold))
-        wait = self._bank.wait_s(cold, deadline) if cold else 0.0
-        if wait > HOPE * (deadline - self._clock()):
-            raise self._too_late(self._bank.behind(wait), deadline)
+        if cold:
+            try:
+                self._bank.check(cold, deadline, HOPE * (deadline - self._clock()))
+            except LoadsBehind as error:
+                raise self._too_late(error, deadline) from None
 
     def probe(self, pixels: Tensor, deadline: float) -> Future[Answer]:
         """A real forward of the bare backbone through the same queue, for health checks; its logits mean nothing.

@@ -184,24 +184,50 @@ def test_tasks_that_are_asked_often_outlast_a_flood_of_others(packed: Packs) -> 
     bank.close()
 
 
+def refused(bank: Bank, *keys: str, hope_s: float = 0.05) -> bool:
+    try:
+        bank.check(keys, time.monotonic() + WAIT, hope_s)
+    except LoadsBehind:
+        return True
+    return False
+
+
 def test_a_backlog_is_refused_by_its_expected_time(packed: Packs) -> None:
-    gates = [threading.Event() for _ in range(2)]
-    bank = packed.bank(2)
-
-    def slow(i: int) -> PackedAdapter:
-        gates[i].wait(WAIT)
-        return packed(i)
-
-    first = bank.acquire("0", lambda: slow(0), time.monotonic() + WAIT, 0.001)
-    assert wait_for(lambda: bank.wait_s(["1"], WAIT) > 0.05)
-    assert bank.wait_s(["0"], WAIT) > 0.05  # its own rest
+    gate, bank = threading.Event(), packed.bank(2)
+    first = bank.acquire("0", lambda: packed(0) if gate.wait(WAIT) else packed(1), time.monotonic() + WAIT, 0.001)
+    assert wait_for(lambda: refused(bank, "1"))
+    assert refused(bank, "0")  # its own rest
+    assert not refused(bank, "1", hope_s=WAIT)
     with pytest.raises(LoadsBehind, match="1 adapters wait to be loaded"):
         bank.acquire("1", lambda: packed(1), time.monotonic() + WAIT, 0.05)
-    gates[0].set()
+    gate.set()
     first.result(WAIT).release()
-    assert wait_for(lambda: bank.wait_s(["1"], WAIT) == 0.0)
-    assert bank.wait_s(["0"], WAIT) == 0.0
+    assert wait_for(lambda: bank._loading is None)
+    assert not refused(bank, "0", "1", hope_s=0.0)  # nothing is before it
     bank.acquire("1", lambda: packed(1), time.monotonic() + WAIT, 0.001).result(WAIT).release()
+    bank.close()
+
+
+def test_what_is_asked_again_is_loaded_before_others(packed: Packs) -> None:
+    now, gate, order = [0.0], threading.Event(), list[int]()
+    bank = packed.bank(1, clock=lambda: now[0], host_bytes=0)
+
+    def load(i: int) -> PackedAdapter:
+        order.append(i)
+        return packed(i)
+
+    first = bank.acquire("0", lambda: packed(0) if gate.wait(WAIT) else packed(1), 100.0)
+    assert wait_for(lambda: bank._loading == "0")
+    now[0] = 1.0
+    with pytest.raises(LoadsBehind):
+        bank.check(["3"], 100.0, 0.5)
+    futures = [bank.acquire(str(i), lambda i=i: load(i), 100.0) for i in (1, 2)]  # type: ignore[misc]
+    now[0] = 2.0
+    futures.append(bank.acquire("3", lambda: load(3), 100.0))
+    gate.set()
+    for future in [first, futures[2], *futures[:2]]:
+        future.result(WAIT).release()
+    assert order == [3, 1, 2]
     bank.close()
 
 
@@ -209,8 +235,8 @@ def test_what_is_too_late_is_told_and_not_loaded(packed: Packs) -> None:
     now, gate = [0.0], threading.Event()
     bank = packed.bank(2, clock=lambda: now[0])
     first = bank.acquire("0", lambda: packed(0) if gate.wait(WAIT) else packed(1), 100.0)
+    assert wait_for(lambda: bank._loading == "0")
     late, fine = (bank.acquire(str(i), lambda i=i: packed(i), deadline) for i, deadline in ((1, 1.0), (2, 100.0)))  # type: ignore[misc]
-    assert wait_for(lambda: bank.wait_s(["5"], 100.0) == 0.0)
     now[0] = 2.0
     gate.set()
     with pytest.raises(LoadsBehind):
@@ -249,7 +275,9 @@ def test_whoever_left_keeps_nothing_alive(bank: Bank, packed: Packs) -> None:
 
 SLOTS, KEYS = 2, 5
 moves = st.lists(
-    st.tuples(st.sampled_from(["acquire", "acquire", "cancel", "release", "forget", "settle"]), st.integers(0, KEYS - 1)),
+    st.tuples(
+        st.sampled_from(["acquire", "acquire", "cancel", "release", "forget", "settle"]), st.integers(0, KEYS - 1)
+    ),
     max_size=40,
 )
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.bank.policy import HALF_LIFE_S, MOST, PATIENCE_S, LoadQueue, Usage
+from adapters.bank.policy import HALF_LIFE_S, MOST, PATIENCE_S, WANTED, LoadQueue, Usage, due
 
 KEYS = "abcdef"
 Queue = LoadQueue[int, str]
@@ -37,8 +37,9 @@ def test_nothing_is_lost_nothing_is_loaded_for_nobody_and_the_earliest_due_goes_
     for number, (kind, what, time) in enumerate(schedule):
         if kind == "add":
             key = str(what)
-            queue.add(key, number, f"load {number}", now + time, now)
-            live[number] = (key, now + time, min(now + time, now + PATIENCE_S))
+            by = due(now + time, now, wanted=number % 5 == 0)
+            queue.add(key, number, f"load {number}", now + time, by)
+            live[number] = (key, now + time, by)
         elif kind == "leave":
             claim = int(what)  # type: ignore[call-overload]
             key = live[claim][0] if claim in live else "a"
@@ -48,13 +49,13 @@ def test_nothing_is_lost_nothing_is_loaded_for_nobody_and_the_earliest_due_goes_
         elif kind == "take" and loading is None:
             seconds = float(what)  # type: ignore[arg-type]
             best = {}
-            for key, _, due in live.values():
-                best[key] = min(due, best.get(key, math.inf))
+            for key, _, by in live.values():
+                best[key] = min(by, best.get(key, math.inf))
             loading, late = queue.take(now, seconds)
             assert len(late) == len(set(late))
             for claim in late:
                 key, deadline, _ = live.pop(claim)
-                assert deadline <= now + seconds
+                assert deadline <= now + len(best) * seconds
                 assert key != loading or deadline <= now
                 ended.add(claim)
             left = {key for key, _, _ in live.values()}
@@ -80,15 +81,13 @@ def test_nothing_is_lost_nothing_is_loaded_for_nobody_and_the_earliest_due_goes_
 
 
 @given(st.lists(st.tuples(st.sampled_from(KEYS), st.floats(0.1, 2 * PATIENCE_S)), max_size=20), st.floats(0.1, 10.0))
-def test_what_is_said_to_be_ahead_is_what_goes_first(
-    claims: list[tuple[str, float]], deadline: float
-) -> None:
+def test_what_is_said_to_be_ahead_is_what_goes_first(claims: list[tuple[str, float]], deadline: float) -> None:
     queue = Queue()
-    for number, (key, due) in enumerate(claims):
-        queue.add(key, number, "", due, 0.0)
-    before, own = queue.ahead(["new"], deadline, 0.0)
+    for number, (key, by) in enumerate(claims):
+        queue.add(key, number, "", by, by)
+    before, own = queue.ahead(["new"], deadline)
     assert own == 1
-    queue.add("new", 1000, "", deadline, 0.0)
+    queue.add("new", 1000, "", deadline, deadline)
     order = []
     while (key := queue.take(0.0, 0.0)[0]) is not None:
         order.append(key)
@@ -98,11 +97,11 @@ def test_what_is_said_to_be_ahead_is_what_goes_first(
 
 def test_patient_callers_are_not_overtaken_for_ever() -> None:
     queue = Queue()
-    queue.add("patient", 0, "", 120.0, 0.0)
+    queue.add("patient", 0, "", 120.0, due(120.0, 0.0, wanted=False))
     now, taken = 0.0, []
     while "patient" not in taken:
         assert now < 2 * PATIENCE_S
-        queue.add(f"hasty at {now}", 1, "", now + 1.0, now)
+        queue.add(f"hasty at {now}", 1, "", now + 1.0, due(now + 1.0, now, wanted=len(taken) % 2 == 0))
         key, _ = queue.take(now, 0.1)
         assert key is not None
         taken.append(key)
@@ -111,23 +110,36 @@ def test_patient_callers_are_not_overtaken_for_ever() -> None:
     assert len(taken) > 10
 
 
-def test_the_last_one_is_loaded_even_if_it_seems_too_late() -> None:
+def test_one_is_loaded_even_if_it_seems_too_late() -> None:
     """Else one load that took a minute would be expected for ever, and nothing be loaded again to learn better."""
     queue = Queue()
-    queue.add("a", 1, "", 1.0, 0.0)
-    queue.add("b", 2, "", 1.5, 0.0)
-    assert queue.take(0.0, 60.0) == ("b", [1])
+    queue.add("a", 1, "", 1.0, 1.0)
+    queue.add("b", 2, "", 1.5, 1.5)
+    assert queue.take(0.0, 60.0) == ("a", [2])
+
+
+def test_whoever_was_overtaken_hears_of_it_before_the_deadline() -> None:
+    queue, now, late = Queue(), 0.0, list[int]()
+    queue.add("patient", 0, "", 1.0, 1.0)
+    while not late:
+        assert now < 1.0
+        queue.add(f"wanted at {now}", 1, "", now + 1.0, now)
+        key, late = queue.take(now, 0.1)
+        assert key is not None
+        queue.end(key)
+        now += 0.1
+    assert late == [0]
 
 
 def test_a_load_that_has_begun_is_joined() -> None:
     queue = Queue()
-    queue.add("a", 1, "", 1.0, 0.0)
+    queue.add("a", 1, "", 1.0, 1.0)
     assert queue.take(0.0, 0.1) == ("a", [])
     assert queue.remove("a", 1)
     assert not queue.waits("a")
-    queue.add("a", 2, "", 1.0, 0.0)
+    queue.add("a", 2, "", 1.0, 1.0)
     assert len(queue) == 0
-    assert queue.ahead(["a"], 1.0, 0.0) == (0, 0)
+    assert queue.ahead(["a"], 1.0) == (0, 0)
     assert queue.end("a") == [2]
 
 
@@ -142,6 +154,9 @@ def test_ranks_order_keys_as_their_decayed_counts_do(schedule: list[tuple[str, f
         now += pause
         counts = {k: count * 2 ** (-pause / HALF_LIFE_S) for k, count in counts.items()}
         counts[key] = min(MOST, counts.get(key, 0.0) + 1.0)
+        asked_before = counts[key] - 1.0 if counts[key] < MOST else MOST
+        if abs(asked_before - WANTED) > 0.001:
+            assert usage.wanted(key, now) == (asked_before > WANTED)
         usage.saw(key, now)
         for a, x in counts.items():
             for b, y in counts.items():

@@ -101,5 +101,3 @@ def test_readyz_tells_of_a_device_that_hangs_and_all_who_ask_wait_together(serve
         (tmp_path / "device").unlink()
         assert until(lambda: server.client.get("/readyz").status_code == 200)
         assert stop(server)[0] == 0
-
-

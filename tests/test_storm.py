@@ -6,8 +6,10 @@ was before. The short test drives an engine; `make torture` drives a server over
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,15 +18,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
 from adapters.bank import Bank, PackedAdapter, Slabs, pack
 from adapters.config import SiteConfig
+from adapters.errors import AdaptError
+from adapters.file import write_adapter
 from adapters.forward import Job
 from service.engine import Answer, Engine
-from service.errors import QueueFull
+from service.errors import QueueFull, status_of
+from service.repository import Repository
+from tests import hanging
+from tests.houses import Kit, Process, photograph
 from tests.models import Spec, random_adapter, small_backbone
+from tests.overload import Client
 
 TASKS, SLOTS = 3000, 64
 LOAD_S, BATCH_S, DEADLINE_S = 0.013, 0.004, 1.0
@@ -33,6 +42,8 @@ STORM, CALM = 200.0, 40.0
 HOT_TASKS, HOT = 40, 40.0
 """Tasks that are asked at a steady rate, and how often all of them together are asked in a second."""
 SETTLE_S = 2.0
+NOISE = 0.01
+"""Share of requests that may be late because something else had the machine for a moment."""
 
 
 @dataclass
@@ -60,12 +71,18 @@ class Tally:
         """The bounds, on requests sent in each phase."""
         begin, over = self.storm
         during, after = self.total(begin, over), self.total(over + SETTLE_S, end)
-        hot = sum(n for name, n in during.items() if name.startswith("hot"))
-        assert during["hot 200"] >= 0.95 * hot, self.table()
-        assert {name.split()[1] for name in during} == {"200", "429"}, self.table()
-        assert during["cold 429"] > 0, self.table()
-        assert during["cold 200"] > 0.4 * (over - begin) / LOAD_S, self.table()  # and the loader is not idle either
-        assert set(after) == {"hot 200", "cold 200"}, self.table()
+        assert share(during, "hot 200", "hot") >= 0.95, self.table()
+        assert share(during, "429", "cold") > 0.3, self.table()
+        assert share(during, "504", "") < NOISE, self.table()
+        assert share(during, " 0", "") + share(during, "500", "") == 0, self.table()
+        assert during["cold 200"] > 0.5 * (over - begin) / LOAD_S, self.table()  # and the loader is not idle either
+        assert share(after, "200", "") > 1 - NOISE, self.table()
+
+
+def share(counts: Counter[str], wanted: str, of: str) -> float:
+    """Of the outcomes whose name begins with ``of``, those whose name ends with ``wanted``."""
+    all_of = {name: n for name, n in counts.items() if name.startswith(of)}
+    return sum(n for name, n in all_of.items() if name.endswith(wanted)) / sum(all_of.values())
 
 
 def arrivals(phases: Sequence[tuple[float, float]], dice: random.Random) -> Iterator[tuple[float, str, int]]:
@@ -146,7 +163,7 @@ def _status(future: Future[Answer]) -> int:
     if future.cancel() or not future.done():
         return 504
     error = future.exception()
-    return 200 if error is None else 429 if isinstance(error, QueueFull) else 500
+    return 200 if error is None else status_of(error) if isinstance(error, AdaptError) else 500
 
 
 def test_hot_tasks_outlast_a_storm_of_cold_ones(tmp_path: Path) -> None:
@@ -161,3 +178,61 @@ def test_hot_tasks_outlast_a_storm_of_cold_ones(tmp_path: Path) -> None:
         assert rig.bank.stats().pinned == 0
     finally:
         rig.close()
+
+
+class Sender:
+    """Requests on time over HTTP, whether or not answers come; each task's own client, on shared connections."""
+
+    def __init__(self, url: str) -> None:
+        body, free = photograph(), list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
+        self._clients = [Client(url, f"task-{task}", body, int(1000 * DEADLINE_S)) for task in range(TASKS)]
+        for client in self._clients:
+            client._free = free
+
+    async def run(self, phases: Sequence[tuple[float, float]], tally: Tally) -> None:
+        start, out = time.perf_counter(), set[asyncio.Task[None]]()
+        for due, kind, task in arrivals(phases, random.Random(7)):
+            if (early := start + due - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            sent = asyncio.create_task(self._ask(task, kind, due, tally))
+            out.add(sent)
+            sent.add_done_callback(out.discard)
+        await asyncio.gather(*out)
+        self._clients[0].close()
+
+    async def _ask(self, task: int, kind: str, due: float, tally: Tally) -> None:
+        try:
+            async with asyncio.timeout(30):
+                status = await self._clients[task]._ask()
+        except (OSError, asyncio.IncompleteReadError, TimeoutError):
+            status = 0
+        tally.saw(due, kind, status)
+
+
+def fill(kit: Kit, data: Path) -> None:
+    """A store of TASKS tasks, no two of the same bytes."""
+    repository = Repository(data)
+    adapter = kit.file(1)[1]
+    for task in range(TASKS):
+        staging = repository.open_staging(2**24)
+        config = adapter.config.model_copy(update={"task": f"task-{task}"})
+        write_adapter(kit.folder / "one.safetensors", config, adapter.tensors)
+        staging.write((kit.folder / "one.safetensors").read_bytes())
+        repository.publish(f"task-{task}", staging)
+    repository.close()
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(900)
+def test_a_storm_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kit = Kit(tmp_path)
+    fill(kit, tmp_path / "data")
+    for name, value in {"ADAPTSERVE_SLOTS": SLOTS, "ADAPTSERVE_HOST_CACHE_BYTES": 0, hanging.LOAD_S: LOAD_S}.items():
+        monkeypatch.setenv(name, str(value))
+    arguments = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--data-dir", str(tmp_path / "data")]
+    tally = Tally((5.0, 35.0))
+    with Process([*arguments, "--threads", "1"], tmp_path / "log", "tests.hanging") as server:
+        asyncio.run(Sender(server.url).run([(5, 0), (30, STORM), (10, CALM)], tally))
+        print(tally.table())
+        tally.check(45)
+        assert server.stop(signal.SIGTERM) == 0

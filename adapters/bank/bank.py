@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from adapters.bank.pack import AdapterMeta, PackedAdapter
-from adapters.bank.policy import LoadQueue, Usage
+from adapters.bank.policy import LoadQueue, Usage, due
 from adapters.bank.slabs import Slabs
 from adapters.errors import AdapterTooLarge, LoadsBehind, NoRoom
 
@@ -70,13 +70,13 @@ class BankStats:
 class Bank:
     """Slots on the device, and under them a host cache of packed adapters bounded in bytes.
 
-    Loads run one at a time, the earliest deadline first; one that nobody waits for any more is not begun, and one
-    whose last caller leaves while its file is read evicts nobody. A newcomer takes a free slot, else that of the
-    idle resident that was used least of late (``policy.Usage``): a flood of tasks that are each asked once passes
-    through the slots of its own kind, and tasks that are asked again and again stay. Where no slot is idle for
-    ``YIELD_AFTER_S``, the least used resident yields: its running requests end, its new ones queue behind the
-    newcomer, and it goes on as if nothing had been if another slot comes free first. So more tasks than slots take
-    turns, none starves, and each turn costs at most one resident one pause.
+    Loads run one at a time: what is asked for again and again first, else the earliest deadline. One that nobody
+    waits for any more is not begun, and one whose last caller leaves while its file is read evicts nobody. A newcomer
+    takes a free slot, else that of the idle resident that was used least of late (``policy.Usage``): a flood of tasks
+    that are each asked once passes through the slots of its own kind, and tasks that are asked again and again stay.
+    Where no slot is idle for ``YIELD_AFTER_S``, the least used resident yields: its running requests end, its new ones
+    queue behind the newcomer, and it goes on as if nothing had been if another slot comes free first. So more tasks
+    than slots take turns, none starves, and each turn costs at most one resident one pause.
     """
 
     def __init__(
@@ -122,35 +122,31 @@ class Bank:
                 raise NoRoom("the bank is closed")
             now = self._clock()
             resident = self._resident.get(key)
-            if resident is None:
-                wait = self._wait((key,), deadline, now) if hope_s < math.inf else 0.0
-                if wait > hope_s:
-                    raise self.behind(wait)
-            self._usage.saw(key, now)
             if resident is not None:
+                self._usage.saw(key, now)
                 resident.pins += 1
                 future.set_result(Lease(self, resident))
                 return future
-            self._queue.add(key, future, load, deadline, now)
+            by = due(deadline, now, self._usage.wanted(key, now))
+            self._usage.saw(key, now)
+            if hope_s < math.inf:
+                self._check((key,), by, now, hope_s)
+            self._queue.add(key, future, load, deadline, by)
             self._start()
             self._change.notify()
         future.add_done_callback(partial(self._left, key))
         return future
 
-    def wait_s(self, keys: Iterable[str], deadline: float) -> float:
-        """Seconds that loading these keys is expected to take, with what would be loaded before them; often 0.
-
-        It is 0 also where nothing is before them: how long a load takes is then found out by loading.
-        """
+    def check(self, keys: Sequence[str], deadline: float, hope_s: float) -> None:
+        """Whether ``acquire`` would take these keys together now; ask before costly work. Raises LoadsBehind."""
         with self._change:
-            return self._wait([key for key in keys if key not in self._resident], deadline, self._clock())
-
-    def behind(self, wait: float) -> LoadsBehind:
-        """The error for a wait that is too long."""
-        waiting = len(self._queue) + (self._loading is not None)
-        return LoadsBehind(
-            f"{waiting} adapters wait to be loaded, which takes about {wait:.1f} s", wait_s=wait, loads=waiting
-        )
+            cold, now = [key for key in keys if key not in self._resident], self._clock()
+            try:
+                self._check(cold, due(deadline, now, all(self._usage.wanted(key, now) for key in cold)), now, hope_s)
+            except LoadsBehind:
+                for key in cold:  # who is refused and comes back is let in before others
+                    self._usage.saw(key, now)
+                raise
 
     def resident(self, key: str) -> bool:
         """Whether a slot holds the key; it may lose it the next moment."""
@@ -208,15 +204,23 @@ class Bank:
             self._loader = threading.Thread(target=self._run, name="bank-loader", daemon=True)
             self._loader.start()
 
-    def _wait(self, keys: Sequence[str], deadline: float, now: float) -> float:
-        before, own = self._queue.ahead(keys, deadline, now)
+    def _check(self, keys: Sequence[str], by: float, now: float, hope_s: float) -> None:
+        before, own = self._queue.ahead(keys, by)
         if not keys or (self._loading is None and not before):
-            return 0.0
+            return  # nothing is before them: how long a load takes is then found out by loading
         each, rest = self._load_s or 0.0, 0.0
         if self._loading is not None:
             running = now - self._begun
             rest = each - running if running < each else running  # what takes longer than usual may take as long again
-        return (before + own) * each + rest
+        wait = (before + own) * each + rest
+        if wait > hope_s:
+            raise self._behind(wait)
+
+    def _behind(self, wait: float) -> LoadsBehind:
+        waiting = len(self._queue) + (self._loading is not None)
+        return LoadsBehind(
+            f"{waiting} adapters wait to be loaded, which takes about {wait:.1f} s", wait_s=wait, loads=waiting
+        )
 
     def _left(self, key: str, future: Future[Lease]) -> None:
         """A future is done: if it was cancelled, its claim and all that hangs on it goes."""
@@ -233,7 +237,7 @@ class Bank:
                 if self._closed:
                     return
                 key, late = self._queue.take(self._clock(), self._load_s or 0.0)
-                behind = self.behind((len(self._queue) + 1) * (self._load_s or 0.0)) if late else None
+                behind = self._behind((len(self._queue) + 1) * (self._load_s or 0.0)) if late else None
                 self._loading, self._begun, self._forgotten = key, self._clock(), False
             if behind is not None:
                 _fail(late, behind)

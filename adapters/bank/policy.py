@@ -20,8 +20,12 @@ HALF_LIFE_S = 10.0
 """After so long a use counts half."""
 MOST = 16.0
 """The count that no key passes, so that one that was busy for hours makes room within a minute of rest."""
+WANTED = 0.75
+"""The count from which a key that is not resident is loaded before others: it was asked for within the last 4 s."""
 PATIENCE_S = 5.0
 """A claim that may wait longer than that is queued as if it may not: patient callers are overtaken, not for ever."""
+SWEEP_S = 0.02
+"""How often the whole queue is looked through for claims that have been overtaken and cannot be in time any more."""
 
 
 class Usage:
@@ -48,6 +52,10 @@ class Usage:
         if len(self._rank) > self._remembered:
             self._rank.popitem(last=False)
 
+    def wanted(self, key: str, now: float) -> bool:
+        """Whether the key was asked for again and again, or a moment ago, before this time."""
+        return self.rank(key) - now / HALF_LIFE_S >= math.log2(WANTED)
+
     def rank(self, key: str) -> float:
         """Larger is more wanted; keys that are not remembered come last."""
         return self._rank.get(key, -math.inf)
@@ -67,28 +75,33 @@ class _Load(Generic[C, L]):
     begun: bool = False
 
 
-class LoadQueue(Generic[C, L]):
-    """Keys that wait to be loaded, the earliest deadline first; a key without claims is not in it.
+def due(deadline: float, now: float, wanted: bool) -> float:
+    """When a load is due: at once if its key is wanted, else by the deadline, at the latest after ``PATIENCE_S``.
 
-    A claim's due time is its deadline, or ``PATIENCE_S`` after it came if that is earlier.
+    So tasks that are asked often come back quickly, and so does whoever was refused and asks again.
     """
+    return now if wanted else min(deadline, now + PATIENCE_S)
+
+
+class LoadQueue(Generic[C, L]):
+    """Keys that wait to be loaded, the one that is due first first; a key without claims is not in it."""
 
     def __init__(self) -> None:
         self._loads: dict[str, _Load[C, L]] = {}
         self._order: list[tuple[float, int, str]] = []
         self._serial = 0
+        self._swept = -math.inf
 
     def __len__(self) -> int:
         """Keys that wait and are not being loaded."""
         return len(self._order)
 
-    def add(self, key: str, claim: C, load: L, deadline: float, now: float) -> None:
+    def add(self, key: str, claim: C, load: L, deadline: float, due: float) -> None:
         """Claim a key; a load that has begun is joined."""
         entry = self._loads.get(key)
         if entry is None:
             self._serial += 1
             entry = self._loads[key] = _Load(self._serial)
-        due = min(deadline, now + PATIENCE_S)
         entry.claims[claim] = (deadline, due, load)
         if due < entry.due:
             self._move(key, entry, due)
@@ -108,25 +121,37 @@ class LoadQueue(Generic[C, L]):
     def take(self, now: float, seconds: float) -> tuple[str | None, list[C]]:
         """Begin the next load, which takes about ``seconds``; None if none is left. Also whoever it is too late for.
 
-        Too late is a deadline that has passed, or that passes during the load while other keys wait: the last one is
-        loaded in any case, so that a wrong idea of ``seconds`` is soon corrected.
+        Too late is a deadline that has passed, or that passes before the loads up to this one have ended. If that
+        holds for all keys one is loaded nevertheless, so that a wrong idea of ``seconds`` is soon corrected.
         """
-        late: list[C] = []
+        late = self._sweep(now, seconds) if now >= self._swept + SWEEP_S else []
         while self._order:
-            _, _, key = self._order[0]
+            key = self._order[0][2]
             entry = self._loads[key]
-            worth = now + seconds if len(self._order) > 1 else now
-            in_time = any(deadline > worth for deadline, _, _ in entry.claims.values())
-            gone = [c for c, (deadline, _, _) in entry.claims.items() if deadline <= now or not in_time]
-            for claim in gone:
-                del entry.claims[claim]
-            late += gone
+            ends = now + seconds if len(self._order) > 1 else now
+            late += self._drop(key, entry, now if any(d > ends for d, _, _ in entry.claims.values()) else ends)
             if entry.claims:
                 self._order.pop(0)
                 entry.begun = True
                 return key, late
-            self._forget(key, entry)
         return None, late
+
+    def _sweep(self, now: float, seconds: float) -> list[C]:
+        """Drop who waits behind the first key and cannot be in time there."""
+        self._swept, ends, late = now, now + seconds, list[C]()
+        for _, _, key in self._order[1:]:
+            entry = self._loads[key]
+            late += self._drop(key, entry, ends + seconds)
+            if entry.claims:
+                ends += seconds
+        return late
+
+    def _drop(self, key: str, entry: _Load[C, L], until: float) -> list[C]:
+        """Take a key's claims with deadlines up to then out of the queue, and the key if none is left."""
+        gone = [claim for claim, (deadline, _, _) in entry.claims.items() if deadline <= until]
+        for claim in gone:
+            self.remove(key, claim)
+        return gone
 
     def end(self, key: str) -> list[C]:
         """A load has ended; whoever still claims the key, in the order in which they came."""
@@ -159,9 +184,8 @@ class LoadQueue(Generic[C, L]):
         entry = self._loads.get(key)
         return math.inf if entry is None else min((d for d, _, _ in entry.claims.values()), default=math.inf)
 
-    def ahead(self, keys: Iterable[str], deadline: float, now: float) -> tuple[int, int]:
+    def ahead(self, keys: Iterable[str], due: float) -> tuple[int, int]:
         """If somebody claimed these keys now: how many waiting loads would begin before theirs, how many are theirs."""
-        due = min(deadline, now + PATIENCE_S)
         before = bisect_right(self._order, due, key=itemgetter(0))
         entries = [self._loads.get(key) for key in keys]
         own = [entry for entry in entries if entry is None or not entry.begun]

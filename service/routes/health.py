@@ -29,7 +29,7 @@ async def livez() -> Live:
 
 @router.get("/readyz", responses=problems(503))
 async def readyz(parts: AtHand) -> Ready:
-    """The engine lately computed a real forward pass, or just did so for this call, or is at a long one that gets on."""
+    """The engine computed a real forward pass lately or just now for this call, or is at a long one that gets on."""
     age = await parts.health.check(parts.engine)
     return Ready(last_forward_s=round(age, 3), busy_s=round(parts.engine.busy_s, 3))
 

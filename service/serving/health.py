@@ -43,7 +43,7 @@ class Health:
         return float("inf") if self._last_good is None else time.monotonic() - self._last_good
 
     def ready(self, engine: Engine) -> bool:
-        """Whether a forward pass lately succeeded, or got on and is still under way; and the latest one did not fail."""
+        """Whether a forward pass lately succeeded, or got on and is under way; and the latest one did not fail."""
         gets_on = engine.busy_s > 0 and time.monotonic() - engine.last_step() <= self._fresh_s
         return (self.age <= self._fresh_s or gets_on) and not self._suspect
 

@@ -59,7 +59,6 @@ class _Work:
     pixels: Tensor | None
     future: Future[Answer]
     submitted: float
-    deadline: float
     coming: Future[Lease] | None = None
     lease: Lease | None = None
     ready: bool = False
@@ -134,15 +133,11 @@ class Engine:
         """
         ticket = self._accept(task, pixels, deadline, cold=not self._bank.resident(digest))
         work = ticket.payload
-        try:
-            work.coming = self._bank.acquire(digest, load, deadline, HOPE * (deadline - work.submitted))
-        except LoadsBehind as error:
-            self._settle(ticket)
-            raise self._too_late(error, deadline) from None
-        except BaseException as error:
-            self._fail(ticket, error)
+        work.lease = self._bank.pin(digest)
+        if work.lease is None:
+            self._bring(ticket, digest, load)
         else:
-            work.coming.add_done_callback(lambda lease: self._enqueue(ticket, lease))
+            self._queue(ticket)
         return work.future
 
     def check_room(self, rows: int, deadline: float, digests: Collection[str] = ()) -> None:
@@ -205,7 +200,7 @@ class Engine:
             if not always:
                 self._check_room(rows, deadline, cold=cold)
             self._queued_rows += rows
-        ticket = Ticket(task, rows, deadline, _Work(pixels, Future(), self._clock(), deadline))
+        ticket = Ticket(task, rows, deadline, _Work(pixels, Future(), self._clock()))
         ticket.payload.future.add_done_callback(lambda future: self._gone(ticket) if future.cancelled() else None)
         return ticket
 
@@ -244,6 +239,18 @@ class Engine:
             "X-Deadline-Ms",
             retry_after=error.wait_s, field="X-Deadline-Ms", value=round(error.wait_s, 3), reason="loads",
         )  # fmt: skip
+
+    def _bring(self, ticket: Ticket[_Work], digest: str, load: Callable[[], PackedAdapter]) -> None:
+        work, deadline = ticket.payload, ticket.deadline
+        try:
+            work.coming = self._bank.acquire(digest, load, deadline, HOPE * (deadline - work.submitted))
+        except LoadsBehind as error:
+            self._settle(ticket)
+            raise self._too_late(error, deadline) from None
+        except BaseException as error:
+            self._fail(ticket, error)
+        else:
+            work.coming.add_done_callback(lambda lease: self._enqueue(ticket, lease))
 
     def _enqueue(self, ticket: Ticket[_Work], coming: Future[Lease]) -> None:
         """The slot is there, or it failed, or the caller left; on the caller's thread or the loader's."""

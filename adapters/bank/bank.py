@@ -107,6 +107,11 @@ class Bank:
         self._closed = False
         self._loader: threading.Thread | None = None
 
+    def pin(self, key: str) -> Lease | None:
+        """What ``acquire`` gives at once where the adapter is resident, without a future; else None."""
+        with self._change:
+            return self._pin(key, self._clock())
+
     def acquire(self, key: str, load: Loader, deadline: float = math.inf, hope_s: float = math.inf) -> Future[Lease]:
         """A future of a pinned slot; done at once when the adapter is resident. Never blocks.
 
@@ -121,11 +126,9 @@ class Bank:
             if self._closed:
                 raise NoRoom("the bank is closed")
             now = self._clock()
-            resident = self._resident.get(key)
-            if resident is not None:
-                self._usage.saw(key, now)
-                resident.pins += 1
-                future.set_result(Lease(self, resident))
+            lease = self._pin(key, now)
+            if lease is not None:
+                future.set_result(lease)
                 return future
             by = due(deadline, now, self._usage.wanted(key, now))
             self._usage.saw(key, now)
@@ -198,6 +201,14 @@ class Bank:
         _fail(waiting, NoRoom("the bank is closed"))
         if self._loader is not None:
             self._loader.join(CLOSE_S)
+
+    def _pin(self, key: str, now: float) -> Lease | None:
+        resident = self._resident.get(key)
+        if resident is None:
+            return None
+        self._usage.saw(key, now)
+        resident.pins += 1
+        return Lease(self, resident)
 
     def _start(self) -> None:
         if self._loader is None:

@@ -320,13 +320,14 @@ def test_whatever_callers_do_slots_are_conserved_and_every_waiter_ends(
         bank.close()
         assert not bank.alive
         assert bank.stats().pinned == 0
-        residents = list(bank._resident.values())
-        assert not bank._yielding
+        slots = bank._slots
+        residents = list(slots.resident.values())
+        assert not slots._yielding
         assert all(r.pins == 0 and not r.draining for r in residents)
-        assert sorted([*bank._free_slots, *(r.slot for r in residents)]) == list(range(1, SLOTS + 1))
-        pages = [*bank._free_pages, *(p for r in residents for p in r.pages)]
+        assert sorted([*slots._free_slots, *(r.slot for r in residents)]) == list(range(1, SLOTS + 1))
+        pages = [*slots._free_pages, *(p for r in residents for p in r.pages)]
         assert sorted(pages) == list(range(1, bank.slabs.page_count + 1))
-        assert bank.stats().host_bytes == sum(p.nbytes for p in bank._host.values())
+        assert bank.stats().host_bytes == sum(p.nbytes for p in bank._host._kept.values())
 
 
 def held(future: Future[Lease]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.bank.policy import HALF_LIFE_S, MOST, PATIENCE_S, WANTED, LoadQueue, Usage, due
+from adapters.bank.policy import HALF_LIFE_S, MOST, PATIENCE_S, WANTED, LoadPace, LoadQueue, Usage, due
 
 KEYS = "abcdef"
 Queue = LoadQueue[int, str]
@@ -48,20 +48,18 @@ def test_nothing_is_lost_nothing_is_loaded_for_nobody_and_the_earliest_due_goes_
             now += float(what)  # type: ignore[arg-type]
         elif kind == "take" and loading is None:
             seconds = float(what)  # type: ignore[arg-type]
-            best = {}
-            for key, _, by in live.values():
-                best[key] = min(by, best.get(key, math.inf))
+            keys = len({key for key, _, _ in live.values()})
             loading, late = queue.take(now, seconds)
             assert len(late) == len(set(late))
             for claim in late:
-                key, deadline, _ = live.pop(claim)
-                assert deadline <= now + len(best) * seconds
-                assert key != loading or deadline <= now
+                assert live.pop(claim)[1] <= now + keys * seconds
                 ended.add(claim)
-            left = {key for key, _, _ in live.values()}
-            assert (loading is None) == (not left)
+            best: dict[str, float] = {}
+            for key, _, by in live.values():
+                best[key] = min(by, best.get(key, math.inf))
+            assert (loading is None) == (not best)
             if loading is not None:
-                assert all(best[loading] <= best[key] for key in left)
+                assert best[loading] == min(best.values())
         elif kind == "end" and loading is not None:
             served = queue.end(loading)
             assert served == [claim for claim, (key, _, _) in live.items() if key == loading]
@@ -187,3 +185,20 @@ def test_often_outranks_lately_and_long_ago_outranks_nothing() -> None:
     assert usage.least(["busy for long", "once", "never"]) == "never"
     assert usage.least(["busy for long", "once"]) == "busy for long"
     assert usage.least([]) is None
+
+
+def test_the_expected_wait_is_the_loads_before_and_the_rest_of_the_running_one() -> None:
+    pace = LoadPace()
+    assert pace.wait(3, 1, 0.0) == 0.0
+    pace.begin(0.0)
+    assert pace.wait(0, 1, 5.0) == 5.0  # it may hang: as long again
+    assert pace.end(10.0) == 10.0
+    assert pace.wait(0, 1, 11.0) == 0.0
+    assert pace.wait(2, 1, 11.0) == 30.0
+    pace.begin(20.0)
+    assert pace.wait(0, 1, 24.0) == 16.0
+    assert pace.wait(0, 0, 24.0) == 6.0
+    for start in range(30, 100, 2):
+        pace.begin(start)
+        pace.end(start + 1.0)
+    assert pace.seconds == pytest.approx(1.0, rel=0.01)

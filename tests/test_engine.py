@@ -225,7 +225,7 @@ def test_an_error_of_the_scheduler_reaches_its_caller_and_leaks_nothing(
         for future in (house.submit(1), house.submit(2, task="5")):
             with pytest.raises(ComputeFailed, match="queueing the rows failed: ValueError"):
                 future.result(WAIT)
-    assert (house.engine.queued_rows, house.engine._ready_rows) == (0, 0)
+    assert (house.engine.queued_rows, house.engine._room.ready) == (0, 0)
     assert house.bank.stats().pinned == 0
     assert house.submit(2).result(WAIT).logits[0] == 2
 
@@ -256,7 +256,7 @@ def test_loads_that_cannot_be_in_time_are_refused_and_others_are_not(house: Hous
 
     cold = house.submit(1, task="4", load=slow)
     assert reading.wait(WAIT)
-    assert wait_for(lambda: time.monotonic() - house.bank._begun > 0.2)
+    assert wait_for(lambda: house.bank._pace.wait(0, 1, time.monotonic()) > 0.2)
     soon = time.monotonic() + 0.3
     for digests in (["5"], ["1", "4"]):
         with pytest.raises(QueueFull, match="adapters wait to be loaded, .* X-Deadline-Ms") as caught:
@@ -271,6 +271,27 @@ def test_loads_that_cannot_be_in_time_are_refused_and_others_are_not(house: Hous
     assert house.submit(7, seconds=0.3 * WAIT).result(WAIT).logits[0] == 7
     gate.set()
     assert cold.result(WAIT).logits[0] == 1
+
+
+def test_the_versions_of_one_request_do_not_count_against_each_other(tmp_path: Path) -> None:
+    house = House(tmp_path / "vit")
+    house.engine.start()
+
+    def slow(task: str) -> PackedAdapter:
+        time.sleep(0.05)
+        return house.packs[task]
+
+    tasks = [str(i) for i in range(8)]
+    house.submit(1, task="7", load=lambda: slow("7")).result(WAIT)  # how long a load takes is known
+    deadline = time.monotonic() + 2.0
+    house.engine.check_room(8, deadline, tasks)
+    pixels = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    futures = [
+        house.engine.submit(task, task, lambda task=task: slow(task), pixels, deadline, admitted=True)  # type: ignore[misc]
+        for task in tasks
+    ]
+    assert all(future.result(WAIT) for future in futures)
+    house.close()
 
 
 def test_rows_that_wait_for_loads_leave_room_for_others(house: House) -> None:

@@ -24,6 +24,8 @@ WANTED = 0.75
 """The count from which a key that is not resident is loaded before others: it was asked for within the last 4 s."""
 PATIENCE_S = 5.0
 """A claim that may wait longer than that is queued as if it may not: patient callers are overtaken, not for ever."""
+SMOOTH = 0.8
+"""Share of the old value that the expected time of a load keeps at each load."""
 SWEEP_S = 0.02
 """How often the whole queue is looked through for claims that have been overtaken and cannot be in time any more."""
 
@@ -130,7 +132,7 @@ class LoadQueue(Generic[C, L]):
             entry = self._loads[key]
             ends = now + seconds if len(self._order) > 1 else now
             late += self._drop(key, entry, now if any(d > ends for d, _, _ in entry.claims.values()) else ends)
-            if entry.claims:
+            if self._order and self._order[0][2] == key:  # else it is gone, or due later without those who are
                 self._order.pop(0)
                 entry.begun = True
                 return key, late
@@ -202,3 +204,34 @@ class LoadQueue(Generic[C, L]):
     def _forget(self, key: str, entry: _Load[C, L]) -> None:
         del self._loads[key]
         del self._order[bisect_left(self._order, (entry.due, entry.serial, key))]
+
+
+class LoadPace:
+    """How long a load takes, ``seconds``, learned from those that ended; 0 before the first."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._begun: float | None = None
+
+    def begin(self, now: float | None) -> None:
+        """A load begins; None: there is none to begin."""
+        self._begun = now
+
+    def end(self, now: float) -> float:
+        """How long the load took that began last."""
+        taken = now - (now if self._begun is None else self._begun)
+        self.seconds = SMOOTH * self.seconds + (1 - SMOOTH) * taken if self.seconds else taken
+        self._begun = None
+        return taken
+
+    def wait(self, before: int, own: int, now: float) -> float:
+        """How long ``own`` loads take, with the one in progress and those ``before``.
+
+        0 where there are none of these: how long a load takes now is then found out by loading.
+        """
+        if self._begun is None:
+            return (before + own) * self.seconds if before else 0.0
+        running = now - self._begun
+        # What takes longer than usual may take as long again.
+        rest = self.seconds - running if running < self.seconds else running
+        return (before + own) * self.seconds + rest

@@ -83,10 +83,13 @@ class Predictor:
 
     async def _compute(self, versions: Sequence[Served], pixels: Sequence[Tensor], caller: Caller) -> list[Answer]:
         futures: list[Future[Answer]] = []
+        self._engine.check_room(len(versions), caller.deadline, [served.digest for served in versions])
         try:
             for served, frames in zip(versions, pixels, strict=True):
                 load = self._catalogue.loader(served)
-                futures.append(self._engine.submit(served.task, served.digest, load, frames, caller.deadline))
+                futures.append(
+                    self._engine.submit(served.task, served.digest, load, frames, caller.deadline, admitted=True)
+                )
             return await caller.wait(futures, "computing")
         except AdaptError as error:
             for future in futures:

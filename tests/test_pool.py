@@ -69,7 +69,7 @@ def test_cancelled_jobs_are_gone_at_once_with_what_they_hold(pool: Pool) -> None
         assert [ref() for ref in bodies if ref() is not None] == []
     gate.set()
     assert pool.submit(lambda: 7).result(WAIT) == 7
-    assert pool.held == 0
+    assert until(lambda: pool.held == 0)
 
 
 @pytest.mark.usefixtures("uncollected")

@@ -50,9 +50,8 @@ class Bank:
         on_load: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.slabs = slabs
+        self.slabs, self._clock = slabs, clock
         self._on_load = on_load or (lambda _: None)
-        self._clock = clock
         self._change = threading.Condition()  # its only waiter is the loader
         self._usage = Usage(REMEMBERED + 16 * slabs.slots)
         self._slots = Slots(slabs.slots, slabs.page_count, self._usage)

@@ -44,6 +44,8 @@ HOT_TASKS, HOT = 40, 40.0
 SETTLE_S = 2.0
 NOISE = 0.01
 """Share of requests that may be late because something else had the machine for a moment."""
+MOST_IDLE = 200
+"""Connections that the client keeps open beside those in use; the server's bound is 1024."""
 
 
 @dataclass
@@ -184,10 +186,10 @@ class Sender:
     """Requests on time over HTTP, whether or not answers come; each task's own client, on shared connections."""
 
     def __init__(self, url: str) -> None:
-        body, free = photograph(), list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
+        body, self._free = photograph(), list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
         self._clients = [Client(url, f"task-{task}", body, int(1000 * DEADLINE_S)) for task in range(TASKS)]
         for client in self._clients:
-            client._free = free
+            client._free = self._free
 
     async def run(self, phases: Sequence[tuple[float, float]], tally: Tally) -> None:
         start, out = time.perf_counter(), set[asyncio.Task[None]]()
@@ -207,6 +209,8 @@ class Sender:
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
             status = 0
         tally.saw(due, kind, status)
+        while len(self._free) > MOST_IDLE:
+            self._free.pop()[1].close()
 
 
 def fill(kit: Kit, data: Path) -> None:

@@ -61,7 +61,13 @@ def rot(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("what", ["deleted", "changed", "broken", "lost"])
+def unreadable(path: Path) -> None:
+    """A folder in its place: an error of the disk that is none of ours."""
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("what", ["deleted", "changed", "broken", "lost", "unreadable"])
 def test_a_task_is_answered_though_another_ones_file_is_gone(home: House, kit: Kit, what: str) -> None:
     path = path_of(home, "first")
     acts: dict[str, Callable[[], object]] = {
@@ -69,6 +75,7 @@ def test_a_task_is_answered_though_another_ones_file_is_gone(home: House, kit: K
         "changed": lambda: rot(path),
         "broken": lambda: path.write_bytes(b"nothing of the kind"),
         "lost": path.unlink,
+        "unreadable": lambda: unreadable(path),
     }
     _, second = meanwhile(home, acts[what])
     assert second.status_code == 200, second.text  # type: ignore[attr-defined]

@@ -6,11 +6,13 @@ Most tests use a stand-in for the forward pass, so that they can say exactly whe
 from __future__ import annotations
 
 import gc
+import random
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +294,34 @@ def test_the_versions_of_one_request_do_not_count_against_each_other(tmp_path: P
     ]
     assert all(future.result(WAIT) for future in futures)
     house.close()
+
+
+def test_a_storm_of_cancellations_leaves_nothing_behind(house: House) -> None:
+    """Callers on four threads who leave at any moment: while loading, waiting, running, or after the answer."""
+
+    def calls(seed: int) -> Counter[str]:
+        dice, seen = random.Random(seed), Counter[str]()
+        for _ in range(100):
+            try:
+                future = house.submit(seed, task=str(dice.randrange(8)))
+            except QueueFull:
+                seen["refused"] += 1
+                continue
+            time.sleep(dice.choice([0, 0, 0.0005, 0.002]))
+            if future.cancel():
+                seen["left"] += 1
+            else:
+                assert future.result(WAIT).logits[0] == seed
+                seen["answered"] += 1
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        seen = sum(pool.map(calls, range(4)), Counter[str]())
+    assert seen.total() == 400
+    assert seen["left"] > 0
+    assert wait_for(lambda: (house.engine.queued_rows, house.engine._room.ready) == (0, 0))
+    assert wait_for(lambda: house.bank.stats().pinned == 0)
+    assert house.submit(9).result(WAIT).logits[0] == 9
 
 
 def test_rows_that_wait_for_loads_leave_room_for_others(house: House) -> None:

@@ -128,17 +128,17 @@ class Catalogue:
     def load(self, digest: str, path: Path) -> PackedAdapter:
         """Read, check and pack whichever file holds the digest's bytes now, ``path`` first. Blocks.
 
-        Raises UnknownVersion where none is left, else an AdapterError; whichever task's file it was, it names none.
+        Raises UnknownVersion where none is left, else an AdapterError or OSError, which names no task.
         """
-        failure: AdaptError | None = None
+        failure: Exception | None = None
         for candidate in self._files(digest, path):
             try:
                 adapter = self.read(candidate)
             except FileNotFoundError:
                 failure = failure or UnknownVersion("this version was deleted a moment ago")
                 continue
-            except AdapterError as error:
-                failure = error
+            except (AdapterError, OSError) as error:
+                failure = error.copy() if isinstance(error, AdapterError) else error
                 continue
             if adapter.digest == digest:
                 return self.pack(adapter)
@@ -147,7 +147,10 @@ class Catalogue:
                 expected=digest, got=adapter.digest,
             )  # fmt: skip
         assert failure is not None
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame, which must not hold it
 
     def _files(self, digest: str, path: Path) -> Iterator[Path]:
         """``path``, and only if that was not it the files of other versions with the same bytes."""

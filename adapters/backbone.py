@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, get_args
 
@@ -55,6 +56,8 @@ class Backbone:
         self.model: Any = model.eval().requires_grad_(False)
         self.input = input_config
         self.dtype = dtype
+        self.last_step = 0.0
+        """When the latest block was computed, or on CUDA put into the queue; on the monotonic clock."""
         fingerprint = fingerprint_of(model)
         parameters = sum(p.numel() for p in model.parameters())
         self.model.to(dtype)
@@ -128,6 +131,7 @@ class Backbone:
 
     def _block_end(self, index: int) -> Any:
         def hook(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor | None:
+            self.last_step = time.monotonic()
             if self._operator is None:
                 return None
             if "parallel" in self._operator.active:

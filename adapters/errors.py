@@ -16,10 +16,13 @@ AdaptError
 │   └── AdapterTooLarge      more bytes, rank or classes than the server has room for
 ├── ImportRefused            another tool's file that cannot become an adapter of this backbone
 ├── NoRoom                   no slot, cache or disk space left
+│   └── LoadsBehind          more adapters wait to be loaded than can be in time
 └── TrainingError            the labelled data, the options or the disk do not let an adapter be trained
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 
 class AdaptError(Exception):
@@ -32,6 +35,12 @@ class AdaptError(Exception):
         super().__init__(message)
         self.message = message
         self.facts = facts
+
+    def copy(self) -> Self:
+        """The same for another caller: with facts of its own, and without the traceback that holds what failed."""
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__.update(self.__dict__, facts=dict(self.facts))
+        return twin
 
 
 class BackboneError(AdaptError):
@@ -89,6 +98,14 @@ class ImportRefused(AdaptError):
 
 class NoRoom(AdaptError):
     """A bounded store is full."""
+
+
+class LoadsBehind(NoRoom):
+    """The adapter cannot be loaded in time; the loads before it take ``wait_s`` seconds."""
+
+    def __init__(self, message: str, *, wait_s: float, **facts: object) -> None:
+        super().__init__(message, **facts)
+        self.wait_s = wait_s
 
 
 class TrainingError(AdaptError):

@@ -20,7 +20,7 @@ from adapters.forward import BankedForward
 from service import problems, routes, tracing
 from service.addresses import Methods, PlainPath
 from service.door import Cors, KnownHost, KnownOrigin, Proxies
-from service.engine import BatchReport, Engine
+from service.engine import CLOSE_S, BatchReport, Engine
 from service.keys import Keys
 from service.limits import file_limits, media_limits
 from service.metrics import Metrics, Snapshot
@@ -76,21 +76,27 @@ def build(settings: Settings) -> Iterator[Parts]:
             max_batch_rows=settings.max_batch_rows,
             max_queue_rows=settings.max_queue_rows,
             on_batch=_both(metrics.batch, health.saw),
+            last_step=lambda: backbone.last_step,
         )
         engine.start()
         stack.callback(engine.close)
-        stack.callback(engine.drain, settings.drain_s)
+        stack.callback(engine.drain, min(settings.drain_s, CLOSE_S))  # HTTP has drained before; this is for rests
         health.ask(engine, WARM_UP_S)  # nobody is served before the device has computed
         limits = file_limits(settings, slabs.rank)
         catalogue = Catalogue(repository, bank, limits, cache_bytes=settings.config_cache_bytes)
         if settings.backbone == "demo":
             publish_demo(catalogue)
-        decode_pool = Pool("decode", workers=_decode_workers(settings), max_waiting=settings.max_decodes_waiting)
+        decode_pool = Pool(
+            "decode", workers=_decode_workers(settings),
+            max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting",
+        )  # fmt: skip
         stack.callback(decode_pool.close)
         decoder = Decoder(decode_pool, media_limits(settings))
         decoder.warm_up(backbone.input)
         # An upload has one job at a time, and one more to clear up after it.
-        upload_pool = Pool("upload", workers=settings.max_uploads, max_waiting=2 * settings.max_uploads)
+        upload_pool = Pool(
+            "upload", workers=settings.max_uploads, max_waiting=2 * settings.max_uploads, setting="max_uploads"
+        )
         stack.callback(upload_pool.close)
         parts = Parts(
             settings=settings,
@@ -178,7 +184,7 @@ def _snapshot(parts: Parts) -> Snapshot:
         loads=stats.loads,
         evictions=stats.evictions,
         device_memory_bytes=memory,
-        ready=parts.health.fresh,
+        ready=parts.health.ready(parts.engine),
     )
 
 

@@ -121,6 +121,7 @@ class Ready(_Answer):
 
     status: Literal["ready"] = "ready"
     last_forward_s: Annotated[float, Field(description="seconds since a forward pass last succeeded")]
+    busy_s: Annotated[float, Field(description="seconds that the one under way has taken so far; 0 when none is")]
 
 
 class Problem(BaseModel):

@@ -165,9 +165,13 @@ class Settings(BaseSettings):
     ready_fresh_s: float = Field(5.0, gt=0, description="Age of the last forward pass that still counts as ready.")
     ready_timeout_s: float = Field(10.0, gt=0, description="Time for the health check's own forward pass.")
     device_lost_s: float = Field(
-        60.0, ge=0, description="Time without one good forward pass until the process ends (exit code 3); 0 is never."
+        60.0,
+        ge=0,
+        description="Time without a sign of life of the device until the process ends (exit code 3); 0 is never.",
     )
-    drain_s: float = Field(20.0, ge=0, description="Time for accepted requests after SIGTERM, in seconds.")
+    drain_s: float = Field(
+        20.0, ge=0, description="Time for accepted requests after SIGTERM, in seconds; 5 s later it is over."
+    )
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning` or `error`."
     )

@@ -40,7 +40,7 @@ def task(frames: int = 0, **changes: Any) -> AdapterConfig:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    pool = Pool("decode", workers=1, max_waiting=9)
+    pool = Pool("decode", workers=1, max_waiting=9, setting="max_jobs")
     yield pool
     pool.close()
 

@@ -46,7 +46,7 @@ def test_one_stall_is_forgotten_through_small_batches_too() -> None:
 
 
 def test_a_pool_refuses_what_would_come_too_late() -> None:
-    pool, gate = Pool("test", workers=1, max_waiting=100), threading.Event()
+    pool, gate = Pool("test", workers=1, max_waiting=100, setting="max_jobs"), threading.Event()
     try:
         pool.submit(lambda: gate.wait(0.2)).result(WAIT)
         for _ in range(10):

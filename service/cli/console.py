@@ -1,4 +1,4 @@
-"""How the command speaks: results on stdout, one line per error on stderr, exit codes 0 to 3.
+"""How the command speaks: results on stdout, one line per error on stderr, exit codes 0 to 4.
 
 It does not know what the commands do.
 """
@@ -18,8 +18,10 @@ from adapters.errors import AdaptError
 from adapters.limits import variable
 from service.settings import Settings, read_settings
 
-FAILED, USAGE, DEVICE_LOST = 1, 2, 3
-"""Exit codes: what was asked did not work; the command line itself is wrong; a server's device computes no more."""
+FAILED, USAGE, DEVICE_LOST, CUT_OFF = 1, 2, 3, 4
+"""Exit codes: what was asked did not work; the command line itself is wrong; a server's device computes no more; a
+server was told to stop and something in it hung, so that it was ended.
+"""
 
 
 def out() -> Console:

@@ -13,15 +13,18 @@ import resource
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adapters.limits import variable
 from service import logs
-from service.cli.console import DEVICE_LOST, FAILED, USAGE, complain, one_line_errors, out, settings_or_exit
+from service.cli.console import CUT_OFF, DEVICE_LOST, FAILED, USAGE, complain, one_line_errors, out, settings_or_exit
 from service.hosts import ANY, listed
 from service.keys import Keys
 from service.settings import Settings
@@ -33,6 +36,9 @@ log = logging.getLogger(__name__)
 
 OTHER_FILES = 128
 """Open files beside the connections: the store, uploads, libraries."""
+STOP_S = 5.0
+"""How long after the end of DRAIN_S, at most, a process that was told to stop has ended."""
+LAST_WORDS_S = 1.0
 SHOWN = 8
 """Names of one kind in the lines at the start."""
 
@@ -80,30 +86,67 @@ def serve(
         _make_room_for_files(settings)
         listener = _listen(settings)
         logs.configure(settings.log_level, settings.log_format)
-        # A process with number 1 in its container has no default for it; until there is a server, nothing need drain.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        stop = _Stop(settings.drain_s)
+        signal.signal(signal.SIGTERM, stop.before_serving)
         from service.app import build, create_app  # torch takes seconds; the door is checked before
         from service.serving.watchdog import watching
 
         said = one_line_errors(log.error if settings.log_format == "json" else complain)
         with said, build(settings) as parts, watching(parts.engine, parts.health, settings.device_lost_s, _end):
             _say(settings, parts, listener.getsockname()[1])
-            _run(settings, create_app(parts), listener)
-    _leave()
+            _run(settings, create_app(parts), listener, stop)
+    _leave(parts)
 
 
-def _leave() -> None:
+class _Stop:
+    """The bound of a stop: whatever hangs, the process has ended ``drain_s`` + STOP_S seconds after it was told to."""
+
+    def __init__(self, drain_s: float) -> None:
+        self._within = drain_s + STOP_S
+        # A signal handler may interrupt anything, so it must take no lock: it writes a byte, and a thread reads it.
+        self._told, self._tell = os.pipe()
+        threading.Thread(target=self._wait, name="stop", daemon=True).start()
+
+    def begin(self) -> None:
+        """From a signal handler; the time runs from the first call."""
+        os.write(self._tell, b"x")
+
+    def before_serving(self, *_: object) -> None:
+        """A handler of SIGTERM: number 1 in a container has no default for it, and so far nothing need drain."""
+        self.begin()
+        sys.exit(128 + signal.SIGTERM)
+
+    def _wait(self) -> None:
+        os.read(self._told, 1)
+        time.sleep(self._within)
+        _end(f"the server was told to stop and has not after {self._within:g} s (drain_s and {STOP_S:g} s)", CUT_OFF)
+
+
+def _leave(parts: Parts) -> None:
     """All is closed. Python would now take torch apart, for seconds in which nothing answers and nothing starts."""
+    hanging = {
+        "a batch on the device": parts.engine.alive,
+        "a load": parts.bank.alive,
+        "decoding": parts.decode_pool.alive,
+        "an upload": parts.upload_pool.alive,
+    }
+    if any(hanging.values()):
+        what = " and ".join(name for name, alive in hanging.items() if alive)
+        _end(f"the server was told to stop, and {what} did not end", CUT_OFF)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def _end(why: str) -> None:
-    """The device is lost: end at once, so that whoever supervises this process starts it anew. Nothing can drain."""
-    log.critical("%s; the process ends with exit code %d", why, DEVICE_LOST)
-    os._exit(DEVICE_LOST)
+def _end(why: str, code: int = DEVICE_LOST) -> None:
+    """End at once, so that whoever supervises this process starts it anew. Nothing can drain."""
+    line = threading.Thread(
+        target=log.critical, args=("%s; the process ends with exit code %d", why, code), daemon=True
+    )
+    line.start()
+    line.join(LAST_WORDS_S)  # whoever should read the log may hang too
+    os._exit(code)
 
 
 def _is_loopback(host: str) -> bool:
@@ -218,8 +261,13 @@ def _short(path: Path) -> str:
         return str(path)
 
 
-def _run(settings: Settings, app: object, listener: socket.socket) -> None:
+def _run(settings: Settings, app: object, listener: socket.socket, stop: _Stop) -> None:
     from service.server import Server, server_config
+
+    class Told(Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            stop.begin()
+            super().handle_exit(sig, frame)
 
     # uvicorn raises the signal again once it has stopped; the parts must still be closed then.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -228,4 +276,4 @@ def _run(settings: Settings, app: object, listener: socket.socket) -> None:
     # loop whenever it looks through all of them: for 0.3 s, whatever runs.
     gc.collect()
     gc.freeze()
-    Server(server_config(settings, app)).run(sockets=[listener])
+    Told(server_config(settings, app)).run(sockets=[listener])

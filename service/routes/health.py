@@ -29,8 +29,9 @@ async def livez() -> Live:
 
 @router.get("/readyz", responses=problems(503))
 async def readyz(parts: AtHand) -> Ready:
-    """The engine lately computed a real forward pass, or just did so for this call."""
-    return Ready(last_forward_s=round(await parts.health.check(parts.engine), 3))
+    """The engine computed a real forward pass lately or just now for this call, or is at a long one that gets on."""
+    age = await parts.health.check(parts.engine)
+    return Ready(last_forward_s=round(age, 3), busy_s=round(parts.engine.busy_s, 3))
 
 
 @router.get("/metrics", response_class=Response, responses=problems(401, 403) | {200: {"content": {"text/plain": {}}}})

@@ -94,15 +94,14 @@ async def _answer(
     The deadline counts from the whole body; a slow sender's has bounds of its own.
     """
     async with Caller(_seconds(parts, deadline_ms)) as caller, Memory(parts.bodies) as memory:
-        for task, version in asked:
-            parts.repository.version(task, version)
-        parts.predictor.check_room(len(asked), caller)
+        digests = [parts.repository.version(task, version).digest for task, version in asked]
+        parts.predictor.check_room(digests, caller)
         limit = parts.settings.max_body_bytes
         await receive(request, memory, parts.settings, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
         caller.restart()
         caller.watch(gone(request))
-        parts.predictor.check_room(len(asked), caller)
         versions = [await parts.catalogue.resolve(task, version) for task, version in asked]
+        parts.predictor.check_room([served.digest for served in versions], caller)
         try:
             outcomes = await parts.predictor.predict(memory.take(), versions, top_k, caller)
         except Exception as error:

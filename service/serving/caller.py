@@ -61,7 +61,7 @@ class Caller:
         """All results, in order; the first error of any. Raises DeadlineExceeded or ClientGone and cancels all."""
         waiting = [asyncio.wrap_future(future) for future in futures]
         everything = asyncio.gather(*waiting)
-        everything.add_done_callback(_heard)
+        everything.add_done_callback(heard)
         race: set[asyncio.Future[Any]] = {everything}
         if self._task is not None:
             race.add(self._task)
@@ -86,7 +86,7 @@ class Caller:
         )  # fmt: skip
 
 
-def _heard(future: asyncio.Future[Any]) -> None:
+def heard(future: asyncio.Future[Any]) -> None:
     """Look at the outcome, so that asyncio does not log a wait that was given up as an error that nobody saw."""
     if not future.cancelled():
         future.exception()

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from adapters.bank import Bank, PackedAdapter, pack
 from adapters.config import AdapterConfig
-from adapters.errors import AdaptError, BrokenAdapter
+from adapters.errors import AdapterError, AdaptError, BrokenAdapter
 from adapters.file import Adapter, read_adapter, read_header
 from adapters.limits import FileLimits
 from service.errors import StorageFailed, UnknownTask, UnknownVersion
@@ -46,6 +46,18 @@ class Listing:
     classes: int | None
     parameters: int | None
     problem: str | None
+
+
+@dataclass(frozen=True)
+class _Load:
+    """A load of one digest; where it looks first makes no difference to who may share it."""
+
+    catalogue: Catalogue
+    digest: str
+    path: Path = field(compare=False)
+
+    def __call__(self) -> PackedAdapter:
+        return self.catalogue.load(self.digest, self.path)
 
 
 class Catalogue:
@@ -104,25 +116,40 @@ class Catalogue:
                 yield self._short_listing(name)
 
     def loader(self, served: Served) -> Callable[[], PackedAdapter]:
-        """What the bank calls when it lacks the version: read, compare the digest, pack."""
+        """What the bank calls when it lacks the version; equal for all tasks that have its bytes."""
+        return _Load(self, served.digest, served.path)
 
-        def load() -> PackedAdapter:
+    def load(self, digest: str, path: Path) -> PackedAdapter:
+        """Read, check and pack whichever file holds the digest's bytes now, ``path`` first. Blocks.
+
+        Raises UnknownVersion where none is left, else an AdapterError or OSError, which names no task.
+        """
+        failure: Exception | None = None
+        for candidate in self._files(digest, path):
             try:
-                adapter = self.read(served.path)
-            except FileNotFoundError as error:
-                raise UnknownVersion(
-                    f"version {served.version} of '{served.task}' was deleted a moment ago",
-                    task=served.task, version=served.version,
-                ) from error  # fmt: skip
-            if adapter.digest != served.digest:
-                raise BrokenAdapter(
-                    f"the file of version {served.version} of '{served.task}' has changed on the server's disk; "
-                    "upload it again",
-                    task=served.task, expected=served.digest, got=adapter.digest,
-                )  # fmt: skip
-            return self.pack(adapter)
+                adapter = self.read(candidate)
+            except FileNotFoundError:
+                failure = failure or UnknownVersion("this version was deleted a moment ago")
+                continue
+            except (AdapterError, OSError) as error:
+                failure = error.copy() if isinstance(error, AdapterError) else error
+                continue
+            if adapter.digest == digest:
+                return self.pack(adapter)
+            failure = BrokenAdapter(
+                "the file of this version has changed on the server's disk; upload it again",
+                expected=digest, got=adapter.digest,
+            )  # fmt: skip
+        assert failure is not None
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame, which must not hold it
 
-        return load
+    def _files(self, digest: str, path: Path) -> Iterator[Path]:
+        """``path``, and only if that was not it the files of other versions with the same bytes."""
+        yield path
+        yield from (other for other in self.repository.paths(digest) if other != path)
 
     def read(self, path: Path) -> Adapter:
         """A file checked against this server's backbone and bounds. Blocks; raises an AdapterError."""

@@ -13,17 +13,23 @@ import torch
 from adapters.errors import AdaptError
 from service.engine import BatchReport, Engine
 from service.errors import DeadlineExceeded, Draining, NotReady
-from service.serving.caller import Caller
+from service.serving.caller import heard
+
+POLL_S = 0.1
+"""How often a probe that waits behind a slow batch looks whether that one gets on."""
 
 
 class Health:
-    """``check`` returns the age of the last good forward pass in seconds, or raises NotReady or Draining."""
+    """``check`` returns the age of the last good forward pass in seconds, or raises NotReady or Draining.
+
+    A batch that has run for long is no fault while block after block is computed: a slow device is ready.
+    """
 
     def __init__(self, input_size: int, *, fresh_s: float, timeout_s: float) -> None:
         self._size, self._fresh_s, self._timeout_s = input_size, fresh_s, timeout_s
         self._last_good: float | None = None
         self._suspect = False  # the latest forward pass failed: whatever came before proves nothing
-        self._probing = asyncio.Lock()
+        self._probe: asyncio.Task[None] | None = None
 
     def saw(self, report: BatchReport) -> None:
         """A batch ended; on the engine's thread."""
@@ -36,9 +42,10 @@ class Health:
         """Seconds since the last good forward pass; infinite before the first."""
         return float("inf") if self._last_good is None else time.monotonic() - self._last_good
 
-    @property
-    def fresh(self) -> bool:
-        return self.age <= self._fresh_s and not self._suspect
+    def ready(self, engine: Engine) -> bool:
+        """Whether a forward pass lately succeeded, or got on and is under way; and the latest one did not fail."""
+        gets_on = engine.busy_s > 0 and time.monotonic() - engine.last_step() <= self._fresh_s
+        return (self.age <= self._fresh_s or gets_on) and not self._suspect
 
     def ask(self, engine: Engine, timeout_s: float) -> None:
         """One real forward; blocks. Raises what it raised, or TimeoutError."""
@@ -49,23 +56,43 @@ class Health:
             probe.cancel()
 
     async def check(self, engine: Engine) -> float:
-        """Probe unless a forward succeeded lately; callers at the same time share one probe."""
-        async with self._probing:
-            if self.fresh:
-                return self.age
-            async with Caller(self._timeout_s) as caller:
-                try:
-                    await caller.wait([engine.probe(self._blank(), caller.deadline)], "computing")
-                except Draining:
-                    raise
-                except DeadlineExceeded as error:
-                    raise NotReady(
-                        f"the device has not answered within {self._timeout_s:g} s; look at the server's log",
-                        limit=self._timeout_s,
-                    ) from error
-                except AdaptError as error:
-                    raise NotReady(f"the device does not compute: {error.message}") from error
+        """Probe unless the device is known to be ready. All who ask while a probe runs share it and its outcome."""
+        if self.ready(engine):
             return self.age
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._ask_within(engine))
+            self._probe.add_done_callback(heard)
+        try:
+            await asyncio.shield(self._probe)
+        except AdaptError as error:
+            raise error.copy() from None
+        return self.age
+
+    async def _ask_within(self, engine: Engine) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._ask(engine)
+        except Draining:
+            raise
+        except (TimeoutError, DeadlineExceeded) as error:
+            raise NotReady(
+                f"the device has not answered within {self._timeout_s:g} s; look at the server's log",
+                limit=self._timeout_s,
+            ) from error
+        except AdaptError as error:
+            raise NotReady(f"the device does not compute: {error.message}") from error
+
+    async def _ask(self, engine: Engine) -> None:
+        """Until the probe has its answer, or the batch before it is seen to get on."""
+        probe = asyncio.wrap_future(engine.probe(self._blank(), time.monotonic() + self._timeout_s))
+        try:
+            while not probe.done():
+                await asyncio.wait({probe}, timeout=POLL_S)
+                if self.ready(engine):
+                    return
+            probe.result()
+        finally:
+            probe.cancel()
 
     def _blank(self) -> torch.Tensor:
         return torch.zeros(1, 3, self._size, self._size, dtype=torch.uint8)

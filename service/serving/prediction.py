@@ -58,10 +58,13 @@ class Predictor:
     def __init__(self, decoder: Decoder, engine: Engine, catalogue: Catalogue) -> None:
         self._decoder, self._engine, self._catalogue = decoder, engine, catalogue
 
-    def check_room(self, answers: int, caller: Caller) -> None:
-        """Refuse what would be refused anyway, before its body is read and decoded. Raises QueueFull or Draining."""
+    def check_room(self, digests: Sequence[str], caller: Caller) -> None:
+        """Refuse what would be refused anyway, before its body is read and decoded. Raises QueueFull or Draining.
+
+        ``digests`` are those of the versions that are to answer: what is not resident must be loaded in time too.
+        """
         self._decoder.check_room(caller.left)
-        self._engine.check_room(answers, caller.deadline)
+        self._engine.check_room(len(digests), caller.deadline, digests)
 
     async def predict(self, body: bytes, versions: Sequence[Served], top_k: int, caller: Caller) -> Outcomes:
         """All or nothing: the first failure is raised, with the task's name, and the other rows are taken back."""
@@ -81,10 +84,13 @@ class Predictor:
 
     async def _compute(self, versions: Sequence[Served], pixels: Sequence[Tensor], caller: Caller) -> list[Answer]:
         futures: list[Future[Answer]] = []
+        self._engine.check_room(len(versions), caller.deadline, [served.digest for served in versions])
         try:
             for served, frames in zip(versions, pixels, strict=True):
                 load = self._catalogue.loader(served)
-                futures.append(self._engine.submit(served.task, served.digest, load, frames, caller.deadline))
+                futures.append(
+                    self._engine.submit(served.task, served.digest, load, frames, caller.deadline, admitted=True)
+                )
             return await caller.wait(futures, "computing")
         except AdaptError as error:
             for future in futures:

@@ -88,7 +88,7 @@ class Uploads:
             raise
         finally:
             if staged is not None:
-                self._pool.submit(staged.staging.discard)
+                self._discard(staged.staging)
             self._running -= 1
 
     async def publish(
@@ -119,6 +119,12 @@ class Uploads:
                 retry_after=RETRY_AFTER_S, field="max_uploads", limit=self._limit, value=self._running + 1,
             )  # fmt: skip
         self._running += 1
+
+    def _discard(self, staging: Staging) -> None:
+        try:
+            self._pool.submit(staging.discard)
+        except AdaptError:  # the pool is full, or closed by a stop: what failed must stay the error that is told
+            staging.discard()
 
     def _read(self, staged: StagedFile) -> tuple[Adapter, PackedAdapter]:
         staged.staging.finish()

@@ -13,20 +13,22 @@ from contextlib import contextmanager
 
 from adapters.errors import AdaptError
 from service.engine import Engine
-from service.errors import Draining
+from service.errors import DeadlineExceeded, Draining
 from service.serving.health import Health
 
 log = logging.getLogger(__name__)
 
 TRIES = 6
-"""Forward passes that must fail in a row, over the time allowed; so a process that was suspended wakes up in peace."""
+"""Looks that must find no life in a row, over the time allowed; so a process that was suspended wakes up in peace."""
 
 
 @contextmanager
 def watching(engine: Engine, health: Health, lost_s: float, on_lost: Callable[[str], None]) -> Iterator[None]:
-    """While the block runs, call ``on_lost`` with a sentence once no forward pass succeeded for ``lost_s`` seconds.
+    """While the block runs, call ``on_lost`` with a sentence once the device has shown no life for ``lost_s`` seconds.
 
-    It is called on a thread of its own, at most once; 0 seconds means never.
+    Life is a forward pass that succeeds, or one under way in which block after block is computed: a slow device is
+    not a lost one. On CUDA, where blocks only queue up, it is the end of a batch, so ``lost_s`` must be longer than the
+    slowest of them. ``on_lost`` is called on a thread of its own, at most once; 0 seconds means never.
     """
     end = threading.Event()
     if lost_s:
@@ -41,28 +43,32 @@ def watching(engine: Engine, health: Health, lost_s: float, on_lost: Callable[[s
 def _watch(engine: Engine, health: Health, lost_s: float, on_lost: Callable[[str], None], end: threading.Event) -> None:
     """Every ``lost_s / TRIES`` seconds: anybody's batch is proof enough, else ask for one."""
     tick, failed, due = lost_s / TRIES, 0, time.monotonic()
-    while failed < TRIES:
+    while True:
         due = max(due + tick, time.monotonic())
         if end.wait(due - time.monotonic()):
             return
-        why = "" if health.age <= tick else _ask(engine, health, tick)
+        why, waited = ("", False) if health.age <= tick else _ask(engine, health, tick)
         failed = failed + 1 if why and health.age > tick else 0
         if failed == 1:
             log.warning("the device does not compute (%s); if it stays so for %g s, the process ends", why, lost_s)
+        if failed >= TRIES - waited:  # an answer that was waited for in vain has taken its share of the time already
+            break
     if not end.is_set():
         on_lost(f"the device has computed nothing for {lost_s:g} s (device_lost_s): {why}")
 
 
-def _ask(engine: Engine, health: Health, timeout_s: float) -> str:
-    """Empty, or why no forward pass came of it."""
+def _ask(engine: Engine, health: Health, timeout_s: float) -> tuple[str, bool]:
+    """Empty, or why no forward pass came of it; and whether all the time went by."""
     if not engine.alive:
-        return "the engine's thread has ended"
+        return "the engine's thread has ended", False
+    start = time.monotonic()
     try:
         health.ask(engine, timeout_s)
     except Draining:
-        return ""
-    except TimeoutError:
-        return f"a forward pass did not end within {timeout_s:g} s"
+        return "", False
+    except (TimeoutError, DeadlineExceeded):
+        gets_on = engine.last_step() > start
+        return "" if gets_on else f"a forward pass did not end within {timeout_s:g} s", True
     except AdaptError as error:
-        return engine.last_failure or error.message
-    return ""
+        return engine.last_failure or error.message, False
+    return "", False

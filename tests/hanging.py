@@ -1,0 +1,53 @@
+"""`adaptserve` in which the device, a load or decoding hangs while a file of that name exists, or each load takes long.
+
+It stands in for a driver, a network disk or a codec that does not come back, and for adapters of real size.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from adapters.forward import BankedForward
+from service.cli import main
+from service.serving.catalogue import Catalogue
+from service.serving.decoding import Decoder
+
+FOLDER = "TEST_HANG"
+"""The variable that names the folder of the files."""
+LOAD_S = "TEST_LOAD_S"
+"""The variable that says how many seconds a load takes."""
+
+
+def _hang(sign: Path, inner: Callable[..., Any]) -> Callable[..., Any]:
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        if sign.exists():
+            sign.with_suffix(".reached").touch()
+        while sign.exists():
+            time.sleep(0.02)
+        return inner(*args, **kwargs)
+
+    return outer
+
+
+def _slow(seconds: float, inner: Callable[..., Any]) -> Callable[..., Any]:
+    def outer(*args: Any) -> Any:
+        end = time.monotonic() + seconds
+        loaded = inner(*args)
+        time.sleep(max(0.0, end - time.monotonic()))
+        return loaded
+
+    return outer
+
+
+if __name__ == "__main__":
+    folder = Path(os.environ.get(FOLDER, "/nowhere"))
+    Catalogue.load = _slow(float(os.environ.get(LOAD_S, "0")), Catalogue.load)  # type: ignore[method-assign]
+    for name, owner, method in (
+        ("device", BankedForward, "__call__"), ("load", Catalogue, "load"), ("decode", Decoder, "_decode"),
+    ):  # fmt: skip
+        setattr(owner, method, _hang(folder / name, getattr(owner, method)))
+    main()

@@ -287,7 +287,7 @@ def test_the_collector_leaves_alone_what_the_start_made(monkeypatch: pytest.Monk
     monkeypatch.setattr("service.server.Server.run", lambda *_, **__: found.append(gc.get_freeze_count()))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     try:
-        serve._run(kit.settings(), None, None)  # type: ignore[arg-type]
+        serve._run(kit.settings(), None, None, None)  # type: ignore[arg-type]
     finally:
         gc.unfreeze()
     assert found[0] > 100_000

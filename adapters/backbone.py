@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, cast, get_args
 
 import torch
@@ -29,6 +31,11 @@ class Operator(Protocol):
 
     ``tap`` is (rows, tokens, width in), ``out`` (rows, tokens, width out); ``out`` may be written.
     """
+
+    @property
+    def joins(self) -> Mapping[int, Tensor]:
+        """Rows that are copied and put behind the others right before a block: (joining,) row numbers, by block."""
+        ...
 
     @property
     def active(self) -> frozenset[str]:
@@ -82,7 +89,10 @@ class Backbone:
         return float(getattr(norm, "eps", 1e-6))
 
     def features(self, images: Tensor, operator: Operator | None = None) -> Features:
-        """Run normalised images (rows, 3, size, size) through the frozen blocks and the operator's residuals."""
+        """Run normalised images (rows, 3, size, size) through the frozen blocks and the operator's residuals.
+
+        Rows that the operator lets join come behind these, in the order of their blocks.
+        """
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("two threads ran one backbone at the same time; give it one owner")
         try:
@@ -112,6 +122,7 @@ class Backbone:
 
     def _open_sites(self) -> None:
         for index, block in enumerate(self._blocks):
+            block.module.register_forward_pre_hook(self._join(index))
             block.before_mlp.register_forward_pre_hook(self._tap(index))
             block.module.mlp.register_forward_hook(self._site("sequential", index))
             block.module.register_forward_hook(self._block_end(index))
@@ -121,6 +132,15 @@ class Backbone:
 
     def _keep_raw(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         self._raw = args[0]
+
+    def _join(self, index: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if self._operator is None or (rows := self._operator.joins.get(index)) is None:
+                return None
+            self._rows += rows.shape[0]
+            return torch.cat([args[0], args[0][rows]]), *args[1:]
+
+        return hook
 
     def _tap(self, index: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -186,8 +206,13 @@ class Backbone:
         return Layout(name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools))
 
 
+NO_JOINS: Mapping[int, Tensor] = MappingProxyType({})
+
+
 class _Probe:
     """Adds nothing; being called is the point."""
+
+    joins = NO_JOINS
 
     active = frozenset[str](get_args(SiteName))
 

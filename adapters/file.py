@@ -181,16 +181,19 @@ def refuse_pickle_name(filename: str | None) -> None:
 
 
 def _header_bytes(file: BinaryIO, size: int, limits: FileLimits) -> bytes:
-    prefix = file.read(8)
-    for magic, noun in _OTHER_FORMATS:
-        if prefix.startswith(magic):
-            raise NotAnAdapter(f"this is {noun}, not a .safetensors file", expected="safetensors", got=noun)
-    if len(prefix) < 8:
-        raise NotAnAdapter(f"the file has {size} bytes, too few for safetensors", expected="safetensors", value=size)
-    (length,) = struct.unpack("<Q", prefix)
-    first = file.read(1)
-    if first != b"{":
+    prefix, first = file.read(8), file.read(1)
+    if (
+        first != b"{"
+    ):  # looked at before the other formats: a header of 640 bytes has a length that begins like a pickle
+        for magic, noun in _OTHER_FORMATS:
+            if prefix.startswith(magic):
+                raise NotAnAdapter(f"this is {noun}, not a .safetensors file", expected="safetensors", got=noun)
+        if len(prefix) < 8:
+            raise NotAnAdapter(
+                f"the file has {size} bytes, too few for safetensors", expected="safetensors", value=size
+            )
         raise NotAnAdapter("this is not a .safetensors file: no JSON header at byte 8", expected="safetensors")
+    (length,) = struct.unpack("<Q", prefix)
     if length > limits.max_header_bytes:
         raise _too_many_bytes(
             "the safetensors header claims", length, limits.max_header_bytes, "max_adapter_header_bytes", field="header"

@@ -17,17 +17,17 @@ from adapters.bank import PAGE, Slabs
 from adapters.config import SiteName
 from adapters.graphs import Graphs
 from adapters.media import normalise
-from adapters.plan import AFTER, BEFORE, HAS_AFTER, HAS_BEFORE, SITES, SLOTS, BatchKey, Job, Plan, plan_of
+from adapters.plan import AFTER, BEFORE, HAS_AFTER, HAS_BEFORE, SITES, SLOTS, SOURCE, BatchKey, Job, Plan, plan_of
 from adapters.sites import ClipRows, SiteRows, banked_residual
 
 __all__ = ["BankedForward", "Job"]
 
 
 class BankedForward:
-    """Callable on a list of jobs; the sum of their frames is the batch's rows.
+    """Callable on a list of jobs; the sum of their frames is the batch's rows, less what equal pictures share.
 
-    A job's logits depend on its pixels and its slot's content alone, and for one shape of batch they are the
-    same bits whatever the other jobs are. On CUDA the part up to the pooled vectors is replayed from a graph
+    A job's logits depend on its pixels and its slot's content alone, and for one shape of batch (``BatchKey``) they are
+    the same bits whatever the other jobs are. On CUDA the part up to the pooled vectors is replayed from a graph
     unless ``cuda_graphs`` is off.
     """
 
@@ -41,7 +41,7 @@ class BankedForward:
         """Logits (classes,) float32 per job."""
         with torch.inference_mode():
             plan = plan_of(jobs)
-            table, pixels = self._to_device(plan.table), self._pixels(jobs)
+            table, pixels = self._to_device(plan.table), self._pixels([jobs[i] for i in plan.inputs])
             pooled = (self._graphs or self._compute)(plan.key, table, pixels)
             return self._heads(self._vectors(pooled, plan, jobs), jobs)
 
@@ -60,13 +60,16 @@ class BankedForward:
 
     def _compute(self, key: BatchKey, table: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
         """Normalise, run the frozen blocks with every row's residuals, pool: (rows, width) float32 per mode."""
-        vectors = self.slabs.vectors[table[SLOTS]]
+        vectors = self.slabs.vectors[table[SLOTS, : key.input_rows]]
         images = normalise(pixels, vectors[:, 0:3], vectors[:, 3:6])
         features = self.backbone.features(images, _RowOperator(self.slabs, key, table) if key.sites else None)
         return tuple(self.backbone.pool(features, *mode).float() for mode in key.modes)
 
     def _vectors(self, pooled: tuple[Tensor, ...], plan: Plan, jobs: Sequence[Job]) -> Tensor:
         """One vector per job: pooled as its config says, the mean over its frames, its own norm."""
+        if plan.shared:
+            rows = self._to_device(plan.rows_of_jobs)
+            pooled = tuple(mode[rows] for mode in pooled)
         vector = pooled[0]
         for mode, other in zip(plan.key.modes[1:], pooled[1:], strict=True):
             chosen = np.repeat([(job.meta.pool, job.meta.norm) == mode for job in jobs], plan.frames)
@@ -107,21 +110,37 @@ class _RowOperator:
     """The backbone's operator for one batch: every row's own slot at every site."""
 
     def __init__(self, slabs: Slabs, key: BatchKey, table: Tensor) -> None:
-        self._slabs = slabs
-        self.active = frozenset[str](site.site for site in key.sites)
-        clips = None
+        self._slabs, self._key, self._table = slabs, key, table
+        self._places = {site.site: SITES + 2 * i for i, site in enumerate(key.sites)}
+        self._masks = None
         if any(site.temporal for site in key.sites):
-            masks = table[[HAS_BEFORE, HAS_AFTER]].to(slabs.dtype).view(2, -1, 1, 1)
-            clips = ClipRows(table[BEFORE], table[AFTER], masks[0], masks[1])
-        self._rows: dict[SiteName, SiteRows] = {
-            site.site: SiteRows(
-                slots=table[SITES + 2 * i],
-                acts=site.acts,
-                act_of=table[SITES + 2 * i + 1],
-                clips=clips if site.temporal else None,
-            )
-            for i, site in enumerate(key.sites)
-        }
+            self._masks = table[HAS_BEFORE : HAS_AFTER + 1].to(slabs.dtype).view(2, -1, 1, 1)
+        self._rows = self._first_rows(key.input_rows)
+        self.active = frozenset[str](self._places)
+        self.joins: dict[int, Tensor] = {}
+        rows = key.input_rows
+        for block, joining in key.joins:
+            self.joins[block] = table[SOURCE, rows : rows + joining]
+            rows += joining
 
     def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
+        if block < self._key.first:
+            return out
+        if tap.shape[0] != self._count:
+            self._rows = self._first_rows(tap.shape[0])
         return banked_residual(tap, out, self._slabs.weights[site][block], self._rows[site])
+
+    def _first_rows(self, count: int) -> dict[SiteName, SiteRows]:
+        """What the first ``count`` rows do at each site; the others have not joined yet."""
+        self._count, table, clips = count, self._table[:, :count], None
+        if self._masks is not None:
+            clips = ClipRows(table[BEFORE], table[AFTER], self._masks[0, :count], self._masks[1, :count])
+        return {
+            site.site: SiteRows(
+                slots=table[place],
+                acts=site.acts,
+                act_of=table[place + 1],
+                clips=clips if site.temporal else None,
+            )
+            for site, place in zip(self._key.sites, self._places.values(), strict=True)
+        }

@@ -58,6 +58,8 @@ class Graphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, key: BatchKey, table: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
+        if key.joins:  # too many shapes to keep
+            return self._compute(key, table, pixels)
         rows = key.rows
         key, table, pixels = pad(key, table, pixels)
         if key not in self._kept and len(self._kept) < MAX_GRAPHS:

@@ -46,6 +46,7 @@ class Work:
     pixels: Tensor | None
     future: Future[Answer]
     submitted: float
+    picture: bytes | None = None
     coming: Future[Lease] | None = None
     lease: Lease | None = None
     ready: bool = False
@@ -54,4 +55,4 @@ class Work:
         assert self.pixels is not None, "a ticket was settled before it was answered"
         if self.lease is None:
             return Job(self.pixels, 0, (0,), NOBODY)
-        return Job(self.pixels, self.lease.slot, self.lease.pages, self.lease.meta)
+        return Job(self.pixels, self.lease.slot, self.lease.pages, self.lease.meta, self.picture)

@@ -82,17 +82,17 @@ class Engine:
         return 0.0 if begun is None else self._clock() - begun
 
     def submit(
-        self, task: str, digest: str, load: Loader, pixels: Tensor, deadline: float, *, admitted: bool = False
-    ) -> Future[Answer]:
+        self, task: str, digest: str, load: Loader, pixels: Tensor, deadline: float, *,
+        picture: bytes | None = None, admitted: bool = False) -> Future[Answer]:  # fmt: skip
         """Queue one input, uint8 (frames, 3, size, size); never blocks. ``deadline`` is on the engine's clock.
 
-        Raises as ``check_room`` does, and MediaTooLarge for more frames than a batch holds, BrokenMedia for none.
-        ``admitted``: ``check_room`` has just let all versions of a request in, so one's load does not count against
-        another. The future's errors are ours; cancelling it drops the rows, and the load if nobody else waits for it.
+        Inputs of one ``picture`` are equal. ``admitted``: ``check_room`` has just let all versions of a request in, so
+        one's load does not count against another. Raises as ``check_room`` does, and MediaTooLarge for more frames than
+        a batch holds, BrokenMedia for none. Cancelling drops the rows, and the load if nobody else waits for it.
         """
         ticket = self._accept(task, pixels, deadline, cold=not self._bank.resident(digest))
         work = ticket.payload
-        work.lease = self._bank.pin(digest)
+        work.picture, work.lease = picture, self._bank.pin(digest)
         if work.lease is None:
             self._bring(ticket, digest, load, math.inf if admitted else HOPE * (deadline - work.submitted))
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adapters.config import SiteConfig
 from tests.houses import CLIP, IMAGE, House, Kit, house, photograph, problem, scores_of, sites
 from tests.media_samples import animation, clip
 from tests.models import Spec
@@ -179,3 +180,30 @@ def test_a_broken_file_on_disk_is_that_tasks_error_alone(kit: Kit, tmp_path: Pat
         assert made.ask("good", photograph()).status_code == 200
         assert "has changed on the server's disk" in problem(made.ask("bad", photograph()), 422)["detail"]  # type: ignore[operator]
         assert made.ask("good", photograph()).status_code == 200
+
+
+def test_tasks_share_the_picture_they_are_asked_about(home: House, kit: Kit) -> None:
+    """Six tasks on one picture: four rows are computed from the last block on, and one before it."""
+    last = SiteConfig(site="parallel", blocks=(2,), rank=4)
+    files = [kit.file(seed, Spec((last,), 5, "avg", "trained")) for seed in range(3)]
+    files += [kit.file(seed, Spec((), 4)) for seed in range(3)]
+    names = [f"shared-{i}" for i in range(len(files))]
+    for name, (content, _) in zip(names, files, strict=True):
+        home.put(name, content).raise_for_status()
+    photo = photograph(5)
+    rows: dict[int, list[int]] = {0: [], 2: []}
+    blocks = home.parts.backbone._blocks
+    hooks = [
+        blocks[i].module.register_forward_hook(lambda _m, _a, out, i=i: rows[i].append(out.shape[0])) for i in rows
+    ]
+    try:
+        response = home.client.post("/v1/predict", params={"task": names, "top_k": 100}, content=photo)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert response.status_code == 200, response.text
+    for answer, (_, adapter) in zip(response.json()["results"], files, strict=True):
+        np.testing.assert_allclose(scores_of(answer), kit.alone(adapter, photo), atol=1e-5)
+    assert sum(rows[0]) < len(names)  # a batch may begin before all have come
+    assert sum(rows[2]) >= sum(rows[0])
+    assert max(rows[2]) <= 4

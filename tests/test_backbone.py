@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adapters.bank import Slabs, pack
 from adapters.config import SiteConfig
 from adapters.file import Adapter
 from adapters.forward import BankedForward, Job
+from adapters.plan import plan_of
 from tests.models import FAMILIES, Spec, close, head_of, random_adapter, residual, small_backbone
 
 
@@ -263,3 +265,46 @@ def test_two_threads_in_one_backbone_is_an_error(tmp_path: Path) -> None:
     backbone = small_backbone(tmp_path)
     with backbone._busy, pytest.raises(RuntimeError, match="two threads"):
         backbone.features(torch.zeros(1, 3, 32, 32))
+
+
+@torch.inference_mode()
+def test_jobs_that_share_a_picture_answer_as_alone(backbone: Backbone) -> None:
+    """Fewer rows are computed, and each answer is the one that the job gets alone: adapted from the first block, from
+    the last one on, in no block, in time, twice, and beside pictures of their own.
+    """
+    last = (backbone.layout.blocks - 1,)
+    whole = all_sites(backbone, "parallel")
+    late = SiteConfig(site="parallel", blocks=last, rank=4)
+    clip = SiteConfig(site="parallel", blocks=last, rank=4, temporal=True)
+    specs = [Spec((whole,)), Spec((late,)), Spec(()), Spec((), 3, norm="trained", pool="avg"), Spec((late,), 4)]
+    clips = [Spec((clip,), frames=3), Spec((), frames=3)]
+    if "avg" not in backbone.layout.pools:
+        specs[3] = Spec((), 3)
+    bench = Bench(backbone, [random_adapter(backbone, spec, i) for i, spec in enumerate([*specs, *clips])])
+    picture, moving, other = pixels(backbone, 1), pixels(backbone, 3, 1), pixels(backbone, 1, 2)
+    jobs = [replace(bench.job(i, picture), picture="one") for i in (0, 1, 2, 3, 4, 1)]
+    jobs += [replace(bench.job(i, moving), picture="clip") for i in (5, 6)] + [bench.job(1, other)]
+    plan = plan_of(jobs)
+    assert plan.key.rows == 4 + 2 * 3 + 1
+    assert plan.key.input_rows == 1 + 3 + 1
+    rows_seen: list[int] = []
+    hook = backbone._blocks[0].module.register_forward_hook(lambda _m, _a, out: rows_seen.append(out.shape[0]))
+    together = bench.forward(jobs)
+    hook.remove()
+    assert rows_seen == [6]  # five pictures, and the one that is adapted from the first block on
+    for one, logits in zip(jobs, together, strict=True):
+        np.testing.assert_allclose(logits, bench.forward([one])[0], rtol=1e-4, atol=2e-4)
+    assert all(np.array_equal(a, b) for a, b in zip(together, bench.forward(jobs), strict=True))
+
+
+@torch.inference_mode()
+def test_the_same_picture_under_another_normalisation_is_another(tmp_path: Path) -> None:
+    backbone = small_backbone(tmp_path / "vit")
+    one, other = (random_adapter(backbone, Spec(()), 0) for _ in range(2))
+    bright = other.config.model_copy(update={"input": other.config.input.model_copy(update={"mean": (0.1, 0.1, 0.1)})})
+    bench = Bench(backbone, [one, Adapter(bright, other.tensors, "1" * 64)])
+    images = pixels(backbone, 1)
+    jobs = [replace(bench.job(i, images), picture="one") for i in range(2)]
+    assert plan_of(jobs).key.input_rows == 2
+    for job, logits in zip(jobs, bench.forward(jobs), strict=True):
+        np.testing.assert_allclose(logits, bench.forward([job])[0], rtol=1e-5, atol=1e-5)

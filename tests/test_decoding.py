@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -70,21 +71,21 @@ def test_tasks_that_differ_in_mean_and_deviation_share_all_work(pool: Pool, call
     configs = [task(mean=(i / 100, 0.5, 0.5), std=(0.5, 0.1 + i / 100, 0.5)) for i in range(32)]
     decoded = Decoder(pool, LIMITS).submit(PICTURE, configs, 9).result()
     assert calls == {"decoded": 1, "resized": 1}
-    assert len({pixels.data_ptr() for pixels in decoded.pixels}) == 1
+    assert len({seen.pixels.data_ptr() for seen in decoded.seen}) == 1
     calls.clear()
-    assert all(torch.equal(decoded.pixels[i], alone(PICTURE, configs[i])) for i in (0, 31))
+    assert all(torch.equal(decoded.seen[i].pixels, alone(PICTURE, configs[i])) for i in (0, 31))
 
 
 def test_sizes_share_the_decoding(pool: Pool, calls: Counter[str]) -> None:
     configs = [task(size=size, crop_mode=mode) for size in (16, 32) for mode in ("center", "squash")] * 2
     decoded = Decoder(pool, LIMITS).submit(PICTURE, configs, 9).result()
     assert calls == {"decoded": 1, "resized": 4}
-    assert [pixels.shape[-1] for pixels in decoded.pixels] == [16, 16, 32, 32] * 2
+    assert [seen.pixels.shape[-1] for seen in decoded.seen] == [16, 16, 32, 32] * 2
 
 
 def test_the_padding_has_each_tasks_mean(pool: Pool, calls: Counter[str]) -> None:
     configs = [task(mean=(mean, 0.5, 0.5), crop_mode="border") for mean in (0.0, 1.0)]
-    black, red = Decoder(pool, LIMITS).submit(PICTURE, configs, 9).result().pixels
+    black, red = (seen.pixels for seen in Decoder(pool, LIMITS).submit(PICTURE, configs, 9).result().seen)
     assert calls == {"decoded": 1, "resized": 2}
     assert (black[0, 0, 0, 0], red[0, 0, 0, 0]) == (0, 255)
 
@@ -94,7 +95,7 @@ def test_each_sampling_of_a_clip_is_decoded_once(pool: Pool, calls: Counter[str]
     configs = [task(frames, mean=(mean, 0.5, 0.5)) for mean in (0.1, 0.2, 0.3) for frames in (2, 4)]
     decoded = Decoder(pool, LIMITS).submit(body, configs, 9).result()
     assert calls == {"decoded": 2, "resized": 6}
-    assert [len(pixels) for pixels in decoded.pixels] == [2, 4] * 3
+    assert [len(seen.pixels) for seen in decoded.seen] == [2, 4] * 3
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,8 +115,10 @@ def test_each_sampling_of_a_clip_is_decoded_once(pool: Pool, calls: Counter[str]
 )
 def test_pixels_are_those_of_decoding_alone(pool: Pool, configs: list[AdapterConfig]) -> None:
     decoded = Decoder(pool, LIMITS).submit(PICTURE, configs, 9).result()
-    for pixels, config in zip(decoded.pixels, configs, strict=True):
-        assert torch.equal(pixels, alone(PICTURE, config))
+    for seen, config in zip(decoded.seen, configs, strict=True):
+        assert torch.equal(seen.pixels, alone(PICTURE, config))
+    for one, other in itertools.pairwise(decoded.seen):
+        assert (one.digest == other.digest) == torch.equal(one.pixels, other.pixels)
 
 
 def test_the_time_is_that_of_all_tasks_together(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +133,7 @@ def test_the_time_is_that_of_all_tasks_together(pool: Pool, monkeypatch: pytest.
 
     monkeypatch.setattr(Preprocess, "__call__", slow)
     decoder = Decoder(pool, MediaLimits(decode_timeout_s=2.5))
-    assert len(decoder._decode(PICTURE, [task(size=size) for size in (8, 16, 24)]).pixels) == 3
+    assert len(decoder._decode(PICTURE, [task(size=size) for size in (8, 16, 24)]).seen) == 3
     with pytest.raises(MediaTooLarge) as caught:
         decoder._decode(PICTURE, [task(size=size) for size in (8, 16, 24, 32)])
     assert caught.value.facts["field"] == "decode_timeout_s"
@@ -147,12 +150,12 @@ def test_training_sees_what_the_server_sees_through_a_transparent_picture(pool: 
     clear = scene(90, 70).convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(clear.size))
     (tmp_path / "clear.png").write_bytes(encode(clear, "PNG"))
-    example, seen = Example(tmp_path / "clear.png", "clear.png", "a", "a"), []
+    example, found = Example(tmp_path / "clear.png", "clear.png", "a", "a"), []
     for limits in (LIMITS, MediaLimits(transparent_background="#2080f0")):
-        (pixels,) = Decoder(pool, limits).submit(example.path.read_bytes(), [task()], 9).result().pixels
-        assert torch.equal(pixels, Reader(task(), limits)(example))
-        seen.append(pixels)
-    assert not torch.equal(*seen)
+        (seen,) = Decoder(pool, limits).submit(example.path.read_bytes(), [task()], 9).result().seen
+        assert torch.equal(seen.pixels, Reader(task(), limits)(example))
+        found.append(seen.pixels)
+    assert not torch.equal(*found)
 
 
 def test_transforms_are_kept_by_geometry(pool: Pool) -> None:

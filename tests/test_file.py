@@ -148,6 +148,22 @@ def test_what_is_not_an_adapter_is_named(sample: Sample, content: bytes, error: 
         read_adapter(sample.written(content), sample.layout, LIMITS)
 
 
+@pytest.mark.parametrize("length", [0x0380, 0x0480, 0x0580, 0x1480, 0x8B1F])
+def test_a_header_of_any_length_is_read(sample: Sample, length: int) -> None:
+    """Also where its length begins with the bytes of a pickle or of a gzip archive."""
+    (old,) = struct.unpack("<Q", sample.bytes[:8])
+    header, data = sample.bytes[8 : 8 + old].rstrip(), sample.bytes[8 + old :]
+    small = AdapterConfig.model_validate(sample.adapter.config.model_dump() | {"sites": ()})
+    if length < len(header):
+        tensors = {name: sample.adapter.tensors[name] for name in ("head.weight", "head.bias")}
+        write_adapter(sample.folder / "small.safetensors", small, tensors)
+        content = (sample.folder / "small.safetensors").read_bytes()
+        (old,) = struct.unpack("<Q", content[:8])
+        header, data = content[8 : 8 + old].rstrip(), content[8 + old :]
+    padded = struct.pack("<Q", length) + header.ljust(length) + data
+    assert read_adapter(sample.written(padded), sample.layout, LIMITS).config.labels == sample.adapter.config.labels
+
+
 def test_a_header_of_a_hundred_thousand_entries_is_refused_by_size(sample: Sample) -> None:
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     header = json.dumps({f"tensor.{i}": entry for i in range(100_000)}).encode()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.config import Activation, AdapterConfig, Pool, SiteConfig, SiteName
+from adapters.config import Activation, Pool, SiteConfig, SiteName
 from adapters.file import Adapter
 from adapters.layout import Layout
 from adapters.sites import SlotWeights
@@ -55,7 +55,11 @@ class Plane:
 
 @dataclass(frozen=True)
 class AdapterMeta:
-    """What the engine must know of a resident adapter, without its tensors."""
+    """What the engine must know of a resident adapter, without its tensors.
+
+    ``first`` is the first block that it adapts, the number of blocks if it adapts none; ``normalisation`` is the mean
+    and the standard deviation per channel.
+    """
 
     digest: str
     modality: str
@@ -67,6 +71,8 @@ class AdapterMeta:
     acts: Mapping[SiteName, Activation]
     temporal: frozenset[SiteName]
     parameters: int
+    first: int = 0
+    normalisation: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def pack(adapter: Adapter, layout: Layout, rank: int, dtype: torch.dtype, *, pin
     pages[: len(config.labels)] = adapter.tensors["head.weight"].float()
     bias[: len(config.labels)] = adapter.tensors["head.bias"].float()
     packed = PackedAdapter(
-        _meta(adapter, config), planes, _vector(adapter, layout), pages.view(count, PAGE, -1), bias.view(count, PAGE)
+        _meta(adapter, layout), planes, _vector(adapter, layout), pages.view(count, PAGE, -1), bias.view(count, PAGE)
     )
     if not pinned:
         return packed
@@ -142,7 +148,8 @@ def _vector(adapter: Adapter, layout: Layout) -> Tensor:
     return torch.cat([torch.tensor(config.input.mean), torch.tensor(config.input.std), weight, bias])
 
 
-def _meta(adapter: Adapter, config: AdapterConfig) -> AdapterMeta:
+def _meta(adapter: Adapter, layout: Layout) -> AdapterMeta:
+    config = adapter.config
     return AdapterMeta(
         digest=adapter.digest,
         modality=config.modality,
@@ -154,4 +161,6 @@ def _meta(adapter: Adapter, config: AdapterConfig) -> AdapterMeta:
         acts={s.site: s.act for s in config.sites},
         temporal=frozenset(s.site for s in config.sites if s.temporal),
         parameters=adapter.parameters,
+        first=min((min(site.blocks) for site in config.sites), default=layout.blocks),
+        normalisation=(*config.input.mean, *config.input.std),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone
+from adapters.backbone import NO_JOINS, Backbone
 from adapters.config import AdapterConfig, SiteName
 from adapters.sites import LowRankResidual
 
@@ -77,6 +77,7 @@ class AdaptedModel(HeadedModel):
             for block in site.blocks
         }
         super().__init__(backbone, config)
+        self.joins = NO_JOINS
         self._learn_scale = learn_scale
         self.active = frozenset[str](site.site for site in config.sites)
         self.residuals = nn.ModuleDict(residuals)

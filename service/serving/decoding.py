@@ -5,6 +5,7 @@ It does not know tasks' weights, the engine or HTTP. Preprocessing objects are k
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 import time
@@ -25,14 +26,19 @@ MAX_PREPROCESSES = 256
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a config sees of a body: uint8 (frames, 3, size, size), their digest, and how many frames were bad."""
+
+    pixels: Tensor
+    digest: bytes
+    bad_frames: int
+
+
+@dataclass(frozen=True)
 class Decoded:
-    """Per config, in the order asked: pixels uint8 (frames, 3, size, size), and how many frames were bad.
+    """What each config sees, in the order asked, and the seconds that all took together."""
 
-    ``seconds`` is what all took together.
-    """
-
-    pixels: list[Tensor]
-    bad_frames: list[int]
+    seen: list[Seen]
     seconds: float
 
 
@@ -59,19 +65,20 @@ class Decoder:
         samplings: dict[VideoConfig | None, list[int]] = {}
         for i, config in enumerate(configs):
             samplings.setdefault(config.video, []).append(i)
-        pixels: dict[int, Tensor] = {}
-        bad: dict[int, int] = {}
+        seen: dict[int, Seen] = {}
         for members in samplings.values():  # one after the other, so that the frames of one alone are in memory
             frames = decode(body, configs[members[0]], self._limits, deadline)
-            resized: dict[InputConfig, Tensor] = {}
+            resized: dict[InputConfig, Seen] = {}
             for i in members:
                 shape = geometry(configs[i].input)
                 if shape not in resized:
                     deadline.check()
-                    resized[shape] = rows(frames, self._preprocess(shape))
-                pixels[i], bad[i] = resized[shape], frames.bad
-        asked = range(len(configs))
-        return Decoded([pixels[i] for i in asked], [bad[i] for i in asked], time.perf_counter() - start)
+                    pixels = rows(frames, self._preprocess(shape))
+                    # By it the device finds equal pictures; a tenth of a millisecond for a picture of 224 pixels.
+                    digest = hashlib.sha256(pixels.numpy().data).digest()
+                    resized[shape] = Seen(pixels, digest, frames.bad)
+                seen[i] = resized[shape]
+        return Decoded([seen[i] for i in range(len(configs))], time.perf_counter() - start)
 
     def warm_up(self, config: InputConfig) -> None:
         """Decode one blank picture, so that no request pays for Pillow's plugins and the transform; blocks."""

@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from adapters.errors import AdaptError
 from service.engine import Answer, Engine
 from service.serving.caller import Caller
 from service.serving.catalogue import Catalogue, Served
-from service.serving.decoding import Decoder
+from service.serving.decoding import Decoder, Seen
 from service.serving.scores import Prediction, best
 
 LARGE_HEAD = 4096
@@ -71,32 +69,35 @@ class Predictor:
         configs = [served.config for served in versions]
         (decoded,) = await caller.wait([self._decoder.submit(body, configs, caller.left)], "decoding")
         decoded_ns = time.time_ns()
-        answers = await self._compute(versions, decoded.pixels, caller)
+        answers = await self._compute(versions, decoded.seen, caller)
         results = []
-        for served, answer, bad_frames in zip(versions, answers, decoded.bad_frames, strict=True):
+        for served, answer, seen in zip(versions, answers, decoded.seen, strict=True):
             labels, score = served.config.labels, served.config.score
             if len(labels) < LARGE_HEAD:
                 top = best(answer.logits, labels, score, top_k)
             else:
                 top = await asyncio.to_thread(best, answer.logits, labels, score, top_k)
-            results.append(Outcome(served, top, bad_frames, answer.queue_s, answer.compute_s))
+            results.append(Outcome(served, top, seen.bad_frames, answer.queue_s, answer.compute_s))
         return Outcomes(results, decoded.seconds, decoded_ns)
 
-    async def _compute(self, versions: Sequence[Served], pixels: Sequence[Tensor], caller: Caller) -> list[Answer]:
+    async def _compute(self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller) -> list[Answer]:
         futures: list[Future[Answer]] = []
         self._engine.check_room(len(versions), caller.deadline, [served.digest for served in versions])
         try:
-            for served, frames in zip(versions, pixels, strict=True):
-                load = self._catalogue.loader(served)
-                futures.append(
-                    self._engine.submit(served.task, served.digest, load, frames, caller.deadline, admitted=True)
-                )
+            for served, seen in zip(versions, decoded, strict=True):
+                futures.append(self._submit(served, seen, caller.deadline))
             return await caller.wait(futures, "computing")
         except AdaptError as error:
             for future in futures:
                 future.cancel()
             _name_task(error, versions, futures)
             raise
+
+    def _submit(self, served: Served, seen: Seen, deadline: float) -> Future[Answer]:
+        load = self._catalogue.loader(served)
+        return self._engine.submit(
+            served.task, served.digest, load, seen.pixels, deadline, picture=seen.digest, admitted=True
+        )
 
 
 def _name_task(error: AdaptError, versions: Sequence[Served], futures: Sequence[Future[Answer]]) -> None:

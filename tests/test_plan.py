@@ -1,0 +1,120 @@
+"""A batch as a table: what each job's rows went through, whatever pictures its neighbours share with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.bank import AdapterMeta
+from adapters.plan import AFTER, BEFORE, HAS_AFTER, HAS_BEFORE, SITES, SLOTS, SOURCE, Job, Plan, plan_of
+
+DEPTH = 5
+FIRST = {1: 0, 2: 2, 3: 2, 4: 4, 5: DEPTH, 6: DEPTH}
+"""Each slot's first adapted block; 5 and 6 adapt none."""
+FRAMES = (1, 1, 1, 3, 2)
+"""Of each picture."""
+
+
+def meta(slot: int, frames: int, mean: float) -> AdapterMeta:
+    return AdapterMeta(
+        digest=str(slot), modality="image", frames=frames, classes=3, score="softmax", pool="cls", norm="frozen",
+        acts={} if FIRST[slot] == DEPTH else {"parallel": "relu"}, temporal=frozenset(), parameters=0,
+        first=FIRST[slot], normalisation=(mean,),
+    )  # fmt: skip
+
+
+def job(picture: int | None, slot: int, mean: float = 0.0) -> Job:
+    frames = FRAMES[picture or 0]
+    return Job(torch.zeros(frames, 3, 2, 2, dtype=torch.uint8), slot, (), meta(slot, frames, mean), picture)
+
+
+Row = tuple[object, ...]
+
+
+def walked(plan: Plan, jobs: list[Job]) -> list[list[Row]]:
+    """What each job's rows are after the last block: their picture, frame and normalisation, then block by slot."""
+    rows: list[Row] = []
+    for at in plan.inputs:
+        seen = jobs[at]
+        rows += [
+            (at if seen.picture is None else seen.picture, t, seen.meta.normalisation) for t in range(len(seen.pixels))
+        ]
+    assert len(rows) == plan.key.input_rows
+    joins = dict(plan.key.joins)
+    for block in range(DEPTH):
+        for _ in range(joins.get(block, 0)):
+            rows.append(rows[plan.table[SOURCE, len(rows)]])
+        for at, row in enumerate(rows):
+            slot = plan.table[SITES, at] if plan.key.sites else 0
+            if slot and block >= FIRST[slot]:
+                assert block >= plan.key.first
+                rows[at] = (*row, (block, slot))
+    assert len(rows) == plan.key.rows == plan.table.shape[1]
+    return [[rows[start + t] for t in range(n)] for start, n in zip(plan.starts, plan.frames, strict=True)]
+
+
+def alone(number: int, one: Job) -> list[Row]:
+    adapted = tuple((block, one.slot) for block in range(FIRST[one.slot], DEPTH))
+    picture = number if one.picture is None else one.picture
+    return [(picture, t, one.meta.normalisation, *adapted) for t in range(len(one.pixels))]
+
+
+jobs_lists = st.lists(
+    st.builds(job, st.one_of(st.none(), st.integers(0, 4)), st.sampled_from(list(FIRST)), st.sampled_from([0.0, 0.5])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(jobs_lists)
+def test_every_row_goes_through_what_it_would_alone(jobs: list[Job]) -> None:
+    plan = plan_of(jobs)
+    assert walked(plan, jobs) == [alone(number, one) for number, one in enumerate(jobs)]
+    assert [b for b, _ in plan.key.joins] == sorted({b for b, _ in plan.key.joins})
+
+
+@given(jobs_lists)
+def test_nothing_is_computed_twice(jobs: list[Job]) -> None:
+    plan = plan_of(jobs)
+    streams = {
+        (
+            ("own", number) if one.picture is None else one.picture,
+            one.meta.normalisation,
+            one.slot if one.meta.acts else 0,
+        ): one
+        for number, one in enumerate(jobs)
+    }
+    assert plan.key.rows == sum(len(one.pixels) for one in streams.values())
+    pictures = {(picture, normalisation): one for (picture, normalisation, _), one in streams.items()}
+    assert plan.key.input_rows == sum(len(one.pixels) for one in pictures.values())
+
+
+@given(jobs_lists)
+def test_neighbours_in_time_are_of_the_same_clip(jobs: list[Job]) -> None:
+    plan = plan_of(jobs)
+    for start, frames in zip(plan.starts, plan.frames, strict=True):
+        clip = np.arange(start, start + frames)
+        assert plan.table[HAS_BEFORE, clip].tolist() == [t > 0 for t in range(frames)]
+        assert plan.table[HAS_AFTER, clip].tolist() == [t < frames - 1 for t in range(frames)]
+        assert all(plan.table[AFTER, a] == b and plan.table[BEFORE, b] == a for a, b in pairwise(clip))
+
+
+def test_pictures_of_their_own_stay_in_the_order_of_the_jobs() -> None:
+    plan = plan_of([job(None, 3), job(1, 1), job(None, 3), job(3, 5)])
+    assert not plan.shared
+    assert plan.inputs == (0, 1, 2, 3)
+    assert plan.starts.tolist() == [0, 1, 2, 3]
+    assert plan.table[SLOTS].tolist() == [3, 1, 3, 5, 5, 5]
+
+
+def test_tasks_from_the_middle_on_join_there() -> None:
+    plan = plan_of([job(0, 2), job(0, 3), job(0, 1), job(0, 5), job(0, 6)])
+    assert plan.shared
+    assert plan.key.joins == ((0, 1), (2, 2))
+    assert (plan.key.input_rows, plan.key.rows, plan.key.first) == (1, 4, 0)
+    assert Counter(plan.starts.tolist())[0] == 2  # both that adapt nothing

@@ -1,15 +1,16 @@
-"""What every test run shares: few threads, no network, and a reason for each skipped GPU test.
-
-It knows no fixtures of the domain: small backbones, adapters and media are made in the modules that tests import.
-"""
+"""What every test run shares: few threads, no network, a reason for each skipped GPU test, and one small backbone."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.houses import Kit
 
 # Before torch is imported: as many threads as the smallest machine has, so that parallel runs do not starve each other.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -42,6 +43,14 @@ def _is_local(host: str) -> bool:
 
 
 sys.addaudithook(_refuse_network)
+
+
+@pytest.fixture(scope="session")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """A small backbone, and adapter files for it."""
+    from tests.houses import Kit  # torch, after the lines above
+
+    return Kit(tmp_path_factory.mktemp("kit"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

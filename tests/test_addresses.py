@@ -19,11 +19,6 @@ READ = (
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
 def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"))) as made:
         made.put("pets", kit.file(1)[0]).raise_for_status()

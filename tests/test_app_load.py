@@ -18,11 +18,6 @@ from tests.houses import WAIT, House, Kit, house, photograph, problem, scores_of
 from tests.models import Spec
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 class Held:
     """The engine's forward behind a gate, so that requests pile up where a test wants them."""
 

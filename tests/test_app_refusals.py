@@ -18,11 +18,6 @@ from tests.models import Spec
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
 def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """One server for the tests that leave no trace beyond their own task names."""
     with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"), max_adapter_bytes=2**23)) as made:

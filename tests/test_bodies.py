@@ -18,11 +18,6 @@ UPLOAD = "/v1/tasks/t/adapter"
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
 def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     settings = kit.settings(
         data_dir=tmp_path_factory.mktemp("data"), deadline_s=0.6, upload_timeout_s=1, body_grace_s=0.5,

@@ -18,11 +18,6 @@ from tests.houses import House, Kit, house, photograph, until
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 class _Page(BaseHTTPRequestHandler):
     """An empty page, and none of the lines that Python's server writes."""
 

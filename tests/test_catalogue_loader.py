@@ -13,11 +13,6 @@ from adapters.file import Adapter
 from tests.houses import WAIT, House, Kit, house, photograph, problem, until
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 @pytest.fixture
 def home(kit: Kit, tmp_path: Path) -> Iterator[House]:
     """Tasks ``first`` and ``second`` with the same bytes, and one slot that another task holds."""

@@ -22,11 +22,6 @@ from tests.houses import Kit, Process, house, photograph, until
 runner = CliRunner()
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 def arguments(kit: Kit, data: Path) -> list[str]:
     return ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu", "--data-dir", str(data)]
 

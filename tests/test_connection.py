@@ -24,11 +24,6 @@ from tests.wire import WAIT, Wire, chunked, get, post
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 class Door(House):
     """A server with keys, and the header of each holder."""
 

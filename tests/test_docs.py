@@ -14,11 +14,6 @@ from tests.houses import House, Kit, house, problem
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
 def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"))) as made:
         yield made

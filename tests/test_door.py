@@ -16,11 +16,6 @@ PAGE = "https://shop.example"
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
 def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """As it is without any setting."""
     with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"))) as made:

@@ -18,11 +18,6 @@ PATH = "/v1/tasks/pets/versions/1/adapter"
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
 def content(kit: Kit) -> bytes:
     """A file of several chunks."""
     made = kit.file(1, Spec(sites(), 9000, "avg", "trained"))[0]

@@ -34,11 +34,6 @@ BROKEN = RuntimeError(lost_device.MESSAGE)
 NO_HOST_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 @pytest.fixture
 def home(kit: Kit, tmp_path: Path) -> Iterator[House]:
     with house(kit.settings(data_dir=tmp_path / "data")) as made:

@@ -32,11 +32,6 @@ class Door:
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
 def door(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     """Holders: boss (admin), app (predict), pets (predict, one task), keeper (admin, one task and a new one)."""
     folder: Path = tmp_path_factory.mktemp("door")

@@ -119,11 +119,6 @@ def test_the_rank_of_a_slot(backbone: Backbone) -> None:
     assert layout.slot_rank(24) == 24
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 def test_the_setting_that_a_refused_upload_names_lets_it_in(kit: Kit, tmp_path: Path) -> None:
     wide = kit.file(1, Spec(sites(20), 5))[0]
     long = kit.file(2, replace(CLIP, frames=40))[0]

@@ -22,11 +22,6 @@ from tests.wire import Wire, chunked, get, post
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
 def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     settings = kit.settings(
         data_dir=tmp_path_factory.mktemp("data"), max_request_header_bytes=8000, header_timeout_s=0.5, keep_alive_s=60

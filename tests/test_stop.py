@@ -21,11 +21,6 @@ SLACK_S = 1.5
 """For a busy machine, and for the last log line."""
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 @pytest.fixture
 def server(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     """Two tasks and one slot, so that ``a`` must be loaded again."""

@@ -193,7 +193,7 @@ class Sender:
 
     def __init__(self, url: str) -> None:
         body, self._free = photograph(), list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
-        self._clients = [Client(url, f"task-{task}", body, int(1000 * DEADLINE_S)) for task in range(TASKS)]
+        self._clients = [Client(url, f"task-{task}", [body], int(1000 * DEADLINE_S)) for task in range(TASKS)]
         for client in self._clients:
             client._free = self._free
 

@@ -30,11 +30,6 @@ TASKS = ("apple", "apple-pie", "banana", "cherry", "cherry.2", "cherry_3", "date
 
 
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
 def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"), max_page_items=50)) as made:
         for number, name in enumerate(TASKS):

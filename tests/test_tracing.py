@@ -24,11 +24,6 @@ from tests.houses import WAIT, House, Kit, house, photograph, until
 PREDICT = "POST /v1/tasks/{task}/predict"
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 @pytest.fixture
 def spans() -> InMemorySpanExporter:
     return InMemorySpanExporter()

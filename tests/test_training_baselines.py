@@ -40,11 +40,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return small_backbone(tmp_path_factory.mktemp("baselines") / "vit")
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
 def base(kit: Kit, data: Path, file: Path) -> list[str]:
     """The command without options that only adapters take."""
     backbone = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu"]

@@ -236,8 +236,8 @@ def load_backbone(name: str = "demo", weights: str = "", device: str = "auto", d
 
     ``name``: ``demo``, a timm model name, or a folder in timm's hub layout. ``weights``: empty for the
     model's own pretrained weights, a ``.safetensors`` or ``.pth`` file, or ``random:SEED`` (tests and
-    benchmarks only). ``device``: ``auto`` takes CUDA where there is one. ``dtype``: ``auto`` is bfloat16
-    on CUDA and float32 elsewhere. Raises BackboneError.
+    benchmarks only). ``device``: ``auto`` takes CUDA where there is one. ``dtype``: see ``resolve_dtype``.
+    Raises BackboneError.
     """
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
@@ -264,9 +264,15 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto``, ``float32``, ``bfloat16`` or ``float16``."""
+    """``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 where the device multiplies in it, else float32."""
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    names["auto"] = torch.bfloat16 if device.type == "cuda" else torch.float32
+    names["auto"] = torch.bfloat16 if device.type == "cuda" or multiplies_bfloat16() else torch.float32
     if dtype not in names:
         raise BackboneError(f"dtype '{dtype}' is not one of {', '.join(names)}", dtype=dtype)
     return names[dtype]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it (AVX-512 BF16, AMX): twice as fast or more; else it is slower."""
+    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))

@@ -44,7 +44,7 @@ class Side:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Side:
-        backbone = load_backbone("demo", device="cpu")
+        backbone = load_backbone("demo", device="cpu", dtype="float32")
         torch.manual_seed(0)
         model = model_of(recipe, backbone, config_of(recipe, backbone, "image", LABELS)).train()
         return cls(model, torch.optim.AdamW(model.parameters(), lr=1e-4), [], [])

@@ -1,8 +1,9 @@
 """Is it as fast as the bare model? timm's own forward against the banked forward, alternating in one process.
 
-`make bench` runs it. A ratio is bare time / banked time; 1.0 would mean that the adapters, the normalisation and the
-heads cost nothing. The arithmetic floor of a 1.4 % adapter is 0.987. Two ratios are given, and neither is the
-verdict alone: of the fastest rounds, and the median over the rounds, each against its neighbour in time.
+`make bench` runs it. On a CPU the bare forward is in float32, whatever the banked one computes in (--dtype). A ratio is
+bare time / banked time; 1.0 would mean that the adapters, the normalisation and the heads cost nothing, or as much as a
+narrower dtype saves. The arithmetic floor of a 1.4 % adapter is 0.987. Two ratios are given, and neither is the verdict
+alone: of the fastest rounds, and the median over the rounds, each against its neighbour in time.
 """
 
 from __future__ import annotations
@@ -51,15 +52,17 @@ def alternate(
     return pairs
 
 
-def measure(backbone: Backbone, rounds: int, advance: Callable[[], None]) -> list[dict[str, float | int | str]]:
-    """One row of results per mix of rows and adapters."""
+def measure(
+    backbone: Backbone, reference: Backbone, rounds: int, advance: Callable[[], None]
+) -> list[dict[str, float | int | str]]:
+    """One row of results per mix of rows and adapters; ``reference`` has the bare model."""
     slabs, held = fill(backbone, max(adapters for _, adapters in MIXES))
-    forward, model = BankedForward(backbone, slabs), backbone.model
+    forward, model = BankedForward(backbone, slabs), reference.model
     size, results = backbone.input.size, []
     for rows, adapters in MIXES:
         pixels = torch.randint(0, 256, (rows, 1, 3, size, size), dtype=torch.uint8)
         jobs = [Job(p, *held[i % adapters]) for i, p in enumerate(pixels)]
-        images = torch.randn(rows, 3, size, size).to(backbone.device, backbone.dtype)
+        images = torch.randn(rows, 3, size, size).to(reference.device, reference.dtype)
 
         def bare(images: torch.Tensor = images) -> object:
             with torch.inference_mode():
@@ -74,6 +77,7 @@ def measure(backbone: Backbone, rounds: int, advance: Callable[[], None]) -> lis
         results.append(
             {
                 "backbone": backbone.layout.model.split("+")[0],
+                "dtype": str(backbone.dtype).removeprefix("torch."),
                 "rows": rows,
                 "adapters": adapters,
                 "rounds": len(pairs),
@@ -93,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds per mix, at least (default 7)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of the banked forward (default: what serves here)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's default")
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="timm names; weights are random")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
@@ -103,16 +108,19 @@ def main() -> None:
     with Progress(console=console) as bar:
         task = bar.add_task("measuring", total=len(args.backbones) * len(MIXES))
         for name in args.backbones:
-            backbone = load_backbone(name, "random:0", args.device)
+            backbone = load_backbone(name, "random:0", args.device, args.dtype)
+            on_cpu = backbone.device.type == "cpu"
+            bare = load_backbone(name, "random:0", args.device, "float32") if on_cpu else backbone
             place = machine(backbone.device)
-            results += measure(backbone, args.rounds, lambda: bar.advance(task))
+            results += measure(backbone, bare, args.rounds, lambda: bar.advance(task))
     table = Table(title=f"{place}", title_justify="left")
-    for column in ("backbone", "rows", "adapters", "bare ms", "banked ms", "ratio", "median", "range"):
-        table.add_column(column, justify="left" if column == "backbone" else "right")
+    for column in ("backbone", "dtype", "rows", "adapters", "bare ms", "banked ms", "ratio", "median", "range"):
+        table.add_column(column, justify="left" if column in ("backbone", "dtype") else "right")
     for r in results:
         table.add_row(
-            str(r["backbone"]), str(r["rows"]), str(r["adapters"]), f"{r['bare_ms']:.1f}", f"{r['banked_ms']:.1f}",
-            f"{r['ratio']:.3f}", f"{r['median']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}",
+            *(str(r[name]) for name in ("backbone", "dtype", "rows", "adapters")),
+            f"{r['bare_ms']:.1f}", f"{r['banked_ms']:.1f}", f"{r['ratio']:.3f}", f"{r['median']:.3f}",
+            f"{r['low']:.3f} to {r['high']:.3f}",
         )  # fmt: skip
     console.print(table)
     if args.out:

@@ -77,7 +77,7 @@ def train(trial: Trial) -> dict[str, Any]:
     from adapters.training.recipe import Recipe, config_of
 
     torch.set_num_threads(trial.threads)
-    backbone = load_backbone("demo", device="cpu")
+    backbone = load_backbone("demo", device="cpu", dtype="float32")
     training, held_out = _data(trial)
     recipe = Recipe(
         task=trial.task, method=trial.method, rank=trial.rank, scale=trial.scale, site=trial.site, blocks=trial.blocks

@@ -76,6 +76,7 @@ class TasksAnswer(_Answer):
     backbone: str = Field(examples=["vit_small_patch16_224"])
     fingerprint: str = Field(examples=[_DIGEST])
     parameters: int = Field(description="of the backbone", examples=[21_665_664])
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="that the backbone computes in")
     tasks: list[TaskAnswer]
     count: int = Field(description="tasks on all pages together", examples=[3])
     next: str | None = Field(description="ask for the next page with ?after= this name; null: there is none")

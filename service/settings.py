@@ -59,7 +59,11 @@ class Settings(BaseSettings):
         "`random:SEED` for tests and benchmarks only.",
     )
     device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.")
-    dtype: str = Field("auto", description="`auto` (bfloat16 on CUDA, else float32), `float32`, `bfloat16`, `float16`.")
+    dtype: str = Field(
+        "auto",
+        description="`auto` (bfloat16 on CUDA and on processors with AVX-512 BF16 or AMX, else float32), `float32`, "
+        "`bfloat16`, `float16`.",
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of a forward pass; 0 leaves torch's default.")
     cuda_graphs: bool = Field(True, description="Replay batches from CUDA graphs; no effect on the CPU.")
 

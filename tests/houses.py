@@ -50,11 +50,12 @@ class Kit:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         small_backbone(folder / "vit")
-        self.backbone: Backbone = load_backbone(str(folder / "vit"), "random:0", "cpu")
+        self.backbone: Backbone = load_backbone(str(folder / "vit"), "random:0", "cpu", "float32")
 
     def settings(self, **changes: Any) -> Settings:
         fields: dict[str, Any] = {
-            "backbone": str(self.folder / "vit"), "weights": "random:0", "device": "cpu", "threads": 1, "port": 0,
+            "backbone": str(self.folder / "vit"), "weights": "random:0", "device": "cpu", "dtype": "float32",
+            "threads": 1, "port": 0,
         }  # fmt: skip
         return Settings(**(fields | changes))
 
@@ -131,7 +132,8 @@ class Process:
     def __init__(self, arguments: Sequence[str], log: Path, module: str = "service.cli") -> None:
         self._log = log
         command = [sys.executable, "-m", module, "serve", "--port", "0", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        # In float32 unless a test says otherwise, so that answers can be held against the reference on every processor.
+        environment = {"ADAPTSERVE_DTYPE": "float32"} | os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         assert until(lambda: self._url() is not None or self.process.poll() is not None, 90), self.output

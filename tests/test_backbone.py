@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone
+from adapters.backbone import Backbone, resolve_dtype
 from adapters.bank import Slabs, pack
 from adapters.config import SiteConfig
 from adapters.file import Adapter
@@ -308,3 +308,19 @@ def test_the_same_picture_under_another_normalisation_is_another(tmp_path: Path)
     assert plan_of(jobs).key.input_rows == 2
     for job, logits in zip(jobs, bench.forward(jobs), strict=True):
         np.testing.assert_allclose(logits, bench.forward([job])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("told", "chosen"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32), ({}, torch.float32),
+    ],
+)  # fmt: skip
+def test_the_dtype_follows_what_the_processor_multiplies(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, bool], chosen: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told)
+    assert resolve_dtype("auto", torch.device("cpu")) is chosen
+    assert resolve_dtype("float32", torch.device("cpu")) is torch.float32
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16

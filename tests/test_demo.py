@@ -26,7 +26,7 @@ SAMPLES = sorted((DEMO / "samples").iterdir())
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return load_backbone("demo", device="cpu")
+    return load_backbone("demo", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adapters.training import progress
+from adapters.training.data import Example
+from service.cli.evaluate import Reply, _compare
 from service.cli.main import app
 from tests.houses import House, Kit, house, photograph, scores_of
 
@@ -102,6 +104,21 @@ def test_a_report_that_is_not_kept_names_the_file(home: House, data: Path) -> No
     assert result.exit_code == 1
     assert "4 of 5 answers are its own" in result.stdout
     assert first["path"] in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("reported", "dtype", "kept"),
+    [
+        ({"a": 0.5504, "b": 0.4496}, "float32", True),
+        ({"a": 0.48, "b": 0.52}, "float32", False),
+        ({"a": 0.48, "b": 0.52}, "bfloat16", True),  # labels that are closer than the rounding may change places
+        ({"a": 0.3, "b": 0.7}, "bfloat16", False),
+    ],
+)
+def test_a_report_is_kept_within_what_the_server_rounds(reported: dict[str, float], dtype: str, kept: bool) -> None:
+    line = {"predicted": max(reported, key=reported.__getitem__), "correct": True, "scores": reported}
+    reply = Reply(Example(Path("1.jpg"), "1.jpg", "a", "a"), {"a": 0.55, "b": 0.45})
+    assert _compare([reply], {"1.jpg": line}, dtype) is kept
 
 
 def test_what_cannot_be_compared_is_one_line(home: House, data: Path) -> None:

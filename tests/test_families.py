@@ -23,7 +23,7 @@ NAMES = (
 @torch.inference_mode()
 def test_full_size(name: str) -> None:
     """Bare features bit for bit; 16 tasks in one batch as each alone; each alone as in plain PyTorch."""
-    backbone = load_backbone(name, "random:0", "cpu")
+    backbone = load_backbone(name, "random:0", "cpu", "float32")
     torch.manual_seed(0)
     bare = timm.create_model(name, pretrained=False, num_classes=0).eval()
     images = normalised(backbone, pixels(backbone, 2))

@@ -258,7 +258,7 @@ def test_sigterm_answers_what_was_accepted(tmp_path: Path, monkeypatch: pytest.M
     """Forty requests are in the queue when the signal comes; each on its own connection, none is lost."""
     monkeypatch.setenv("ADAPTSERVE_MAX_BATCH_ROWS", "1")
     monkeypatch.setenv("ADAPTSERVE_DRAIN_S", "60")
-    backbone = load_backbone("vit_tiny_patch16_224", "random:0", "cpu")
+    backbone = load_backbone("vit_tiny_patch16_224", "random:0", "cpu", "float32")
     adapter = random_adapter(backbone, Spec((SiteConfig(site="parallel", blocks=(0,), rank=4),), 5), 1)
     write_adapter(tmp_path / "a.safetensors", adapter.config, adapter.tensors)
     arguments = ["--backbone", "vit_tiny_patch16_224", "--weights", "random:0", "--data-dir", str(tmp_path / "data")]

@@ -17,7 +17,7 @@ LABELS = ("a", "b")
 
 @pytest.fixture(scope="module")
 def demo() -> Backbone:
-    return load_backbone("demo", device="cpu")
+    return load_backbone("demo", device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize(

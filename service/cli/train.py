@@ -119,7 +119,7 @@ def train(
     with one_line_errors():
         import torch  # takes seconds; --help need not wait for it
 
-        from adapters.backbone import load_backbone
+        from adapters.backbone import load_backbone, resolve_device
         from adapters.training.fit import FitConfig
         from adapters.training.recipe import Recipe
         from adapters.training.run import Plan
@@ -143,7 +143,9 @@ def train(
         )  # fmt: skip
         _say_no_file(plan)
         try:
-            trained = _run(plan, load_backbone(backbone, weights, device))
+            # On a CPU in full precision, whatever serves it later: so one seed gives one file on every processor.
+            dtype = "auto" if resolve_device(device).type == "cuda" else "float32"
+            trained = _run(plan, load_backbone(backbone, weights, device, dtype))
         except KeyboardInterrupt:
             left = (
                 f"; {plan.checkpoint} keeps its whole epochs, go on with --resume" if plan.checkpoint.exists() else ""

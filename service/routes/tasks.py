@@ -135,6 +135,7 @@ def _tasks(parts: Parts, shown: Page[str]) -> TasksAnswer:
         backbone=layout.model,
         fingerprint=layout.fingerprint,
         parameters=layout.parameters,
+        dtype=cast(Any, str(parts.backbone.dtype).removeprefix("torch.")),
         tasks=[_answer(parts, listed) for listed in parts.catalogue.listings(shown.items)],
         count=shown.count,
         next=shown.next,

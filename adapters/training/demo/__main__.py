@@ -26,9 +26,10 @@ def main() -> None:
     parser.add_argument(
         "--cifar10", type=Path, metavar="FOLDER", help="CIFAR-10 as {train,test}/<class>/*, for the photographs' task"
     )
+    parser.add_argument("--dtype", default="float32", help="to score in: float32 or bfloat16")
     args = parser.parse_args()
     chosen = [task for task in tasks(args.cifar10) if not args.task or task.name in args.task]
-    console, backbone = Console(width=110), load_backbone("demo")
+    console, backbone = Console(width=110), load_backbone("demo", dtype=args.dtype)
     if not args.score:
         with telling() as teller:
             for task in chosen:

@@ -1,0 +1,83 @@
+"""Many tasks on one picture: one call that shares what they have in common, against a call for each task.
+
+`python -m benchmarks.shared` alternates the two in one process, on the forward alone: tasks whose adapters begin at the
+first block, at the middle one, and tasks that adapt no block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from adapters.backbone import Backbone, load_backbone
+from adapters.bank import Slabs, pack
+from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig
+from adapters.file import Adapter
+from adapters.forward import BankedForward, Job
+from benchmarks.common import machine
+from benchmarks.run import alternate
+
+
+def jobs_of(backbone: Backbone, tasks: int, first: int) -> tuple[BankedForward, list[Job]]:
+    """So many tasks with random adapters in the blocks from ``first`` on, all asked about one picture."""
+    layout, rank = backbone.layout, backbone.layout.default_rank()
+    slabs = Slabs(layout, slots=tasks, rank=rank, pages=tasks, dtype=backbone.dtype, device=backbone.device)
+    blocks = tuple(range(first, layout.blocks))
+    size = backbone.input.size
+    pixels, jobs = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8), []
+    for slot in range(1, tasks + 1):
+        config = AdapterConfig(
+            task="bench",
+            labels=tuple(f"class {i}" for i in range(10)),
+            base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
+            sites=(SiteConfig(site="parallel", blocks=blocks, rank=rank),) if blocks else (),
+            input=backbone.input,
+        )
+        tensors = {name: torch.randn(shape) * 0.02 for name, shape in layout.tensors(config).items()}
+        packed = pack(Adapter(config, tensors, f"{slot:064x}"), layout, rank, backbone.dtype)
+        slabs.write(slot, (slot,), packed)
+        jobs.append(Job(pixels, slot, (slot,), packed.meta))
+    return BankedForward(backbone, slabs), jobs
+
+
+def measure(backbone: Backbone, tasks: int, first: int, rounds: int) -> list[tuple[float, float]]:
+    """Seconds of a call for each task and of one call for all, in turns."""
+    forward, jobs = jobs_of(backbone, tasks, first)
+    shared = [replace(job, picture="one") for job in jobs]
+    return alternate(lambda: [forward([job]) for job in jobs], lambda: forward(shared), rounds, backbone.device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shared", description=__doc__)
+    parser.add_argument("--backbone", default="vit_small_patch16_224", help="a timm name; its weights are random")
+    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    given = parser.parse_args()
+    table = Table(
+        "dtype", "adapted from block", "rows computed at last", "a call each, ms", "one call, ms", "ratio", "range"
+    )
+    where: object = None
+    for dtype in given.dtype:
+        backbone = load_backbone(given.backbone, "random:0", given.device, dtype)
+        where, depth = machine(backbone.device), backbone.layout.blocks
+        for first in (0, depth // 2, depth):
+            pairs = measure(backbone, given.tasks, first, given.rounds)
+            ratios = sorted(each / one for each, one in pairs)
+            each, one = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
+            table.add_row(
+                dtype, str(first) if first < depth else "none", str(given.tasks if first < depth else 1),
+                f"{each:.0f}", f"{one:.0f}", f"{statistics.median(ratios):.2f}", f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+            )  # fmt: skip
+    table.title = f"{given.tasks} tasks on one picture, {given.backbone}; {where}"
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -145,6 +145,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_middleware(PlainPath, root_path=parts.settings.root_path)
     if parts.settings.trusted_proxies:
         app.add_middleware(Proxies, settings=parts.settings)
+    app.openapi()  # calls are held against it; made here, no request waits a tenth of a second for it
     return app
 
 

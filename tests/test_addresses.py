@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service.keys import create, dump
-from tests.houses import House, Kit, house, photograph, problem
+from tests.houses import House, Kit, house, photograph, problem, until
 
 READ = (
     "/v1/tasks", "/v1/tasks/pets", "/v1/tasks/pets/versions", "/v1/tasks/pets/versions/1",
@@ -158,5 +158,6 @@ def test_under_a_root_path_behind_a_proxy_that_strips_it_or_not(kit: Kit, tmp_pa
 def test_the_log_and_the_metrics_tell_head_apart(home: House, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="adaptserve.request"):
         home.client.head("/v1/tasks/pets/", headers={"X-Request-Id": "a-head"})
+        assert until(lambda: any("a-head" in record.getMessage() for record in caplog.records))  # after the answer
     line = next(record.getMessage() for record in caplog.records if "a-head" in record.getMessage())
     assert line.startswith("HEAD /v1/tasks/{task} pets 200 in ")

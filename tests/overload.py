@@ -79,7 +79,7 @@ class Client:
         self.answers.add(status, time.perf_counter() - due)
 
     async def _ask(self) -> int:
-        reader, writer = self._free.pop() if self._free else await asyncio.open_connection(*self._address)
+        reader, writer = self._kept() or await asyncio.open_connection(*self._address)
         try:
             writer.write(next(self._requests))
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
@@ -95,6 +95,15 @@ class Client:
         if "retry-after" in fields:
             self.answers.retry_after.append(int(fields["retry-after"]))
         return int(head.split()[1])
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A free connection; those that the server closed after they had rested for long are no answer of its."""
+        while self._free:
+            reader, writer = self._free.pop()
+            if not (reader.at_eof() or writer.is_closing()):
+                return reader, writer
+            writer.close()
+        return None
 
     def close(self) -> None:
         for _, writer in self._free:

@@ -14,15 +14,16 @@ from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig
 from adapters.file import Adapter
 
 
-def random_adapter(backbone: Backbone, seed: int, classes: int = 10, task: str = "bench") -> Adapter:
-    """AdaptFormer in every block at about 1.4 % of the backbone, every tensor random."""
+def random_adapter(backbone: Backbone, seed: int, classes: int = 10, task: str = "bench", first: int = 0) -> Adapter:
+    """AdaptFormer in every block from ``first`` on, at about 1.4 % of the backbone if in all; every tensor random."""
     layout = backbone.layout
-    site = SiteConfig(site="parallel", blocks=tuple(range(layout.blocks)), rank=layout.default_rank())
+    blocks = tuple(range(first, layout.blocks))
+    sites = (SiteConfig(site="parallel", blocks=blocks, rank=layout.default_rank()),) if blocks else ()
     config = AdapterConfig(
         task=task,
         labels=tuple(f"class {i}" for i in range(classes)),
         base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
-        sites=(site,),
+        sites=sites,
         input=backbone.input,
     )
     generator = torch.Generator().manual_seed(seed)
@@ -30,13 +31,15 @@ def random_adapter(backbone: Backbone, seed: int, classes: int = 10, task: str =
     return Adapter(config, tensors, f"{seed:064x}")
 
 
-def fill(backbone: Backbone, count: int) -> tuple[Slabs, list[tuple[int, tuple[int, ...], AdapterMeta]]]:
-    """``count`` slots, each with its own random adapter: (slot, head pages, meta)."""
+def fill(
+    backbone: Backbone, count: int, first: int = 0
+) -> tuple[Slabs, list[tuple[int, tuple[int, ...], AdapterMeta]]]:
+    """``count`` slots, each with its own random adapter from block ``first`` on: (slot, head pages, meta)."""
     rank = backbone.layout.default_rank()
     slabs = Slabs(backbone.layout, slots=count, rank=rank, pages=count, dtype=backbone.dtype, device=backbone.device)
     held: list[tuple[int, tuple[int, ...], AdapterMeta]] = []
     for slot in range(1, count + 1):
-        packed = pack(random_adapter(backbone, slot), backbone.layout, rank, backbone.dtype)
+        packed = pack(random_adapter(backbone, slot, first=first), backbone.layout, rank, backbone.dtype)
         slabs.write(slot, (slot,), packed)
         held.append((slot, (slot,), packed.meta))
     return slabs, held

@@ -15,39 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.backbone import Backbone, load_backbone
-from adapters.bank import Slabs, pack
-from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig
-from adapters.file import Adapter
 from adapters.forward import BankedForward, Job
-from benchmarks.common import machine
+from benchmarks.common import fill, machine
 from benchmarks.run import alternate
-
-
-def jobs_of(backbone: Backbone, tasks: int, first: int) -> tuple[BankedForward, list[Job]]:
-    """So many tasks with random adapters in the blocks from ``first`` on, all asked about one picture."""
-    layout, rank = backbone.layout, backbone.layout.default_rank()
-    slabs = Slabs(layout, slots=tasks, rank=rank, pages=tasks, dtype=backbone.dtype, device=backbone.device)
-    blocks = tuple(range(first, layout.blocks))
-    size = backbone.input.size
-    pixels, jobs = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8), []
-    for slot in range(1, tasks + 1):
-        config = AdapterConfig(
-            task="bench",
-            labels=tuple(f"class {i}" for i in range(10)),
-            base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
-            sites=(SiteConfig(site="parallel", blocks=blocks, rank=rank),) if blocks else (),
-            input=backbone.input,
-        )
-        tensors = {name: torch.randn(shape) * 0.02 for name, shape in layout.tensors(config).items()}
-        packed = pack(Adapter(config, tensors, f"{slot:064x}"), layout, rank, backbone.dtype)
-        slabs.write(slot, (slot,), packed)
-        jobs.append(Job(pixels, slot, (slot,), packed.meta))
-    return BankedForward(backbone, slabs), jobs
 
 
 def measure(backbone: Backbone, tasks: int, first: int, rounds: int) -> list[tuple[float, float]]:
     """Seconds of a call for each task and of one call for all, in turns."""
-    forward, jobs = jobs_of(backbone, tasks, first)
+    slabs, held = fill(backbone, tasks, first)
+    forward, size = BankedForward(backbone, slabs), backbone.input.size
+    pixels = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+    jobs = [Job(pixels, *slot) for slot in held]
     shared = [replace(job, picture="one") for job in jobs]
     return alternate(lambda: [forward([job]) for job in jobs], lambda: forward(shared), rounds, backbone.device)
 

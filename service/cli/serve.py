@@ -226,7 +226,7 @@ def _say(settings: Settings, parts: Parts, port: int) -> None:
     auto = settings.dtype == "auto" and dtype != "float32"
     console.print(
         f"backbone {layout.model} ({layout.parameters / 1e6:.1f} M parameters, fingerprint {layout.fingerprint[:12]}) "
-        f"on {slabs.device}, {dtype}" + (" (the fastest here; --dtype float32 rounds less)" if auto else "")
+        f"on {slabs.device}, {dtype}" + (" (by --dtype auto; float32 rounds less)" if auto else "")
     )
     if parts.keys:
         holders = [f"{key.name} ({key.scope})" for key in parts.keys.all]

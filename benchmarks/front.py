@@ -36,7 +36,7 @@ from starlette.routing import Route
 
 from adapters.backbone import load_backbone
 from adapters.file import write_adapter
-from adapters.forward import BankedForward, Job
+from adapters.forward.banked import BankedForward, Job
 from adapters.media import MediaLimits, Preprocess, decode_image, rows
 from benchmarks.common import machine, random_adapter
 

@@ -31,9 +31,9 @@ import torch
 from adapters.file import FileLimits, read_header
 from benchmarks.common import machine
 from benchmarks.uploads import free_port
-from service.manifest import About, TaskInfo, VersionInfo, render
-from service.serving.demo import DEMO, samples
-from service.serving.descriptions import Summary
+from service.store.demo import DEMO, samples
+from service.store.descriptions import Summary
+from service.store.manifest import About, TaskInfo, VersionInfo, render
 
 VERSIONS, LARGE = 301, 3
 CREATED = "2026-11-25T17:00:00+00:00"
@@ -132,8 +132,8 @@ def inside(report: Path, arguments: list[str]) -> None:
     thread computed between two such runs, both in ms.
     """
     from service.cli import main as adaptserve
-    from service.repository import Repository
-    from service.server import Server as Inner
+    from service.store.repository import Repository
+    from service.web.server import Server as Inner
 
     serve, recover, most = Inner.serve, Repository.recover, [0.0, 0.0]
 

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from adapters.backbone import Backbone, load_backbone
-from adapters.forward import BankedForward, Job
+from adapters.forward.banked import BankedForward, Job
 from benchmarks.common import fill, machine
 
 SECONDS = 6.0

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.backbone import Backbone, load_backbone
-from adapters.forward import BankedForward, Job
+from adapters.forward.banked import BankedForward, Job
 from benchmarks.common import fill, machine
 from benchmarks.run import alternate
 

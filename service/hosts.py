@@ -1,6 +1,6 @@
 """Names of hosts and origins: reading the lists that the settings hold, and what a request's headers say.
 
-It knows no request and no web framework; ``service.door`` asks here who may come in.
+It knows no request and no web framework; ``service.web.door`` asks here who may come in.
 """
 
 from __future__ import annotations

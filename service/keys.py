@@ -1,6 +1,6 @@
 """Keys: who may do what, kept as sha256 hashes, read from the environment or a JSON file.
 
-It does not know HTTP: ``service.routes.guard`` takes the key from a request and asks here.
+It does not know HTTP: ``service.web.routes.guard`` takes the key from a request and asks here.
 """
 
 from __future__ import annotations

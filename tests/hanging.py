@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adapters.forward import BankedForward
+from adapters.forward.banked import BankedForward
 from service.cli import main
-from service.serving.catalogue import Catalogue
-from service.serving.decoding import Decoder
+from service.store.catalogue import Catalogue
+from service.web.decoding import Decoder
 
 FOLDER = "TEST_HANG"
 """The variable that names the folder of the files."""

@@ -25,12 +25,12 @@ from adapters.backbone import Backbone, load_backbone
 from adapters.bank import Slabs, pack
 from adapters.config import SiteConfig
 from adapters.file import Adapter, write_adapter
-from adapters.forward import BankedForward, Job
+from adapters.forward.banked import BankedForward, Job
 from adapters.media import MediaLimits, Preprocess, decode, rows
-from service.app import build, create_app
-from service.server import Server, server_config
-from service.serving.parts import Parts
 from service.settings import Settings
+from service.web.app import build, create_app
+from service.web.parts import Parts
+from service.web.server import Server, server_config
 from tests.models import Spec, random_adapter, small_backbone
 
 WAIT = 30.0

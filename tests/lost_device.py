@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.forward import BankedForward, Job
+from adapters.forward.banked import BankedForward, Job
 from service.cli import main
 
 LOST = "TEST_DEVICE_LOST"

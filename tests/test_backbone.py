@@ -16,8 +16,8 @@ from adapters.backbone import Backbone, resolve_dtype
 from adapters.bank import Slabs, pack
 from adapters.config import SiteConfig
 from adapters.file import Adapter
-from adapters.forward import BankedForward, Job
-from adapters.plan import plan_of
+from adapters.forward.banked import BankedForward, Job
+from adapters.forward.plan import plan_of
 from tests.models import FAMILIES, Spec, close, head_of, random_adapter, residual, small_backbone
 
 

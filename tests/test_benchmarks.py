@@ -17,8 +17,8 @@ from benchmarks.figure import Panel, figure
 from benchmarks.ledger import Ledger
 from benchmarks.methods import DIGITS, Pace, choose, summary, table_of, verdict
 from benchmarks.trial import Trial, kept_for_backward
-from service.repository import Repository
-from service.serving.descriptions import Summary
+from service.store.descriptions import Summary
+from service.store.repository import Repository
 from tests.models import small_backbone
 
 TRIALS = [Trial("digits", "lora", lr=lr, epochs=1, batch=8) for lr in (1e-3, 3e-3, 1e-2)]

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import pytest
 
 from service.errors import ClientGone, DeadlineExceeded
-from service.serving.caller import Caller
+from service.web.caller import Caller
 
 
 def waited(seconds: float, futures: list[Future[int]], leave: bool = False) -> list[int]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adapters.checkpoint import compare, load, read
+from adapters.backbone.checkpoint import compare, load, read
 from adapters.errors import BackboneError
 from tests.models import FAMILIES
 

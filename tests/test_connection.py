@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from service.keys import create, dump
-from service.server import Server, server_config
+from service.web.server import Server, server_config
 from tests.houses import House, Kit, house, photograph, sites, until
 from tests.models import Spec
 from tests.wire import WAIT, Wire, chunked, get, post
@@ -201,7 +201,7 @@ def connections(home: House) -> int:
 
 
 def test_a_client_that_never_reads_is_let_go(strict: House, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "service.connection")
+    caplog.set_level("INFO", "service.web.connection")
     with Wire.to(strict.url, receive_buffer=4096) as wire:
         wire.send(get("/v1/tasks/large/versions/1/adapter"))
         assert until(lambda: held_files(strict) == 1)

@@ -14,15 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from service.serving import decoding
 
 from adapters.config import AdapterConfig
 from adapters.errors import MediaTooLarge, WrongModality
 from adapters.media import MediaLimits, Preprocess, decode, rows
 from adapters.training.data import Example
 from adapters.training.decoding import Reader
-from service.serving import decoding
-from service.serving.decoding import Decoder
-from service.serving.pool import Pool
+from service.web.decoding import Decoder
+from service.web.pool import Pool
 from tests.media_samples import clip, encode, scene
 
 LIMITS = MediaLimits()

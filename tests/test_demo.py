@@ -11,13 +11,13 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from adapters.backbone import Backbone, load_backbone
+from adapters.backbone.weights import DEMO_BACKBONE
 from adapters.file import Adapter, FileLimits, read_adapter
 from adapters.media import MediaLimits, Preprocess, decode, rows
 from adapters.training.demo import digits, photos
 from adapters.training.demo.build import score_file
 from adapters.training.demo.tasks import DIGIT_TASKS
 from adapters.training.score import served_logits
-from adapters.weights import DEMO_BACKBONE
 
 DEMO = DEMO_BACKBONE.parent
 FILES = sorted((DEMO / "tasks").glob("*.safetensors"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.config import AdapterConfig, BaseModelConfig, InputConfig, SiteConfig, VideoConfig
-from service.serving.descriptions import LISTED_LABELS, Description, Descriptions, Summary, _weight
+from service.store.descriptions import LISTED_LABELS, Description, Descriptions, Summary, _weight
 
 
 def config(classes: int, **changes: Any) -> AdapterConfig:

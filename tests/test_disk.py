@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service import files as files_module
+from service.store import files as files_module
 from tests.houses import House, Kit, house, photograph, problem, until
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BadRange
-from service.routes.download import CHUNK, byte_range
+from service.web.routes.download import CHUNK, byte_range
 from tests.houses import House, Kit, house, problem, sites
 from tests.models import Spec
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from adapters.bank import PAGE, Bank, PackedAdapter, Slabs, pack
 from adapters.config import SiteConfig
 from adapters.errors import AdaptError, BrokenAdapter, BrokenMedia, MediaTooLarge
-from adapters.forward import BankedForward, Job
-from service.engine import Answer, BatchReport, Engine
+from adapters.forward.banked import BankedForward, Job
+from service.engine.engine import Answer, BatchReport, Engine
 from service.errors import BadScores, ComputeFailed, DeadlineExceeded, Draining, QueueFull
 from tests.models import Spec, random_adapter, small_backbone
 
@@ -340,7 +340,7 @@ def test_rows_that_wait_for_loads_leave_room_for_others(house: House) -> None:
 
 
 def test_a_stop_does_not_wait_for_a_device_that_hangs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.CLOSE_S", 0.05)
+    monkeypatch.setattr("service.engine.engine.CLOSE_S", 0.05)
     running = house.hold()
     house.engine.close()
     assert house.engine.alive

@@ -10,9 +10,9 @@ import torch
 
 from adapters.bank import Slabs, pack
 from adapters.config import SiteConfig
-from adapters.forward import BankedForward, Job
-from adapters.graphs import pad, padded_rows
-from adapters.plan import AFTER, BEFORE, SLOTS, plan_of
+from adapters.forward.banked import BankedForward, Job
+from adapters.forward.graphs import pad, padded_rows
+from adapters.forward.plan import AFTER, BEFORE, SLOTS, plan_of
 from tests.models import Spec, random_adapter, small_backbone
 
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from service.app import create_app
 from service.keys import create, dump
-from service.routes.guard import NEEDS
+from service.web.app import create_app
+from service.web.routes.guard import NEEDS
 from tests.houses import House, Kit, house, photograph
 
 WAIT = 20.0

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from service import logs
 from service.keys import create, dump
-from service.logs import FIELDS, JsonLines
+from service.watch import logs
+from service.watch.logs import FIELDS, JsonLines
 from tests.fuzzing import Fuzz
 from tests.houses import WAIT, House, Kit, Process, house, photograph, until
 
@@ -152,7 +152,7 @@ def test_a_json_server_that_cannot_start_says_so_in_json(tmp_path: Path) -> None
 def test_errors_that_nobody_catches_are_lines_too(tmp_path: Path) -> None:
     code = """
 import threading
-from service import logs
+from service.watch import logs
 logs.configure("info", "json")
 class Bad:
     def __del__(self):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.manifest import About, TaskInfo, VersionInfo, parse, render
+from service.store.manifest import About, TaskInfo, VersionInfo, parse, render
 
 VERSION = {"digest": "d" * 64, "size": 5, "created": "2026-11-25T17:00:00+00:00"}
 JSON = st.recursive(

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
+from service.engine.pace import Pace
 from service.errors import QueueFull
-from service.pace import Pace
-from service.serving.pool import Pool
+from service.web.pool import Pool
 from tests.houses import WAIT, until
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.serving.pages import page, starting_with
+from service.web.pages import page, starting_with
 
 NAMES = st.text("ab-1", min_size=1, max_size=5)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.routes.parameters import unknown
+from service.web.routes.parameters import unknown
 from tests.houses import House, Kit, house, photograph, problem
 from tests.media_samples import clip
 

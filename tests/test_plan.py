@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.bank import AdapterMeta
-from adapters.plan import AFTER, BEFORE, HAS_AFTER, HAS_BEFORE, SITES, SLOTS, SOURCE, Job, Plan, plan_of
+from adapters.forward.plan import AFTER, BEFORE, HAS_AFTER, HAS_BEFORE, SITES, SLOTS, SOURCE, Job, Plan, plan_of
 
 DEPTH = 5
 FIRST = {1: 0, 2: 2, 3: 2, 4: 4, 5: DEPTH, 6: DEPTH}

@@ -14,8 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.logs import FIELDS
-from service.protocol import BoundedProtocol
+from service.watch.logs import FIELDS
+from service.web.protocol import BoundedProtocol
 from tests.houses import House, Kit, house, photograph, until
 from tests.test_logs import listening
 from tests.wire import Wire, chunked, get, post

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from service.protocol import REFUSAL, BoundedProtocol
-from service.server import server_config
 from service.settings import Settings
+from service.web.protocol import REFUSAL, BoundedProtocol
+from service.web.server import server_config
 from tests.wire import chunked, get, post
 
 BODY = bytes(range(256)) * 3

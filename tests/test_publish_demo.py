@@ -11,11 +11,11 @@ from unittest.mock import patch
 
 import pytest
 
-from service.app import build
-from service.serving.catalogue import Catalogue
-from service.serving.demo import publish_demo
-from service.serving.parts import Parts
 from service.settings import Settings
+from service.store.catalogue import Catalogue
+from service.store.demo import publish_demo
+from service.web.app import build
+from service.web.parts import Parts
 
 DEMO_TASKS = ["animal-or-vehicle", "digit-collage", "digits", "moving-digit"]
 
@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
 @contextmanager
 def catalogue(server: Parts, data: Path) -> Iterator[Catalogue]:
     """A start on ``data``, with the demo published."""
-    from service.repository import Repository
+    from service.store.repository import Repository
 
     repository = Repository(data)
     try:
@@ -88,7 +88,7 @@ def test_a_disk_that_refused_some_is_asked_again_and_deleted_ones_stay_away(serv
 
     def publish(self: Catalogue, staging, task, *args, **kwargs):  # type: ignore[no-untyped-def]
         if task == "digits":
-            with patch("service.files.sync_folder", side_effect=OSError(errno.ENOSPC, "full")):
+            with patch("service.store.files.sync_folder", side_effect=OSError(errno.ENOSPC, "full")):
                 return inner(self, staging, task, *args, **kwargs)
         return inner(self, staging, task, *args, **kwargs)
 

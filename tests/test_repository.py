@@ -30,7 +30,7 @@ from service.errors import (
     UnknownTask,
     UnknownVersion,
 )
-from service.repository import Repository, VersionInfo
+from service.store.repository import Repository, VersionInfo
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_recovery_sets_aside_what_no_manifest_names(repository: Repository) -> N
 WRITER = """
 import sys
 from pathlib import Path
-from service.repository import Repository
+from service.store.repository import Repository
 repository = Repository(Path(sys.argv[1]))
 repository.recover()
 start = int(sys.argv[2])
@@ -378,7 +378,7 @@ def test_where_files_cannot_be_moved_the_task_may_still_come_back(
 
     with monkeypatch.context() as patched:
         patched.setattr(tempfile, "mkdtemp", fail)
-        patched.setattr("service.files.shutil.rmtree", lambda *_, **__: None)  # it cannot be removed either
+        patched.setattr("service.store.files.shutil.rmtree", lambda *_, **__: None)  # it cannot be removed either
         repository.delete_task("dogs")
     repository.publish("dogs", staging)
     repository.open_staging(1000).discard()  # whatever was to be removed is

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.errors import AdaptError
-from service import staging
 from service.errors import Conflict, StorageFailed, StorageFull, StorageReadOnly, UnknownTask, UnknownVersion
-from service.repository import Repository
+from service.store import staging
+from service.store.repository import Repository
 
 STORAGE = (StorageFailed, StorageFull, StorageReadOnly)
 CALLS = ("mkdir", "chmod", "replace", "unlink", "rmdir", "fsync", "open")
@@ -207,7 +207,7 @@ def test_a_failure_at_any_call_leaves_the_old_state_or_the_new_one(tmp_path: Pat
 def test_a_folder_sync_that_fails_after_the_rename_takes_nothing_back(tmp_path: Path) -> None:
     with closing(filled(tmp_path / "data")) as repository:
         with (
-            patch("service.files.sync_folder", side_effect=[None, OSError(errno.EIO, "Input/output error")]),
+            patch("service.store.files.sync_folder", side_effect=[None, OSError(errno.EIO, "Input/output error")]),
             pytest.raises(StorageFailed, match="may not outlast a power cut: ask for it again") as raised,
         ):
             put(repository, "dogs", b"three")
@@ -216,24 +216,24 @@ def test_a_folder_sync_that_fails_after_the_rename_takes_nothing_back(tmp_path: 
         assert repository.path("dogs", 3).read_bytes() == b"three"
         check_restart(repository, tmp_path / "copy")
         synced: list[Path] = []
-        with patch("service.files.sync_folder", side_effect=synced.append):
+        with patch("service.store.files.sync_folder", side_effect=synced.append):
             put(repository, "dogs", b"three")
         assert synced == [repository.root / "tasks/dogs"]  # the same bytes again: now it is sure
-        with patch("service.files.sync_folder", side_effect=synced.append):
+        with patch("service.store.files.sync_folder", side_effect=synced.append):
             put(repository, "dogs", b"three")
         assert len(synced) == 1
 
 
 def test_a_deletion_that_was_not_confirmed_is_written_again_when_asked_again(tmp_path: Path) -> None:
     with closing(filled(tmp_path / "data")) as repository:
-        with patch("service.files.sync_folder", side_effect=OSError(errno.EIO, "Input/output error")):
+        with patch("service.store.files.sync_folder", side_effect=OSError(errno.EIO, "Input/output error")):
             with pytest.raises(StorageFailed, match="was made"):
                 repository.delete_version("dogs", 1)
             assert repository.path("dogs", 1).exists()  # a power cut may bring the old manifest back
             with pytest.raises(StorageFailed):
                 repository.delete_version("dogs", 1)
         synced: list[Path] = []
-        with pytest.raises(UnknownVersion), patch("service.files.sync_folder", side_effect=synced.append):
+        with pytest.raises(UnknownVersion), patch("service.store.files.sync_folder", side_effect=synced.append):
             repository.delete_version("dogs", 1)
         assert synced == [repository.root / "tasks/dogs"]
 
@@ -264,7 +264,7 @@ def test_an_interrupt_after_the_commit_takes_nothing_back(tmp_path: Path) -> Non
     with closing(filled(tmp_path / "data")) as repository:
         with (
             pytest.raises(KeyboardInterrupt),
-            patch("service.files.sync_folder", side_effect=[None, KeyboardInterrupt]),
+            patch("service.store.files.sync_folder", side_effect=[None, KeyboardInterrupt]),
         ):
             put(repository, "dogs", b"three")
         again = restarted(repository, tmp_path / "copy")

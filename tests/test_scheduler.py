@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scheduler import Scheduler, Ticket
+from service.engine.scheduler import Scheduler, Ticket
 
 MAX = 8
 tickets = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, MAX), st.integers(0, 20)), min_size=1, max_size=60)

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.app import create_app
-from service.server import DRAINING, Server, server_config
 from service.settings import Settings
+from service.web.app import create_app
+from service.web.server import DRAINING, Server, server_config
 from tests.houses import WAIT, House, Kit, house, problem, until
 from tests.wire import Wire, post
 

@@ -26,10 +26,10 @@ from adapters.bank import Bank, PackedAdapter, Slabs, pack
 from adapters.config import SiteConfig
 from adapters.errors import AdaptError
 from adapters.file import write_adapter
-from adapters.forward import Job
-from service.engine import Answer, Engine
+from adapters.forward.banked import Job
+from service.engine.engine import Answer, Engine
 from service.errors import QueueFull, status_of
-from service.repository import Repository
+from service.store.repository import Repository
 from tests import hanging
 from tests.houses import Kit, Process, photograph
 from tests.models import Spec, random_adapter, small_backbone

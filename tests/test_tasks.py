@@ -17,12 +17,12 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from service.serving import catalogue
 
 from service.cli import serve
 from service.keys import create, dump
-from service.manifest import About, TaskInfo, VersionInfo, render
-from service.serving import catalogue
-from service.serving.descriptions import LISTED_LABELS, Summary
+from service.store.descriptions import LISTED_LABELS, Summary
+from service.store.manifest import About, TaskInfo, VersionInfo, render
 from tests.houses import House, Kit, house, pages, photograph, problem, sites
 from tests.models import Spec
 
@@ -279,7 +279,7 @@ def frozen() -> Iterator[None]:
 
 def test_the_collector_leaves_alone_what_the_start_made(monkeypatch: pytest.MonkeyPatch, kit: Kit) -> None:
     found: list[int] = []
-    monkeypatch.setattr("service.server.Server.run", lambda *_, **__: found.append(gc.get_freeze_count()))
+    monkeypatch.setattr("service.web.server.Server.run", lambda *_, **__: found.append(gc.get_freeze_count()))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     try:
         serve._run(kit.settings(), None, None, None)  # type: ignore[arg-type]

@@ -17,8 +17,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from adapters.errors import AdaptError
-from service import tracing
 from service.settings import Settings
+from service.watch import tracing
 from tests.houses import WAIT, House, Kit, house, photograph, until
 
 PREDICT = "POST /v1/tasks/{task}/predict"
@@ -98,7 +98,7 @@ def test_it_is_off_unless_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in tracing.STANDARD:
         monkeypatch.delenv(name, raising=False)
     assert tracing.start(Settings(otel_endpoint="")) is None
-    code = "import sys, service.app; sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
+    code = "import sys, service.web.app; sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 
 

@@ -15,7 +15,7 @@ from adapters.bank import Slabs, pack
 from adapters.config import AdapterConfig, SiteConfig
 from adapters.errors import TrainingError
 from adapters.file import FileLimits, read_adapter, write_adapter
-from adapters.forward import BankedForward, Job
+from adapters.forward.banked import BankedForward, Job
 from adapters.training.augment import mixing_weight
 from adapters.training.checkpoint import CheckpointFile, FitResult
 from adapters.training.fit import FitConfig, _mixed_loss, accuracy_of, fit, images_of, predict, trainable

@@ -19,7 +19,7 @@ from tests.models import small_backbone
 @pytest.fixture(autouse=True)
 def _no_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a refused file may fit is looked for in one test; it takes seconds."""
-    monkeypatch.setattr("adapters.weights.GUESS_S", 0.0)
+    monkeypatch.setattr("adapters.backbone.weights.GUESS_S", 0.0)
 
 
 def test_an_unknown_family_is_an_error() -> None:
@@ -121,7 +121,7 @@ def test_a_folders_own_file_is_held_to_the_same(tmp_path: Path) -> None:
 
 
 def test_a_refused_file_is_told_what_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.weights.GUESS_S", 60.0)
+    monkeypatch.setattr("adapters.backbone.weights.GUESS_S", 60.0)
     made = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
     save_file({name: tensor.half() for name, tensor in made.state_dict().items()}, tmp_path / "dino.safetensors")
     with pytest.raises(BackboneError) as caught:

@@ -16,7 +16,7 @@ from torch import Tensor
 from adapters.backbone import Backbone
 from adapters.bank import PAGE, Slabs, pack
 from adapters.file import Adapter
-from adapters.forward import BankedForward, Job
+from adapters.forward.banked import BankedForward, Job
 from adapters.training.batches import Batches, Examples
 from adapters.training.decoding import MediaExamples
 

@@ -1,6 +1,6 @@
 """`serve`: read the settings, build the parts, say what is there, listen until told to stop.
 
-It knows uvicorn and the terminal; everything else is ``service.app``'s.
+It knows uvicorn and the terminal; everything else is ``service.web.app``'s.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapters.limits import variable
-from service import logs
 from service.cli.console import CUT_OFF, DEVICE_LOST, FAILED, USAGE, complain, one_line_errors, out, settings_or_exit
 from service.hosts import ANY, listed
 from service.keys import Keys
 from service.settings import Settings
+from service.watch import logs
 
 if TYPE_CHECKING:
-    from service.serving.parts import Parts
+    from service.web.parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,8 @@ def serve(
         logs.configure(settings.log_level, settings.log_format)
         stop = _Stop(settings.drain_s)
         signal.signal(signal.SIGTERM, stop.before_serving)
-        from service.app import build, create_app  # torch takes seconds; the door is checked before
-        from service.serving.watchdog import watching
+        from service.watch.watchdog import watching
+        from service.web.app import build, create_app  # torch takes seconds; the door is checked before
 
         said = one_line_errors(log.error if settings.log_format == "json" else complain)
         with said, build(settings) as parts, watching(parts.engine, parts.health, settings.device_lost_s, _end):
@@ -210,7 +210,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _say(settings: Settings, parts: Parts, port: int) -> None:
-    from service.serving.demo import samples
+    from service.store.demo import samples
 
     layout, slabs = parts.backbone.layout, parts.bank.slabs
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -263,7 +263,7 @@ def _short(path: Path) -> str:
 
 
 def _run(settings: Settings, app: object, listener: socket.socket, stop: _Stop) -> None:
-    from service.server import Server, server_config
+    from service.web.server import Server, server_config
 
     class Told(Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -1,0 +1,17 @@
+"""The frozen timm model: load it, fingerprint it, and open the places where residuals are added."""
+
+from adapters.backbone.model import (
+    NO_JOINS,
+    Backbone,
+    Features,
+    Operator,
+    fingerprint_of,
+    load_backbone,
+    resolve_device,
+    resolve_dtype,
+)
+
+__all__ = [
+    "NO_JOINS", "Backbone", "Features", "Operator", "fingerprint_of", "load_backbone", "resolve_device",
+    "resolve_dtype",
+]  # fmt: skip

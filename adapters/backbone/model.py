@@ -1,0 +1,278 @@
+"""The one frozen timm model: load it, fingerprint it, and open the places where residuals are added.
+
+It knows nothing of adapter files, banks or batches: an ``Operator`` passed to ``features`` decides
+what is added where. Residuals enter through module hooks, so timm's own forward runs unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.backbone.checkpoint import classifier_names
+from adapters.backbone.families import blocks_of, linear_sites
+from adapters.backbone.weights import build_model
+from adapters.config import InputConfig, SiteName
+from adapters.errors import BackboneError
+from adapters.layout import Layout
+
+
+class Operator(Protocol):
+    """What the hooks call: ``add`` returns ``out`` plus this site's residual of ``tap``.
+
+    ``tap`` is (rows, tokens, width in), ``out`` (rows, tokens, width out); ``out`` may be written.
+    """
+
+    @property
+    def joins(self) -> Mapping[int, Tensor]:
+        """Rows that are copied and put behind the others right before a block: (joining,) row numbers, by block."""
+        ...
+
+    @property
+    def active(self) -> frozenset[str]:
+        """The sites that have something to add; hooks of other sites return at once."""
+        ...
+
+    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokens of every row before (``raw``) and after (``normed``) the backbone's last norm.
+
+    (rows, tokens, width) for plain transformers, (rows, height, width, channels) for Swin.
+    """
+
+    raw: Tensor
+    normed: Tensor
+
+
+class Backbone:
+    """A frozen model with hooks. One thread at a time may run it; a second one gets an error."""
+
+    def __init__(self, model: nn.Module, name: str, input_config: InputConfig, dtype: torch.dtype) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.input = input_config
+        self.dtype = dtype
+        self.last_step = 0.0
+        """When the latest block was computed, or on CUDA put into the queue; on the monotonic clock."""
+        fingerprint = fingerprint_of(model)
+        parameters = sum(p.numel() for p in model.parameters())
+        self.model.to(dtype)
+        self._blocks = blocks_of(model, name)
+        self._operator: Operator | None = None
+        self._rows = 0
+        self._taps: dict[int, Tensor] = {}
+        self._raw: Tensor | None = None
+        self._busy = threading.Lock()
+        self._seen: dict[tuple[SiteName, int], tuple[int, int]] | None = None
+        self._open_sites()
+        self.layout = self._measure(name, fingerprint, parameters)
+
+    @property
+    def device(self) -> torch.device:
+        return cast(torch.device, next(iter(self.model.parameters())).device)
+
+    @property
+    def norm_eps(self) -> float:
+        """Epsilon of the last LayerNorm."""
+        norm = self.model.norm if isinstance(self.model.norm, nn.LayerNorm) else self.model.fc_norm
+        return float(getattr(norm, "eps", 1e-6))
+
+    def features(self, images: Tensor, operator: Operator | None = None) -> Features:
+        """Run normalised images (rows, 3, size, size) through the frozen blocks and the operator's residuals.
+
+        Rows that the operator lets join come behind these, in the order of their blocks.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("two threads ran one backbone at the same time; give it one owner")
+        try:
+            self._operator, self._rows = operator, images.shape[0]
+            normed = self.model.forward_features(images.to(self.dtype))
+            raw = cast(Tensor, self._raw)
+            return Features(raw=raw, normed=normed)
+        finally:
+            self._operator, self._raw = None, None
+            self._taps.clear()
+            self._busy.release()
+
+    def pool(self, features: Features, pool: str, norm: str) -> Tensor:
+        """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig)."""
+        if pool == "backbone":
+            return cast(Tensor, self.model.forward_head(features.normed, pre_logits=True))
+        tokens = (features.raw if norm == "trained" else features.normed).flatten(1, -2)
+        prefix = getattr(self.model, "num_prefix_tokens", 0)
+        vector = tokens[:, 0] if pool == "cls" else tokens[:, prefix:].mean(1)
+        if norm == "frozen" and isinstance(self.model.norm, nn.Identity):
+            vector = self.model.fc_norm(vector)  # timm moves the last norm behind average pooling
+        return vector
+
+    def normalise_vector(self, vector: Tensor) -> Tensor:
+        """LayerNorm without its affine part, in float32; the trained norm's weight and bias follow."""
+        return F.layer_norm(vector.float(), vector.shape[-1:], eps=self.norm_eps)
+
+    def _open_sites(self) -> None:
+        for index, block in enumerate(self._blocks):
+            block.module.register_forward_pre_hook(self._join(index))
+            block.before_mlp.register_forward_pre_hook(self._tap(index))
+            block.module.mlp.register_forward_hook(self._site("sequential", index))
+            block.module.register_forward_hook(self._block_end(index))
+            for site, (linear, part) in linear_sites(block.module).items():
+                linear.register_forward_hook(self._site(site, index, part))
+        self.model.norm.register_forward_pre_hook(self._keep_raw)
+
+    def _keep_raw(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._raw = args[0]
+
+    def _join(self, index: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if self._operator is None or (rows := self._operator.joins.get(index)) is None:
+                return None
+            self._rows += rows.shape[0]
+            return torch.cat([args[0], args[0][rows]]), *args[1:]
+
+        return hook
+
+    def _tap(self, index: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if self._operator is not None and "parallel" in self._operator.active:
+                self._taps[index] = args[0]
+
+        return hook
+
+    def _block_end(self, index: int) -> Any:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor | None:
+            self.last_step = time.monotonic()
+            if self._operator is None:
+                return None
+            if "parallel" in self._operator.active:
+                out = self._add("parallel", index, self._taps.pop(index), out)
+            if "output" in self._operator.active:
+                out = self._add("output", index, out, out)
+            return out
+
+        return hook
+
+    def _site(self, site: SiteName, index: int, part: tuple[int, int] | None = None) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
+            if self._operator is None or site not in self._operator.active:
+                return None
+            tap = out if site == "sequential" else args[0]
+            if part is None:
+                return self._add(site, index, tap, out)
+            before, changed, after = out.tensor_split(part, dim=-1)
+            return torch.cat([before, self._add(site, index, tap, changed), after], dim=-1)
+
+        return hook
+
+    def _add(self, site: SiteName, index: int, tap: Tensor, out: Tensor) -> Tensor:
+        # Swin calls its Linears with (rows * windows, tokens, width), rows outermost, and its blocks with NHWC.
+        tap3 = tap.reshape(self._rows, -1, tap.shape[-1])
+        out3 = out.reshape(self._rows, -1, out.shape[-1])
+        if self._seen is not None:
+            self._seen[site, index] = (tap3.shape[-1], out3.shape[-1])
+        return cast(Operator, self._operator).add(site, index, tap3, out3).view(out.shape)
+
+    def _measure(self, name: str, fingerprint: str, parameters: int) -> Layout:
+        """Run one blank picture: a site exists only if its hook fires in every block.
+
+        BEiT and some EVA models read ``qkv.weight`` without calling the Linear; a hook there would be
+        silently skipped, and the bare backbone would answer in an adapter's place.
+        """
+        self._seen = {}
+        blank = torch.zeros(1, 3, self.input.size, self.input.size, device=self.device)
+        with torch.inference_mode():
+            features = self.features(blank, _Probe())
+            width = self.pool(features, "backbone", "frozen").shape[-1]
+        seen, self._seen = self._seen, None
+        depth = len(self._blocks)
+        sites: dict[SiteName, tuple[tuple[int, int], ...]] = {
+            site: tuple(seen[site, b] for b in range(depth))
+            for site in get_args(SiteName)
+            if all((site, b) in seen for b in range(depth))
+        }
+        pools = ["backbone"]
+        if features.normed.shape[-1] == width:
+            pools += (["cls"] if getattr(self.model, "cls_token", None) is not None else []) + ["avg"]
+        return Layout(name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools))
+
+
+NO_JOINS: Mapping[int, Tensor] = MappingProxyType({})
+
+
+class _Probe:
+    """Adds nothing; being called is the point."""
+
+    joins = NO_JOINS
+
+    active = frozenset[str](get_args(SiteName))
+
+    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002
+        return out
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """sha256 over the tensors' names, shapes and fp32 bytes in name order, classifier excluded."""
+    digest = hashlib.sha256()
+    skip = classifier_names(model)
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(skip):
+            digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def load_backbone(name: str = "demo", weights: str = "", device: str = "auto", dtype: str = "auto") -> Backbone:
+    """Load and freeze a timm model.
+
+    ``name``: ``demo``, a timm model name, or a folder in timm's hub layout. ``weights``: empty for the
+    model's own pretrained weights, a ``.safetensors`` or ``.pth`` file, or ``random:SEED`` (tests and
+    benchmarks only). ``device``: ``auto`` takes CUDA where there is one. ``dtype``: see ``resolve_dtype``.
+    Raises BackboneError.
+    """
+    place = resolve_device(device)
+    precision = resolve_dtype(dtype, place)
+    model, label, input_config = build_model(name, weights)
+    try:
+        return Backbone(model.to(place), label, input_config, precision)
+    except torch.OutOfMemoryError as error:
+        raise BackboneError(f"{name} does not fit on {place}: {error}", device=str(place)) from error
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError, AssertionError, RuntimeError) as error:
+        # One of timm's thousand models may have our blocks, and a forward that is unlike those we know.
+        why = next(iter(str(error).strip().splitlines()), "")
+        raise BackboneError(f"{name} cannot be adapted ({type(error).__name__}: {why})", model=name) from error
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto``, or any of torch's device names that exists here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(f"device '{device}' is not usable here: {error}", device=device) from error
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 where the device multiplies in it, else float32."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    names["auto"] = torch.bfloat16 if device.type == "cuda" or multiplies_bfloat16() else torch.float32
+    if dtype not in names:
+        raise BackboneError(f"dtype '{dtype}' is not one of {', '.join(names)}", dtype=dtype)
+    return names[dtype]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it (AVX-512 BF16, AMX): twice as fast or more; else it is slower."""
+    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))

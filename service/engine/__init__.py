@@ -1,0 +1,1 @@
+"""The device's process: queue, scheduler, pace, faults, and its socket."""

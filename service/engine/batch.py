@@ -1,0 +1,58 @@
+"""What goes through an engine: the work behind a ticket, the job that the device gets of it, the answer, the report.
+
+It decides nothing and keeps nothing.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapters.bank import AdapterMeta, Lease
+from adapters.forward.banked import Job
+
+NOBODY = AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0)
+"""The bare backbone in slot 0, for health probes only."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Logits (classes,) float32 and where the time went, in seconds."""
+
+    logits: NDArray[np.float32]
+    queue_s: float
+    compute_s: float
+    batch_rows: int
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one batch was, for metrics."""
+
+    rows: int
+    adapters: int
+    compute_s: float
+    failed: bool
+
+
+@dataclass
+class Work:
+    """A ticket's inside: what to compute, for whom, and the slot once there is one; all of it let go at the end."""
+
+    pixels: Tensor | None
+    future: Future[Answer]
+    submitted: float
+    picture: bytes | None = None
+    coming: Future[Lease] | None = None
+    lease: Lease | None = None
+    ready: bool = False
+
+    def job(self) -> Job:
+        assert self.pixels is not None, "a ticket was settled before it was answered"
+        if self.lease is None:
+            return Job(self.pixels, 0, (0,), NOBODY)
+        return Job(self.pixels, self.lease.slot, self.lease.pages, self.lease.meta, self.picture)

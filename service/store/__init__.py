@@ -1,0 +1,1 @@
+"""Tasks and versions: publish, follow, read."""

@@ -1,0 +1,255 @@
+"""Catalogue: which file answers for a task now, what it says of itself, and how to bring it to the bank.
+
+It knows the repository and the file format; it does not know requests, queues or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from adapters.bank import Bank, PackedAdapter, pack
+from adapters.config import AdapterConfig
+from adapters.errors import AdapterError, AdaptError, BrokenAdapter
+from adapters.file import Adapter, read_adapter, read_header
+from adapters.limits import FileLimits
+from service.errors import StorageFailed, UnknownTask, UnknownVersion
+from service.store.descriptions import Description, Descriptions, Summary
+from service.store.repository import Repository, Staging, TaskInfo, VersionInfo
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version fixed for one request."""
+
+    task: str
+    version: int
+    digest: str
+    path: Path
+    config: AdapterConfig
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A task as lists show it: the active version, or the newest if none is; ``problem`` if it cannot answer.
+
+    ``config`` is None where the file cannot be read; in a page it has the first labels alone, of ``classes``.
+    """
+
+    task: TaskInfo
+    shown: VersionInfo
+    config: AdapterConfig | None
+    classes: int | None
+    parameters: int | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class _Load:
+    """A load of one digest; where it looks first makes no difference to who may share it."""
+
+    catalogue: Catalogue
+    digest: str
+    path: Path = field(compare=False)
+
+    def __call__(self) -> PackedAdapter:
+        return self.catalogue.load(self.digest, self.path)
+
+
+class Catalogue:
+    """The repository's view for serving. Descriptions are kept by digest, so a known version costs no disk."""
+
+    def __init__(self, repository: Repository, bank: Bank, limits: FileLimits, *, cache_bytes: int) -> None:
+        self.repository, self._bank, self._limits = repository, bank, limits
+        self.layout = bank.slabs.layout
+        self._descriptions = Descriptions(cache_bytes)
+
+    def names(self) -> Sequence[str]:
+        """Tasks that have a version, in order."""
+        return self.repository.names
+
+    def has(self, task: str) -> bool:
+        try:
+            self.repository.task(task)
+        except AdaptError:
+            return False
+        return True
+
+    def active(self, task: str) -> int | None:
+        """The active version's number, if the task is there and has one."""
+        return self.repository.task(task).active if self.has(task) else None
+
+    async def resolve(self, task: str, version: int | None = None) -> Served:
+        """The active version, or the one asked for. Raises UnknownTask, UnknownVersion, or why it cannot run here."""
+        info = self.repository.version(task, version)
+        description = await self.describe(info)
+        if not description.fits:
+            self._check(description.config)
+        return Served(task, info.number, info.digest, self.repository.path(task, info.number), description.config)
+
+    async def describe(self, info: VersionInfo) -> Description:
+        """What a version says of itself; from memory when its digest is known. Raises an AdapterError."""
+        known = self._descriptions.get(info.digest)
+        if known is None:
+            known = await asyncio.to_thread(self._read_description, info)
+        return known
+
+    async def listing(self, name: str) -> Listing:
+        """A task for people to see, whole, also when its file cannot be used. Raises UnknownTask."""
+        task = self.repository.task(name)
+        try:
+            known = await self.describe(task.shown)
+        except AdaptError as error:
+            if self.repository.task(name) is not task:  # changed while its file was read
+                return await self.listing(name)
+            return Listing(task, task.shown, None, None, None, error.message)
+        return self._listed(task, known.config, len(known.config.labels), known.parameters)
+
+    def listings(self, names: Iterable[str]) -> Iterator[Listing]:
+        """Tasks as a page shows them, without those that are gone by now. Blocks where a manifest tells too little."""
+        for name in names:
+            with suppress(UnknownTask):
+                yield self._short_listing(name)
+
+    def loader(self, served: Served) -> Callable[[], PackedAdapter]:
+        """What the bank calls when it lacks the version; equal for all tasks that have its bytes."""
+        return _Load(self, served.digest, served.path)
+
+    def load(self, digest: str, path: Path) -> PackedAdapter:
+        """Read, check and pack whichever file holds the digest's bytes now, ``path`` first. Blocks.
+
+        Raises UnknownVersion where none is left, else an AdapterError or OSError, which names no task.
+        """
+        failure: Exception | None = None
+        for candidate in self._files(digest, path):
+            try:
+                adapter = self.read(candidate)
+            except FileNotFoundError:
+                failure = failure or UnknownVersion("this version was deleted a moment ago")
+                continue
+            except (AdapterError, OSError) as error:
+                failure = error.copy() if isinstance(error, AdapterError) else error
+                continue
+            if adapter.digest == digest:
+                return self.pack(adapter)
+            failure = BrokenAdapter(
+                "the file of this version has changed on the server's disk; upload it again",
+                expected=digest, got=adapter.digest,
+            )  # fmt: skip
+        assert failure is not None
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame, which must not hold it
+
+    def _files(self, digest: str, path: Path) -> Iterator[Path]:
+        """``path``, and only if that was not it the files of other versions with the same bytes."""
+        yield path
+        yield from (other for other in self.repository.paths(digest) if other != path)
+
+    def read(self, path: Path) -> Adapter:
+        """A file checked against this server's backbone and bounds. Blocks; raises an AdapterError."""
+        return read_adapter(path, self.layout, self._limits)
+
+    def pack(self, adapter: Adapter) -> PackedAdapter:
+        """The form that this server's slots take. Blocks."""
+        slabs = self._bank.slabs
+        return pack(adapter, self.layout, slabs.rank, slabs.dtype, pinned=slabs.device.type == "cuda")
+
+    def publish(self, staging: Staging, task: str, adapter: Adapter, *, activate: bool) -> tuple[VersionInfo, bool]:
+        """Make a checked file a version; True if it is new. Blocks until it is durable."""
+        about = Summary.of(adapter.config, adapter.parameters).text()
+        info, created = self.repository.publish(task, staging, activate=activate, about=about)
+        self._descriptions.keep(info.digest, Description(adapter.config, adapter.parameters, fits=True))
+        return info, created
+
+    def activate(self, task: str, version: int) -> None:
+        """Let a version answer. Blocks; raises UnknownTask or UnknownVersion."""
+        info = self.repository.version(task, version)
+        about = None
+        with suppress(AdaptError):  # a file that cannot be read may be activated; lists tell what is wrong with it
+            known = self._descriptions.get(info.digest) or self._read_description(info)
+            about = Summary.of(known.config, known.parameters).text()
+        self.repository.activate(task, version, about)
+
+    def open(self, task: str, version: int) -> BinaryIO:
+        """A version's file. Blocks; raises UnknownVersion if it was deleted this moment."""
+        try:
+            return self.repository.path(task, version).open("rb")
+        except FileNotFoundError as error:
+            raise UnknownVersion(f"version {version} of '{task}' was deleted a moment ago", task=task) from error
+
+    def delete_task(self, task: str) -> None:
+        """Remove a task and free what its versions hold. Blocks."""
+        for info in self.repository.delete_task(task).versions.values():
+            self.release(info.digest)
+
+    def delete_version(self, task: str, version: int) -> None:
+        """Remove a version and free what it holds. Blocks; raises Conflict on the active one."""
+        self.release(self.repository.delete_version(task, version).digest)
+
+    def release(self, digest: str) -> None:
+        """Give a digest's memory back unless some version still has those bytes."""
+        if not self.repository.holds(digest):
+            self._bank.forget(digest)
+            self._descriptions.forget(digest)
+
+    def _check(self, config: AdapterConfig) -> None:
+        limits = self._limits
+        self.layout.check(
+            config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames
+        )
+
+    def _read_description(self, info: VersionInfo) -> Description:
+        try:
+            header = read_header(self.repository.path(info.task, info.number), self._limits)
+        except FileNotFoundError as error:
+            raise UnknownVersion(
+                f"version {info.number} of '{info.task}' was deleted a moment ago", task=info.task
+            ) from error
+        except OSError as error:
+            raise StorageFailed(
+                f"the file of version {info.number} of '{info.task}' cannot be read ({error.strerror})", task=info.task
+            ) from error
+        fits = self._misfit(header.config) is None
+        description = Description(header.config, header.parameters, fits)
+        self._descriptions.keep(info.digest, description)
+        return description
+
+    def _short_listing(self, name: str) -> Listing:
+        task = self.repository.task(name)
+        try:
+            summary = self._summary(task)
+        except AdaptError as error:
+            if self.repository.task(name) is not task:
+                return self._short_listing(name)
+            return Listing(task, task.shown, None, None, None, error.message)
+        return self._listed(task, summary.config, summary.classes, summary.parameters)
+
+    def _summary(self, task: TaskInfo) -> Summary:
+        """From the manifest; from the file where that is older than summaries, and kept for the next time."""
+        told = task.told
+        summary = Summary.read(told) if told is not None else None
+        if summary is None:
+            shown = task.shown
+            known = self._descriptions.get(shown.digest) or self._read_description(shown)
+            summary = Summary.of(known.config, known.parameters)
+            self.repository.learn(task.name, shown.digest, summary.text())
+        return summary
+
+    def _listed(self, task: TaskInfo, config: AdapterConfig, classes: int, parameters: int) -> Listing:
+        problem = None if task.active is not None else "no version is active; activate one"
+        whole = config if classes == len(config.labels) else config.model_copy(update={"labels": ("",) * classes})
+        return Listing(task, task.shown, config, classes, parameters, self._misfit(whole) or problem)
+
+    def _misfit(self, config: AdapterConfig) -> str | None:
+        """Why this server cannot run it, if it cannot."""
+        try:
+            self._check(config)
+        except AdaptError as error:
+            return error.message
+        return None

@@ -1,0 +1,145 @@
+"""Metrics: what operators see at /metrics, in Prometheus' own names and units, task labels bounded.
+
+It is told what happened; it does not know the engine, the bank or HTTP. Gauges are read when scraped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from service.engine.engine import BatchReport
+
+MAX_TASK_LABELS = 1000
+UNKNOWN, OTHER = "_unknown", "_other"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is held now; ``loads`` and ``evictions`` count since start, per tier."""
+
+    queue_rows: int
+    slots: Mapping[str, int]
+    host_cache_bytes: int
+    loads: Mapping[str, int]
+    evictions: Mapping[str, int]
+    device_memory_bytes: int
+    ready: bool
+
+
+class Metrics:
+    """Counters and histograms in the registry passed in."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._labels: set[str] = set()
+        self._requests = Counter(
+            "adaptserve_requests",
+            "Requests under /v1, and those refused before their address came, by task and HTTP status.",
+            ["task", "code"], registry=registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "adaptserve_request_seconds",
+            "Seconds that a request spent per stage; total is from the first header to the last byte of the answer.",
+            ["stage"], buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._rows = Histogram("adaptserve_batch_rows", "Rows (frames) in a batch.", buckets=_POWERS, registry=registry)
+        self._adapters = Histogram(
+            "adaptserve_batch_adapters", "Distinct adapters in a batch.", buckets=_POWERS, registry=registry
+        )
+        self._batch_failures = Counter("adaptserve_batch_failures", "Forward passes that raised.", registry=registry)
+        self._load_seconds = Histogram(
+            "adaptserve_adapter_load_seconds", "Seconds to bring an adapter into its slot.",
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._uploads = Counter(
+            "adaptserve_uploads", "Uploads by outcome: created, same, refused or failed.", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
+
+    def requested(self, tasks: Sequence[str], code: int, seconds: float | None) -> None:
+        """A request under /v1 ended; ``tasks`` that exist or UNKNOWN, none for calls that name no task.
+
+        Without ``seconds`` it never came whole: it is counted, but says nothing of the server's time.
+        """
+        for task in tasks or ("",):
+            self._requests.labels(self._label(task), str(code)).inc()
+        if seconds is not None:
+            self._seconds.labels("total").observe(seconds)
+
+    def staged(self, decode_s: float, queue_s: float, compute_s: float) -> None:
+        """A prediction's stages."""
+        self._seconds.labels("decode").observe(decode_s)
+        self._seconds.labels("queue").observe(queue_s)
+        self._seconds.labels("compute").observe(compute_s)
+
+    def batch(self, report: BatchReport) -> None:
+        """A forward pass ended; on the engine's thread."""
+        self._rows.observe(report.rows)
+        self._adapters.observe(report.adapters)
+        if report.failed:
+            self._batch_failures.inc()
+
+    def loaded(self, seconds: float) -> None:
+        """An adapter reached its slot; on the bank's thread."""
+        self._load_seconds.observe(seconds)
+
+    def uploaded(self, outcome: str) -> None:
+        """``created``, ``same``, ``refused`` (the client's fault) or ``failed`` (ours)."""
+        self._uploads.labels(outcome).inc()
+
+    def watch(self, read: Callable[[], Snapshot], build: Mapping[str, str]) -> None:
+        """Export what ``read`` says at each scrape, and ``build`` as labels of adaptserve_build_info."""
+        self._registry.register(_Gauges(read, build))
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+    def _label(self, task: str) -> str:
+        if task not in self._labels:
+            if len(self._labels) >= MAX_TASK_LABELS:
+                return OTHER
+            self._labels.add(task)
+        return task
+
+
+class _Gauges(Collector):
+    def __init__(self, read: Callable[[], Snapshot], build: Mapping[str, str]) -> None:
+        self._read, self._build = read, build
+
+    def describe(self) -> list[Metric]:
+        return []  # registering must not read
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._read()
+        yield _gauge("adaptserve_queue_rows", "Rows accepted and not yet answered.", now.queue_rows)
+        slots = GaugeMetricFamily("adaptserve_bank_slots", "Slots on the device.", labels=["state"])
+        for state, count in now.slots.items():
+            slots.add_metric([state], count)
+        yield slots
+        yield _gauge("adaptserve_host_cache_bytes", "Bytes of adapters in the host cache.", now.host_cache_bytes)
+        yield _per_tier("adaptserve_adapter_loads", "Adapters brought into a tier.", now.loads)
+        yield _per_tier("adaptserve_adapter_evictions", "Adapters put out of a tier.", now.evictions)
+        yield _gauge("adaptserve_device_memory_bytes", "Bytes that torch holds on the device.", now.device_memory_bytes)
+        yield _gauge("adaptserve_ready", "1 when the last forward pass succeeded lately.", int(now.ready))
+        info = GaugeMetricFamily("adaptserve_build_info", "What runs here; always 1.", labels=list(self._build))
+        info.add_metric(list(self._build.values()), 1)
+        yield info
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _per_tier(name: str, text: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["tier"])
+    for tier, count in values.items():
+        family.add_metric([tier], count)
+    return family

@@ -1,0 +1,1 @@
+"""The front end: HTTP, bodies, decoding, lookups, scores; it knows no device."""

@@ -1,0 +1,14 @@
+"""Endpoints, thin: the wire on one side, ``service.serving`` on the other."""
+
+from fastapi import FastAPI
+
+from service.web.routes import docs, download, health, predict, tasks, upload
+from service.web.routes.common import problems
+
+
+def install(app: FastAPI) -> None:
+    """Add every endpoint."""
+    for module in (predict, upload, tasks, download):
+        app.include_router(module.router, responses=problems(400, 401, 403, 421, 503))
+    app.include_router(health.router, responses=problems(400, 421))
+    docs.install(app)

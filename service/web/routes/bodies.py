@@ -1,0 +1,259 @@
+"""Bodies off the wire: raw or one multipart field, counted while they stream, into memory or a file.
+
+It does not know what the bytes are. Nothing here trusts Content-Length, Content-Type or a file name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import TYPE_CHECKING, Protocol, Self
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Message
+
+from adapters.errors import UnsupportedMedia
+from service.errors import BadRequest, BodyTooLarge, ClientGone, RequestTimeout
+from service.settings import Settings
+from service.web.budget import Budget
+from service.web.routes.parameters import unknown
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+MULTIPART_OVERHEAD = 64 * 1024
+"""Bytes that a form may hold besides the file: boundaries, headers, other fields."""
+LOST_TO_CURL = re.compile(rb"[\0\r\n]")
+"""What `curl -d @FILE` leaves out. Every picture, clip and adapter has such bytes: lengths hold zeros."""
+
+
+class Sink(Protocol):
+    """Where the bytes go."""
+
+    async def write(self, chunk: bytes) -> None: ...
+
+
+class Memory:
+    """A sink that keeps everything, within what all may keep together; it counts until the ``async with`` ends."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget, self._held = budget, 0
+        self._chunks: list[bytes] = []
+
+    async def write(self, chunk: bytes) -> None:
+        """Raises QueueFull when all requests together hold too much."""
+        self._budget.take(len(chunk))
+        self._held += len(chunk)
+        self._chunks.append(chunk)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._chunks.clear()
+        self._budget.give(self._held)
+
+    def take(self) -> bytes:
+        """The bytes so far; they are kept once only."""
+        whole = b"".join(self._chunks)
+        self._chunks.clear()
+        return whole
+
+
+async def receive(
+    request: Request, sink: Sink, settings: Settings, *, limit: int, limit_name: str, fields: Sequence[str]
+) -> str | None:
+    """Stream the body, or the first multipart field of that name, into ``sink``; returns the file's name if given.
+
+    Raises BodyTooLarge past ``limit`` bytes, RequestTimeout for a body that comes too slowly, BadRequest for a broken
+    form or an unknown field, UnsupportedMedia for what `curl -d` sends, ClientGone, and what the sink raises. The rest
+    of a body that is refused is the server's business.
+    """
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await _receive(request, sink, settings, limit, limit_name, fields)
+    except TimeoutError as error:
+        longest = settings.body_timeout_s
+        raise RequestTimeout(
+            f"the body took over {longest:g} s (body_timeout_s); send it over a faster line, or a smaller file",
+            field="body_timeout_s", limit=longest,
+        ) from error  # fmt: skip
+
+
+async def gone(request: Request) -> None:
+    """Returns when the client has closed the connection. Only after the whole body was received."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _receive(
+    request: Request, sink: Sink, settings: Settings, limit: int, limit_name: str, fields: Sequence[str]
+) -> str | None:
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    form = _Form(options.get(b"boundary"), fields) if kind == b"multipart/form-data" else None
+    room = _Room(limit, limit_name)
+    whole = _Room(limit + MULTIPART_OVERHEAD, limit_name) if form else room
+    claimed = request.headers.get("content-length", "")
+    if claimed.isdecimal():
+        whole.check(int(claimed))
+    stripped = kind == b"application/x-www-form-urlencoded"  # as --data-binary sends it too, which strips nothing
+    async for chunk in _chunks(request, _Patience(settings)):
+        if form is None:
+            room.take(len(chunk))
+            stripped = stripped and LOST_TO_CURL.search(chunk) is None
+            await sink.write(chunk)
+            continue
+        whole.take(len(chunk))
+        for piece in form.feed(chunk):
+            room.take(len(piece))
+            await sink.write(piece)
+    if form is not None:
+        form.check_complete()
+        return form.filename
+    if stripped and room.taken:
+        raise UnsupportedMedia(
+            "the body is a form, or a file that `curl -d` has damaged: -d leaves out line breaks and zero bytes; send "
+            "the file with --data-binary @FILE",
+            field="body",
+        )
+    _, disposition = parse_options_header(request.headers.get("content-disposition"))
+    return _text(disposition.get(b"filename"))
+
+
+async def _chunks(request: Request, patience: _Patience) -> AsyncIterator[bytes]:
+    while True:
+        message = await patience.wait(request.receive())
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client left before it had sent the whole body")
+        if message.get("body"):
+            yield message["body"]
+        if not message.get("more_body"):
+            return
+
+
+class _Patience:
+    """How long the next part of a body is waited for.
+
+    ``body_grace_s`` is a bucket: waiting empties it, and bytes fill it again, a second for each ``min_body_rate`` of
+    them. So a pause is forgiven, and a trickle is not, also at the end of a body that began fast.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._rate, self._most = settings.min_body_rate, settings.body_grace_s
+        self._grace = self._most
+
+    async def wait(self, part: Awaitable[Message]) -> Message:
+        """The next message. Raises RequestTimeout."""
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(self._grace):
+                message = await part
+        except TimeoutError as error:
+            raise RequestTimeout(
+                f"the body came at less than {self._rate:g} bytes a second (min_body_rate) for over {self._most:g} s "
+                "(body_grace_s); send it over a faster line, or a smaller file",
+                field="min_body_rate", limit=self._rate,
+            ) from error  # fmt: skip
+        refilled = self._grace + start - time.monotonic() + len(message.get("body", b"")) / self._rate
+        self._grace = max(0.0, min(refilled, self._most))
+        return message
+
+
+class _Room:
+    """Counts bytes up to a limit."""
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit, self._name, self.taken = limit, name, 0
+
+    def take(self, count: int) -> None:
+        self.taken += count
+        self.check(self.taken)
+
+    def check(self, count: int) -> None:
+        if count > self._limit:
+            raise BodyTooLarge(
+                f"the body has {count} bytes or more, the limit is {self._limit} ({self._name}); send a smaller file",
+                field=self._name, limit=self._limit, value=count,
+            )  # fmt: skip
+
+
+class _Form:
+    """A multipart form, fed in chunks; gives the data of its one part, which has one of the names."""
+
+    def __init__(self, boundary: bytes | None, fields: Sequence[str]) -> None:
+        if not boundary:
+            raise BadRequest("the Content-Type is multipart/form-data without a boundary; let your client set it")
+        self._fields = fields
+        self._found = self._ended = False
+        self.filename: str | None = None
+        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
+        self._pieces: list[bytes] = []
+        callbacks: MultipartCallbacks = {
+            "on_part_begin": self._part_begin,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._part_data,
+            "on_end": self._end,
+        }
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise BadRequest(f"the multipart boundary cannot be used: {error}") from error
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The part's bytes in this chunk."""
+        self._pieces.clear()
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise BadRequest(f"the multipart form does not parse: {error}", field="body") from error
+        return list(self._pieces)
+
+    def check_complete(self) -> None:
+        """Raise BadRequest unless the form ended and held the field."""
+        if not self._ended:
+            raise BadRequest("the multipart form ends before its closing boundary; send it again", field="body")
+        if not self._found:
+            names = " or ".join(f"'{name}'" for name in self._fields)
+            raise BadRequest(
+                f"the multipart form has no field at all; send the file as {names}",
+                field="body", expected=list(self._fields),
+            )  # fmt: skip
+
+    def _part_begin(self) -> None:
+        self._disposition = b""
+
+    def _header_end(self) -> None:
+        if bytes(self._header).lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        name = (_text(options.get(b"name")) or "")[:64]
+        if name not in self._fields:
+            sentence = unknown("form field", [name], self._fields)
+            raise BadRequest(
+                f"{sentence}; parameters go into the address, as ?top_k=3",
+                field=name, expected=list(self._fields), got=[name],
+            )  # fmt: skip
+        if self._found:
+            raise BadRequest(f"the multipart form holds more than one file (again: '{name}'); send one", field=name)
+        self._found, self.filename = True, _text(options.get(b"filename"))
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self._pieces.append(data[start:end])
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "replace")

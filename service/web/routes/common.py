@@ -1,0 +1,102 @@
+"""What several endpoints share: the parts at hand, names checked, problem documents and bodies for /docs.
+
+It holds no behaviour of its own beyond that.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Request
+
+from adapters.config import TASK_PATTERN, is_task_name
+from service.errors import BadTaskName
+from service.watch.metrics import UNKNOWN
+from service.web.parts import Parts
+from service.web.problems import MEDIA_TYPE
+from service.web.schemas import Problem
+
+_PROBLEMS = {
+    400: "The request is malformed.",
+    401: "No key came, or an unknown one.",
+    403: "The key lacks the scope or is limited to other tasks, or a page of another origin asks.",
+    404: "No such task or version.",
+    408: "The body came too slowly.",
+    409: "The present state forbids it.",
+    413: "The body, picture, clip or adapter passes a limit.",
+    415: "Not a format that is read here.",
+    416: "No byte of the file is in the range.",
+    421: "The Host is no name of this server.",
+    422: "Readable, but wrong.",
+    429: "A queue is full; Retry-After says when to come back.",
+    500: "Our own fault: the forward pass failed, also alone. The log has the details.",
+    503: "Starting, stopping, or the device does not answer.",
+    504: "The deadline passed.",
+    507: "No room on the disk or the device.",
+}
+
+
+async def parts_of(request: Request) -> Parts:  # as every dependency, so that none is a job for a thread
+    """The server's parts, as built by ``service.web.app``."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+AtHand = Annotated[Parts, Depends(parts_of)]
+
+
+def checked_name(task: str) -> str:
+    """The name, if it is one. Raises BadTaskName."""
+    if not is_task_name(task):
+        raise BadTaskName(
+            f"'{task[:80]}' is no task name: use 1 to 64 of a-z, 0-9, '.', '_' and '-', first a letter or digit",
+            field="task", expected=TASK_PATTERN, got=task[:80],
+        )  # fmt: skip
+    return task
+
+
+SHAPE: dict[str, Any] = {"pattern": TASK_PATTERN}
+"""For /docs alone: the check is ours, whose sentence says more than the framework's."""
+
+
+async def named(
+    request: Request,
+    parts: AtHand,
+    task: Annotated[str, Path(description="a task's name", examples=["digits"], json_schema_extra=SHAPE)],
+) -> str:
+    """The task in the address, checked, and put down for the metrics."""
+    name = checked_name(task)
+    count_for(request, parts, [name])
+    return name
+
+
+TaskName = Annotated[str, Depends(named)]
+Number = Annotated[int, Path(ge=1, description="a version's number", examples=[1])]
+
+
+def count_for(request: Request, parts: Parts, tasks: list[str]) -> None:
+    """Whom this request counts for; names that do not exist count together."""
+    request.scope["state"]["tasks"] = [task if parts.catalogue.has(task) else UNKNOWN for task in tasks]
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of an endpoint for /docs."""
+    return {
+        status: {"description": _PROBLEMS[status], "model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses
+    }
+
+
+def file_body(description: str, media_types: list[str], fields: list[str]) -> dict[str, Any]:
+    """The ``openapi_extra`` of an endpoint that reads its body itself, raw or as a form."""
+    binary = {"type": "string", "format": "binary"}
+    content: dict[str, Any] = {kind: {"schema": binary} for kind in media_types}
+    content["multipart/form-data"] = {
+        "schema": {
+            "type": "object",
+            "properties": dict.fromkeys(fields, binary),
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": False,
+        }
+    }
+    return {"requestBody": {"required": True, "description": description, "content": content}}

@@ -1,0 +1,107 @@
+"""The one place that decides who may call what; it runs before parameters are checked and before a body is read.
+
+It does not know how keys are kept; ``service.keys`` does. Nothing here looks at Host or Origin; ``web.door`` does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.errors import Draining, Forbidden, Unauthorised
+from service.keys import EVERYBODY, Key, Keys, Scope
+from service.web.protocol import CROWDED, too_many
+from service.web.server import DRAINING
+
+NEEDS: dict[tuple[str, str], Scope | None] = {
+    ("POST", "/v1/tasks/{task}/predict"): "predict",
+    ("POST", "/v1/predict"): "predict",
+    ("GET", "/v1/tasks"): "predict",
+    ("GET", "/v1/tasks/{task}"): "predict",
+    ("GET", "/v1/tasks/{task}/versions"): "predict",
+    ("GET", "/v1/tasks/{task}/versions/{version}"): "predict",
+    ("GET", "/livez"): None,
+    ("GET", "/readyz"): None,
+}
+"""The scope of each endpoint, None for open ones. Whatever is not listed needs ``admin``."""
+
+WHOLE_SERVER = {"/metrics"}
+"""Endpoints that tell of all tasks at once: not for a key that is limited to some."""
+
+WHILE_DRAINING = {"/livez", "/metrics"}
+"""What a server that stops still answers: it lives, and can be watched."""
+
+WHEN_CROWDED = {"/livez", "/readyz", "/metrics"}
+"""What is answered even when every connection is taken: whoever watches the server must see that."""
+
+
+async def still_open(request: Request) -> None:
+    """Let the call pass unless the server was told to stop before it came, or is full. Raises Draining and more."""
+    if request.scope["state"].get(DRAINING) and request.scope["route"].path not in WHILE_DRAINING:
+        raise Draining("the server is stopping and takes no new requests; try another one, or again in a moment")
+    if request.scope["state"].get(CROWDED) and request.scope["route"].path not in WHEN_CROWDED:
+        raise too_many(request.app.state.parts.settings)
+
+
+async def guard(request: Request) -> None:
+    """Let the call pass, and note its key in the request's state. Raises Unauthorised or Forbidden.
+
+    A key that is limited to tasks hears the same of every other task, whether that exists or not.
+    """
+    path: str = request.scope["route"].path
+    scope = NEEDS.get((request.method, path), "admin")
+    if scope is None:
+        return
+    keys: Keys = request.app.state.parts.keys
+    request.state.key = key = _holder(request, keys, scope) if keys else EVERYBODY
+    if not key.may(scope):
+        raise Forbidden(
+            f"this call needs a key with the scope '{scope}', and key '{key.name}' has '{key.scope}'",
+            scope=scope, got=key.scope,
+        )  # fmt: skip
+    if key.tasks is not None and not _within(request, path, key):
+        raise Forbidden(
+            f"this call needs the scope '{scope}' for what it names, and key '{key.name}' is limited to other tasks",
+            scope=scope,
+        )  # fmt: skip
+
+
+async def caller_key(request: Request) -> Key:
+    """The key that ``guard`` let pass."""
+    key: Key = request.state.key
+    return key
+
+
+Holder = Annotated[Key, Depends(caller_key)]
+
+
+def _holder(request: Request, keys: Keys, scope: Scope) -> Key:
+    secret = _secret(request)
+    if secret is None:
+        raise Unauthorised(
+            f"this call needs a key with the scope '{scope}'; send it as 'Authorization: Bearer KEY'", scope=scope
+        )
+    key = keys.find(secret)
+    if key is None:
+        raise Unauthorised(
+            f"the key that came is none of this server's; this call needs one with the scope '{scope}'", scope=scope
+        )
+    return key
+
+
+def _secret(request: Request) -> str | None:
+    """The bearer token, else X-API-Key; a proxy may use Authorization for another scheme."""
+    kind, _, token = request.headers.get("authorization", "").strip().partition(" ")
+    if kind.lower() == "bearer":
+        return token.strip()
+    return request.headers.get("x-api-key")
+
+
+def _within(request: Request, path: str, key: Key) -> bool:
+    """The names are taken from where the endpoints take them: the path, else the query."""
+    if path in WHOLE_SERVER:
+        return False
+    named = request.path_params.get("task")
+    asked = request.query_params.getlist("task") if named is None else [named]
+    return all(key.sees(task) for task in asked)

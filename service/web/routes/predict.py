@@ -1,0 +1,145 @@
+"""The two prediction endpoints: a picture or clip in, labels out, for one task or for many.
+
+It does not know how an answer comes about; ``service.web.prediction`` does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
+
+from service.errors import BadRequest
+from service.web.caller import Caller
+from service.web.parts import Parts
+from service.web.prediction import Outcome, Outcomes
+from service.web.routes.bodies import Memory, gone, receive
+from service.web.routes.common import SHAPE, AtHand, TaskName, checked_name, count_for, file_body, problems
+from service.web.schemas import LabelScore, ManyAnswer, PredictAnswer
+
+router = APIRouter(tags=["predict"])
+
+FIELDS = ["file", "image", "video"]
+_BODY = file_body(
+    "A picture (JPEG, PNG, WebP, GIF, BMP, TIFF) or a clip (MP4, MOV, 3GP, WebM, MKV, AVI, MPEG-TS, MPEG-PS, or a "
+    "picture that moves), as raw bytes with any or no Content-Type, or as one field of a form. The format is found "
+    "out from the bytes.",
+    ["application/octet-stream", "image/jpeg", "video/mp4"],
+    FIELDS,
+)
+_PROBLEMS = problems(404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
+
+TopK = Annotated[int, Query(ge=1, description="how many labels to return, best first; all if there are fewer")]
+Version = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="a version other than the active one")]
+DeadlineMs = Annotated[
+    int | SkipJsonSchema[None],
+    Header(
+        alias="X-Deadline-Ms",
+        ge=1,
+        description="milliseconds that this answer is worth waiting for, once the body is sent",
+    ),
+]
+Tasks = Annotated[
+    list[Annotated[str, Field(json_schema_extra=SHAPE)]],
+    Query(min_length=1, description="repeat it: ?task=a&task=b", examples=[["digits"]]),
+]
+
+
+@router.post("/v1/tasks/{task}/predict", openapi_extra=_BODY, responses=_PROBLEMS)
+async def predict(
+    request: Request,
+    response: Response,
+    parts: AtHand,
+    task: TaskName,
+    top_k: TopK = 5,
+    version: Version = None,
+    deadline_ms: DeadlineMs = None,
+) -> PredictAnswer:
+    """Classify a picture or clip. `Server-Timing` tells what decoding, queueing and computing took."""
+    outcomes = await _answer(request, parts, [(task, version)], top_k, deadline_ms)
+    response.headers["Server-Timing"] = _server_timing(outcomes)
+    return _wire(outcomes.results[0])
+
+
+@router.post("/v1/predict", openapi_extra=_BODY, responses=_PROBLEMS)
+async def predict_many(
+    request: Request,
+    response: Response,
+    parts: AtHand,
+    task: Tasks,
+    top_k: TopK = 5,
+    deadline_ms: DeadlineMs = None,
+) -> ManyAnswer:
+    """Ask many tasks about one picture or clip: it is decoded once and computed in one go. All answer, or none."""
+    limit = parts.settings.max_tasks_per_request
+    if len(task) > limit:
+        raise BadRequest(
+            f"{len(task)} tasks are asked, the limit is {limit} (max_tasks_per_request); split the call", field="task",
+            limit=limit, value=len(task),
+        )  # fmt: skip
+    names = [checked_name(name) for name in task]
+    count_for(request, parts, names)
+    outcomes = await _answer(request, parts, [(name, None) for name in names], top_k, deadline_ms)
+    response.headers["Server-Timing"] = _server_timing(outcomes)
+    return ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results])
+
+
+async def _answer(
+    request: Request, parts: Parts, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
+) -> Outcomes:
+    """Body, versions, pixels, scores. What is asked is looked up before the body is read, and fixed after it.
+
+    The deadline counts from the whole body; a slow sender's has bounds of its own.
+    """
+    async with Caller(_seconds(parts, deadline_ms)) as caller, Memory(parts.bodies) as memory:
+        digests = [parts.repository.version(task, version).digest for task, version in asked]
+        parts.predictor.check_room(digests, caller)
+        limit = parts.settings.max_body_bytes
+        await receive(request, memory, parts.settings, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
+        caller.restart()
+        caller.watch(gone(request))
+        versions = [await parts.catalogue.resolve(task, version) for task, version in asked]
+        parts.predictor.check_room([served.digest for served in versions], caller)
+        try:
+            outcomes = await parts.predictor.predict(memory.take(), versions, top_k, caller)
+        except Exception as error:
+            parts.counts.failed(task for task, _ in asked)
+            if parts.tracing is not None:
+                parts.tracing.failed(request, error, caller.spent)
+            raise
+        parts.counts.answered(task for task, _ in asked)
+        parts.metrics.staged(outcomes.decode_s, outcomes.queue_s, outcomes.compute_s)
+        if parts.tracing is not None:
+            parts.tracing.answered(request, outcomes, caller.spent)
+        return outcomes
+
+
+def _seconds(parts: Parts, deadline_ms: int | None) -> float:
+    if deadline_ms is None:
+        return parts.settings.deadline_s
+    limit = parts.settings.max_deadline_s
+    if deadline_ms > 1000 * limit:
+        raise BadRequest(
+            f"X-Deadline-Ms is {deadline_ms}, the limit is {1000 * limit:g} (max_deadline_s)",
+            field="X-Deadline-Ms", limit=1000 * limit, value=deadline_ms,
+        )  # fmt: skip
+    return deadline_ms / 1000
+
+
+def _server_timing(outcomes: Outcomes) -> str:
+    stages = {"decode": outcomes.decode_s, "queue": outcomes.queue_s, "compute": outcomes.compute_s}
+    return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items())
+
+
+def _wire(outcome: Outcome) -> PredictAnswer:
+    served = outcome.served
+    return PredictAnswer(
+        task=served.task,
+        version=served.version,
+        digest=served.digest,
+        modality=served.config.modality,
+        predictions=[LabelScore(label=p.label, index=p.index, score=p.score) for p in outcome.predictions],
+        bad_frames=outcome.bad_frames,
+    )

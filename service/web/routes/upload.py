@@ -1,0 +1,60 @@
+"""The upload endpoint: an adapter file in, a version out.
+
+It does not know what makes a file good; ``service.web.uploads`` does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.web.caller import Caller
+from service.web.routes.bodies import gone, receive
+from service.web.routes.common import AtHand, TaskName, file_body, problems
+from service.web.routes.tasks import version_fields
+from service.web.schemas import UploadAnswer
+
+router = APIRouter(tags=["tasks"])
+
+_BODY = file_body(
+    "A .safetensors adapter file, as raw bytes with any or no Content-Type, or as the field `file` of a form.",
+    ["application/octet-stream"],
+    ["file"],
+)
+
+
+@router.put(
+    "/v1/tasks/{task}/adapter",
+    status_code=201,
+    openapi_extra=_BODY,
+    responses=problems(408, 413, 415, 422, 429, 500, 503, 504, 507)
+    | {200: {"description": "The task has had these very bytes before.", "model": UploadAnswer}},
+)
+async def upload(
+    request: Request,
+    response: Response,
+    parts: AtHand,
+    task: TaskName,
+    activate: Annotated[bool, Query(description="false stages the version: it waits for an activate call")] = True,
+) -> UploadAnswer:
+    """Publish a version. It is checked and tried first; when this returns, it answers and survives a crash."""
+    limit = parts.settings.max_adapter_bytes
+    async with Caller(parts.settings.upload_timeout_s) as caller, parts.uploads.staging(limit) as staged:
+        filename = await receive(
+            request, staged, parts.settings, limit=limit, limit_name="max_adapter_bytes", fields=["file"]
+        )
+        caller.restart()
+        caller.watch(gone(request))
+        done = await parts.uploads.publish(staged, task, filename, caller, activate=activate)
+    response.status_code = 201 if done.created else 200
+    root = request.scope.get("root_path", "")
+    response.headers["Location"] = f"{root}/v1/tasks/{task}/versions/{done.info.number}"
+    config = done.adapter.config
+    return UploadAnswer(
+        **version_fields(parts, done.info),
+        modality=config.modality,
+        labels=list(config.labels),
+        parameters=done.adapter.parameters,
+        share=done.adapter.parameters / parts.catalogue.layout.parameters,
+    )

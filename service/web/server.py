@@ -1,0 +1,95 @@
+"""The uvicorn server with what it lacks: bounded connections, and a stop that loses no request on its way.
+
+It knows sockets; it does not know HTTP framing, routes or tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import uvicorn
+
+from service.settings import Settings
+from service.web.protocol import BoundedProtocol
+
+BACKLOG = 2048
+LINGER_S = 0.5
+"""At a stop, how long a connection without a request is still listened to, since one may be on its way."""
+TICK_S = 0.02
+DRAINING = "draining"
+"""In the state of each request that came after the server was told to stop."""
+
+
+def server_config(settings: Settings, app: Any) -> uvicorn.Config:
+    """How ``adaptserve serve`` runs its application."""
+    protocol: type[asyncio.Protocol] = type("Bounded", (BoundedProtocol,), {"settings": settings})
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        log_config=None,  # its lines go where all lines go: service.watch.logs
+        log_level=settings.log_level if settings.log_level == "debug" else "warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # service.web.door believes those that the settings name
+        backlog=BACKLOG,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=int(settings.drain_s),
+        lifespan="off",
+    )
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that, told to stop, cuts nobody off: it answers what it took and refuses what still comes, then closes.
+
+    Requests that come after the word find ``DRAINING`` in ``scope["state"]``; refusing them is the application's part.
+    Behind a proxy, Docker's among them, a closed listener is no refusal but a connection that breaks without an answer.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Return when all is answered, at the latest after ``timeout_graceful_shutdown`` seconds and one."""
+        end = time.monotonic() + (self.config.timeout_graceful_shutdown or 0)
+        self.lifespan.state[DRAINING] = True
+        taken, connections = set(self.server_state.tasks), set(self.server_state.connections)
+        for connection in connections:
+            cast(BoundedProtocol, connection).leave(LINGER_S)
+        while time.monotonic() < end and not self.force_exit:
+            if not (taken & self.server_state.tasks or connections & self.server_state.connections):
+                break
+            await asyncio.sleep(TICK_S)
+        await self._close_listeners()
+        self.config.timeout_graceful_shutdown = max(1, int(end - time.monotonic()))
+        await super().shutdown(sockets)
+
+    async def _close_listeners(self) -> None:
+        """First taking what the kernel has already connected: closing would reset it."""
+        listeners = [socket.socket(fileno=os.dup(own.fileno())) for server in self.servers for own in server.sockets]
+        for server in self.servers:
+            server.close()  # the loop takes no more; the copies keep the listeners alive until they are empty
+        loop = asyncio.get_running_loop()
+        for connection in [connection for listener in listeners for connection in _empty(listener)]:
+            await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(
+            config=self.config,  # type: ignore[call-arg]
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+
+
+def _empty(listener: socket.socket) -> Iterator[socket.socket]:
+    """Every connection that waits, then close: nothing may come between the last look and that."""
+    with listener:
+        listener.setblocking(False)
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # none is left, or no file descriptor is
+                return
+            yield connection

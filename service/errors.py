@@ -23,6 +23,7 @@ AdaptError (adapters.errors)
 ├── ClientGone               499  never sent: there is nobody to send it to
 ├── ComputeFailed            500  our own fault
 ├── NotReady                 503
+│   └── EngineLost           503  the engine's process ended; another is being started
 ├── Draining                 503
 ├── StorageReadOnly          503
 ├── StorageFailed            503  the disk reports an error of its own
@@ -141,6 +142,10 @@ class NotReady(AdaptError):
     """The server is starting, or its device does not answer."""
 
 
+class EngineLost(NotReady):
+    """The engine's process has ended; another one is being started."""
+
+
 class Draining(AdaptError):
     """The server is stopping."""
 
@@ -197,12 +202,24 @@ STATUS: dict[type[AdaptError], int] = {
     ClientGone: 499,
     ComputeFailed: 500,
     NotReady: 503,
+    EngineLost: 503,
     Draining: 503,
     StorageReadOnly: 503,
     StorageFailed: 503,
     DeadlineExceeded: 504,
     StorageFull: 507,
 }
+
+
+def _kinds(base: type[AdaptError]) -> dict[str, type[AdaptError]]:
+    found = {base.__name__: base}
+    for kind in base.__subclasses__():
+        found |= _kinds(kind)
+    return found
+
+
+KINDS = _kinds(AdaptError)
+"""Every class of ours by its name."""
 
 
 def status_of(error: AdaptError) -> int:

@@ -22,7 +22,7 @@ from adapters.media import MediaLimits, Preprocess, decode, rows
 from adapters.training.data import Example
 from adapters.training.decoding import Reader
 from service.web.decoding import Decoder
-from service.web.pool import Pool
+from service.pool import Pool
 from tests.media_samples import clip, encode, scene
 
 LIMITS = MediaLimits()

@@ -24,7 +24,8 @@ from adapters.bank import PAGE, Bank, PackedAdapter, Slabs, pack
 from adapters.config import SiteConfig
 from adapters.errors import AdaptError, BrokenAdapter, BrokenMedia, MediaTooLarge
 from adapters.forward.banked import BankedForward, Job
-from service.engine.engine import Answer, BatchReport, Engine
+from service.engine.engine import BatchReport, Engine
+from service.engine.interface import Answer
 from service.errors import BadScores, ComputeFailed, DeadlineExceeded, Draining, QueueFull
 from tests.models import Spec, random_adapter, small_backbone
 

@@ -24,7 +24,7 @@ from adapters.config import SiteConfig
 from adapters.file import write_adapter
 from adapters.forward.banked import Job
 from service.cli.console import DEVICE_LOST
-from service.watch.watchdog import TRIES, watching
+from service.engine.watchdog import TRIES, watching
 from tests import lost_device
 from tests.houses import WAIT, House, Kit, Process, house, photograph, problem, scores_of, until
 from tests.models import Spec, random_adapter

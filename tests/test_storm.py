@@ -27,7 +27,8 @@ from adapters.config import SiteConfig
 from adapters.errors import AdaptError
 from adapters.file import write_adapter
 from adapters.forward.banked import Job
-from service.engine.engine import Answer, Engine
+from service.engine.engine import Engine
+from service.engine.interface import Answer
 from service.errors import QueueFull, status_of
 from service.store.repository import Repository
 from tests import hanging

@@ -88,7 +88,7 @@ def serve(
         logs.configure(settings.log_level, settings.log_format)
         stop = _Stop(settings.drain_s)
         signal.signal(signal.SIGTERM, stop.before_serving)
-        from service.watch.watchdog import watching
+        from service.engine.watchdog import watching
         from service.web.app import build, create_app  # torch takes seconds; the door is checked before
 
         said = one_line_errors(log.error if settings.log_format == "json" else complain)

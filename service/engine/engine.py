@@ -19,13 +19,14 @@ from adapters.bank import Bank, Lease, Loader
 from adapters.errors import AdaptError, LoadsBehind
 from adapters.forward.banked import BankedForward
 from service.engine import faults
-from service.engine.batch import Answer, BatchReport, Work
-from service.engine.pace import HOPE
+from service.engine.batch import BatchReport, Work
+from service.engine.interface import Answer
+from service.pace import HOPE
 from service.engine.room import Room
 from service.engine.scheduler import Scheduler, Ticket
 from service.errors import BadScores, DeadlineExceeded, Draining
 
-__all__ = ["Answer", "BatchReport", "Engine"]
+__all__ = ["BatchReport", "Engine"]
 
 CLOSE_S = 2.0
 """How long ``close`` waits for the batch in progress; a device that hangs is left behind on its thread."""
@@ -44,8 +45,9 @@ class Engine:
         on_batch: Callable[[BatchReport], None] | None = None,
         last_step: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
+        room: Room | None = None,
     ) -> None:
-        """``last_step`` says when a block of the forward was last computed, on the same clock.
+        """``room`` has the same bounds, and cells that others read. ``last_step`` says when a block of the forward was last computed, on the same clock.
 
         On CUDA that is when it was put into the device's queue, or never where it is replayed from a graph.
         """
@@ -54,7 +56,7 @@ class Engine:
         self.last_step = last_step
         self._scheduler: Scheduler[Work] = Scheduler(max_batch_rows)
         self._wake = threading.Condition()
-        self._room = Room(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, clock=clock)
+        self._room = (room or Room(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, clock=clock)).begin()
         self._live: list[Ticket[Work]] = []  # the latest batch
         self._begun: float | None = None  # when the forward pass that runs now began
         self._running = True
@@ -69,6 +71,11 @@ class Engine:
     def queued_rows(self) -> int:
         """Rows accepted and not yet answered."""
         return self._room.queued
+
+    @property
+    def backlog_s(self) -> float:
+        """About how long a row that came now would wait."""
+        return self._room.backlog_s
 
     @property
     def alive(self) -> bool:
@@ -285,7 +292,7 @@ class Engine:
             compute = self._clock() - start
             self._begun = None
             self._on_batch(BatchReport(rows, len({job.slot for job in jobs}), compute, failed))
-        self._room.pace.saw(rows, min(t.payload.submitted for t in batch), self._clock())
+        self._room.saw(rows, min(t.payload.submitted for t in batch), self._clock())
         for ticket, values in zip(batch, logits, strict=True):
             if ticket.payload.future.done():
                 continue  # refused by ``close``, which did not wait for the device any longer

@@ -27,7 +27,7 @@ from service.store.repository import Repository
 from service.version import installed_version
 from service.watch import tracing
 from service.watch.counts import Counts
-from service.watch.health import Health
+from service.engine.health import Health
 from service.watch.metrics import Metrics, Snapshot
 from service.web import problems, routes
 from service.web.addresses import Methods, PlainPath
@@ -36,7 +36,7 @@ from service.web.decoding import Decoder
 from service.web.door import Cors, KnownHost, KnownOrigin, Proxies
 from service.web.middleware import LastResort, RequestContext
 from service.web.parts import Parts
-from service.web.pool import Pool
+from service.pool import Pool
 from service.web.prediction import Predictor
 from service.web.routes.guard import guard, still_open
 from service.web.routes.parameters import known_parameters

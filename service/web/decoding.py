@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adapters.config import AdapterConfig, InputConfig, VideoConfig
 from adapters.media import Deadline, MediaLimits, Preprocess, decode, decode_image, geometry, rows
-from service.web.pool import Pool
+from service.pool import Pool
 
 MAX_PREPROCESSES = 256
 """Distinct geometries whose transform is kept; the least recently used one is built again."""

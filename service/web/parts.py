@@ -15,11 +15,11 @@ from service.settings import Settings
 from service.store.catalogue import Catalogue
 from service.store.repository import Repository
 from service.watch.counts import Counts
-from service.watch.health import Health
+from service.engine.health import Health
 from service.watch.metrics import Metrics
 from service.watch.tracing import Tracing
 from service.web.budget import Budget
-from service.web.pool import Pool
+from service.pool import Pool
 from service.web.prediction import Predictor
 from service.web.uploads import Uploads
 

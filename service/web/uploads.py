@@ -22,7 +22,7 @@ from service.store.catalogue import Catalogue
 from service.store.repository import Staging, VersionInfo
 from service.watch.metrics import Metrics
 from service.web.caller import Caller
-from service.web.pool import Pool
+from service.pool import Pool
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from adapters.errors import AdaptError
-from service.engine.pace import HOPE
+from service.pace import HOPE
 from service.errors import Draining, QueueFull
 
 T = TypeVar("T")

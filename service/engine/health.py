@@ -11,9 +11,9 @@ import time
 import torch
 
 from adapters.errors import AdaptError
-from service.engine.engine import BatchReport, Engine
+from service.engine.batch import BatchReport
+from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, Draining, NotReady
-from service.web.caller import heard
 
 POLL_S = 0.1
 """How often a probe that waits behind a slow batch looks whether that one gets on."""
@@ -96,3 +96,9 @@ class Health:
 
     def _blank(self) -> torch.Tensor:
         return torch.zeros(1, 3, self._size, self._size, dtype=torch.uint8)
+
+
+def heard(future: asyncio.Future[Any]) -> None:
+    """Look at the outcome, so that asyncio does not log a wait that was given up as an error that nobody saw."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,100 @@
+"""Pixels: memory for the frames of requests on their way, a row each, written once by a decoder, read by the engine.
+
+It lies in a buffer that several processes may have mapped; which rows are taken is known to its one owner.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import QueueFull
+
+RETRY_AFTER_S = 1.0
+Row = NDArray[np.uint8]
+
+
+def array_of(buffer: Any, size: int) -> NDArray[np.uint8]:
+    """A buffer as uint8 (rows, 3, size, size), as many as fit; the rest of it is left."""
+    rows = len(buffer) // row_bytes(size)
+    return np.frombuffer(buffer, np.uint8, rows * row_bytes(size)).reshape(rows, 3, size, size)
+
+
+def row_bytes(size: int) -> int:
+    """Bytes of one frame of ``size`` pixels square."""
+    return 3 * size * size
+
+
+def gathered(rows: NDArray[np.uint8], numbers: Sequence[int]) -> NDArray[np.uint8]:
+    """Those rows, (frames, 3, size, size): a view where they lie side by side, as one always does, else a copy."""
+    first = numbers[0]
+    if list(numbers) == list(range(first, first + len(numbers))):
+        return rows[first : first + len(numbers)]
+    return rows[list(numbers)]
+
+
+class Framed(Protocol):
+    """One input's frames, whoever holds them."""
+
+    @property
+    def array(self) -> NDArray[np.uint8]: ...
+
+
+class Held:
+    """Rows that belong to one input until nobody refers to this any more. ``self[i]`` is frame i, (3, size, size)."""
+
+    __slots__ = ("_owner", "numbers")
+
+    def __init__(self, owner: Pixels, numbers: Sequence[int]) -> None:
+        self._owner, self.numbers = owner, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, frame: int) -> Row:
+        return self._owner.rows[self.numbers[frame]]
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """All frames, (frames, 3, size, size)."""
+        return gathered(self._owner.rows, self.numbers)
+
+    def __del__(self) -> None:
+        self._owner.free(self.numbers)
+
+
+class Pixels:
+    """Takes rows for inputs, from any thread; a row that was let go of is taken again first, while it is in caches."""
+
+    def __init__(self, rows: NDArray[np.uint8]) -> None:
+        self.rows = rows
+        self._free = list(range(len(rows) - 1, -1, -1))
+        self._lock = threading.Lock()
+
+    @classmethod
+    def private(cls, rows: int, size: int) -> Pixels:
+        """In memory of this process, which the system gives page by page as it is written."""
+        return cls(np.empty((rows, 3, size, size), np.uint8))
+
+    def take(self, frames: int) -> Held:
+        """Rows for one input. Raises QueueFull where so many are not free."""
+        with self._lock:
+            if len(self._free) < frames:
+                held = len(self.rows) - len(self._free)
+                raise QueueFull(
+                    f"{held} frames are on their way to the device, and there is room for {len(self.rows)} "
+                    f"(max_queue_rows); try again in {RETRY_AFTER_S:g} s",
+                    retry_after=RETRY_AFTER_S, field="max_queue_rows", limit=len(self.rows), value=held + frames,
+                )  # fmt: skip
+            numbers = sorted(self._free[-frames:])
+            del self._free[-frames:]
+        return Held(self, numbers)
+
+    def free(self, numbers: Sequence[int]) -> None:
+        """For ``Held`` alone."""
+        with self._lock:
+            self._free.extend(reversed(numbers))

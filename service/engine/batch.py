@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from adapters.bank import AdapterMeta, Lease
-from adapters.forward.banked import Job
+from adapters.bank import Lease
+from adapters.forward.plan import Job
+from adapters.media import Pixels
+from adapters.meta import AdapterMeta
 
 NOBODY = AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0)
 """The bare backbone in slot 0, for health probes only."""
@@ -43,7 +44,7 @@ class BatchReport:
 class Work:
     """A ticket's inside: what to compute, for whom, and the slot once there is one; all of it let go at the end."""
 
-    pixels: Tensor | None
+    pixels: Pixels | None
     future: Future[Answer]
     submitted: float
     picture: bytes | None = None

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-import torch
+import numpy as np
 
 from adapters.errors import AdaptError
+from adapters.media import Pixels
 from service.engine.engine import BatchReport, Engine
 from service.errors import DeadlineExceeded, Draining, NotReady
 from service.web.caller import heard
@@ -94,5 +95,5 @@ class Health:
         finally:
             probe.cancel()
 
-    def _blank(self) -> torch.Tensor:
-        return torch.zeros(1, 3, self._size, self._size, dtype=torch.uint8)
+    def _blank(self) -> Pixels:
+        return np.zeros((1, 3, self._size, self._size), np.uint8)

@@ -15,10 +15,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from PIL import Image
-from torch import Tensor
 
 from adapters.config import AdapterConfig, InputConfig, VideoConfig
-from adapters.media import Deadline, MediaLimits, Preprocess, decode, decode_image, geometry, rows
+from adapters.media import Deadline, MediaLimits, Pixels, Preprocess, decode, decode_image, geometry, rows
 from service.web.pool import Pool
 
 MAX_PREPROCESSES = 256
@@ -29,7 +28,7 @@ MAX_PREPROCESSES = 256
 class Seen:
     """What a config sees of a body: uint8 (frames, 3, size, size), their digest, and how many frames were bad."""
 
-    pixels: Tensor
+    pixels: Pixels
     digest: bytes
     bad_frames: int
 
@@ -75,7 +74,7 @@ class Decoder:
                     deadline.check()
                     pixels = rows(frames, self._preprocess(shape))
                     # By it the device finds equal pictures; a tenth of a millisecond for a picture of 224 pixels.
-                    digest = hashlib.sha256(pixels.numpy().data).digest()
+                    digest = hashlib.sha256(pixels.data).digest()
                     resized[shape] = Seen(pixels, digest, frames.bad)
                 seen[i] = resized[shape]
         return Decoded([seen[i] for i in range(len(configs))], time.perf_counter() - start)

@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.config import Activation, SiteConfig
-
-ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "gelu")
+from adapters.config import ACTIVATIONS, Activation, SiteConfig
 
 
 def activate(hidden: Tensor, act: Activation) -> Tensor:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from adapters.backbone import Backbone
-from adapters.bank import AdapterMeta, Slabs, pack
+from adapters.bank import Slabs, pack
 from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig
 from adapters.file import Adapter
+from adapters.meta import AdapterMeta
 
 
 def random_adapter(backbone: Backbone, seed: int, classes: int = 10, task: str = "bench", first: int = 0) -> Adapter:

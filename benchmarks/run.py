@@ -60,7 +60,7 @@ def measure(
     forward, model = BankedForward(backbone, slabs), reference.model
     size, results = backbone.input.size, []
     for rows, adapters in MIXES:
-        pixels = torch.randint(0, 256, (rows, 1, 3, size, size), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (rows, 1, 3, size, size), dtype=torch.uint8).numpy()
         jobs = [Job(p, *held[i % adapters]) for i, p in enumerate(pixels)]
         images = torch.randn(rows, 3, size, size).to(reference.device, reference.dtype)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from adapters.backbone import Backbone, load_backbone
-from adapters.file import Adapter, FileLimits, read_adapter
+from adapters.file import Adapter, read_adapter
+from adapters.limits import FileLimits
 from service.cli.main import app
 from tests.models import small_backbone
 from tests.official import save_checkpoint

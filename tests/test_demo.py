@@ -12,7 +12,8 @@ from torch.utils.data import TensorDataset
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.backbone.weights import DEMO_BACKBONE
-from adapters.file import Adapter, FileLimits, read_adapter
+from adapters.file import Adapter, read_adapter
+from adapters.limits import FileLimits
 from adapters.media import MediaLimits, Preprocess, decode, rows
 from adapters.training.demo import digits, photos
 from adapters.training.demo.build import score_file
@@ -48,7 +49,7 @@ def test_the_samples_are_what_their_names_say(backbone: Backbone, adapters: dict
     for path in SAMPLES:
         name = max((name for name in adapters if path.name.startswith(f"{name}-")), key=len)
         config = adapters[name].config
-        pixels = rows(decode(path.read_bytes(), config, MediaLimits()), Preprocess(config.input))
+        pixels = torch.from_numpy(rows(decode(path.read_bytes(), config, MediaLimits()), Preprocess(config.input)))
         logits = served_logits(adapters[name], backbone, TensorDataset(pixels[None], torch.zeros(1)))[0]
         truth = path.stem.removeprefix(f"{name}-")
         if config.score == "sigmoid":

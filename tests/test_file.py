@@ -16,17 +16,10 @@ from safetensors.torch import save_file
 
 from adapters.config import AdapterConfig, SiteConfig, is_task_name
 from adapters.errors import AdapterError, AdapterTooLarge, BrokenAdapter, NotAnAdapter, WrongBase
-from adapters.file import (
-    METADATA_KEY,
-    Adapter,
-    FileLimits,
-    digest_of,
-    read_adapter,
-    read_header,
-    refuse_pickle_name,
-    write_adapter,
-)
+from adapters.file import Adapter, read_adapter, write_adapter
+from adapters.header import METADATA_KEY, digest_of, read_header, refuse_pickle_name
 from adapters.layout import Layout
+from adapters.limits import FileLimits
 from tests.models import Spec, random_adapter, small_backbone
 
 LIMITS = FileLimits(max_rank=16, max_classes=50)

@@ -33,11 +33,11 @@ def test_padding_changes_no_answer(tmp_path: Path) -> None:
     for slot, adapter in enumerate(adapters, 1):
         packed = pack(adapter, backbone.layout, 8, torch.float32)
         slabs.write(slot, [slot], packed)
-        pixels = torch.randint(0, 256, (adapter.config.frames, 3, 32, 32), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (adapter.config.frames, 3, 32, 32), dtype=torch.uint8).numpy()
         jobs.append(Job(pixels, slot, (slot,), packed.meta))
     forward, plan = BankedForward(backbone, slabs), plan_of([jobs[0], jobs[1], jobs[0]])
     assert plan.key.rows == 5
-    table, pixels = torch.from_numpy(plan.table), torch.cat([jobs[i].pixels for i in (0, 1, 0)])
+    table, pixels = torch.from_numpy(plan.table), torch.from_numpy(np.concatenate([jobs[i].pixels for i in (0, 1, 0)]))
     key, wide, frames = pad(plan.key, table, pixels)
     assert key.rows == 8
     assert wide[SLOTS, 5:].tolist() == [0, 0, 0]
@@ -64,7 +64,7 @@ def test_a_graph_answers_as_the_eager_forward_does(tmp_path: Path, dtype: torch.
     graphed, eager = BankedForward(backbone, slabs), BankedForward(backbone, slabs, cuda_graphs=False)
     for turn in range(12):
         chosen = [packs[(turn + i * 5) % 6] for i in range(1 + turn % 5)]
-        jobs = [Job(torch.randint(0, 256, (p[2].frames, 3, 32, 32), dtype=torch.uint8), *p) for p in chosen]
+        jobs = [Job(torch.randint(0, 256, (p[2].frames, 3, 32, 32), dtype=torch.uint8).numpy(), *p) for p in chosen]
         for a, b in zip(graphed(jobs), eager(jobs), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2)
     assert any(graphed._graphs._kept.values())

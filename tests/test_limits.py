@@ -11,7 +11,8 @@ import pytest
 from adapters.backbone import Backbone
 from adapters.config import SiteConfig
 from adapters.errors import AdapterTooLarge, MediaTooLarge
-from adapters.file import read_adapter, refusals, write_adapter
+from adapters.file import read_adapter, write_adapter
+from adapters.header import refusals
 from adapters.layout import MIN_SLOT_RANK
 from adapters.limits import MEDIA_SETTINGS, FileLimits, MediaLimits, bound, needed, variable
 from adapters.media import decode_clip, decode_image

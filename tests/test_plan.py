@@ -6,12 +6,11 @@ from collections import Counter
 from itertools import pairwise
 
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.bank import AdapterMeta
 from adapters.forward.plan import AFTER, BEFORE, HAS_AFTER, HAS_BEFORE, SITES, SLOTS, SOURCE, Job, Plan, plan_of
+from adapters.meta import AdapterMeta
 
 DEPTH = 5
 FIRST = {1: 0, 2: 2, 3: 2, 4: 4, 5: DEPTH, 6: DEPTH}
@@ -30,7 +29,7 @@ def meta(slot: int, frames: int, mean: float) -> AdapterMeta:
 
 def job(picture: int | None, slot: int, mean: float = 0.0) -> Job:
     frames = FRAMES[picture or 0]
-    return Job(torch.zeros(frames, 3, 2, 2, dtype=torch.uint8), slot, (), meta(slot, frames, mean), picture)
+    return Job(np.zeros((frames, 3, 2, 2), np.uint8), slot, (), meta(slot, frames, mean), picture)
 
 
 Row = tuple[object, ...]

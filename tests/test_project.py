@@ -81,6 +81,25 @@ def test_import_contracts_hold() -> None:
     assert "0 broken" in done.stdout
 
 
+def test_the_pure_parts_of_adapters_load_no_torch() -> None:
+    """Front ends consist of them: a fresh interpreter imports all that the contract names, and all that is in those."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (pure,) = (c for c in contracts if c["name"] == "the pure parts of adapters know no torch")
+    names = [m for name in pure["source_modules"] for m in modules_of(name)]
+    assert "adapters.media.preprocess" in names
+    code = f"import sys, {', '.join(names)}; print(sorted(set({pure['forbidden_modules']}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def modules_of(name: str) -> list[str]:
+    """A module, and those in it if it is a package."""
+    folder = ROOT / name.replace(".", "/")
+    return [name, *(f"{name}.{path.stem}" for path in sorted(folder.glob("[!_]*.py")))]
+
+
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [(RUN_TIME, ("train", "otel", "heic")), (CODE, ("test", "train"))],

@@ -17,10 +17,10 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from service.serving import catalogue
 
 from service.cli import serve
 from service.keys import create, dump
+from service.store import catalogue
 from service.store.descriptions import LISTED_LABELS, Summary
 from service.store.manifest import About, TaskInfo, VersionInfo, render
 from tests.houses import House, Kit, house, pages, photograph, problem, sites

@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from adapters.file import FileLimits, Header, read_header
+from adapters.header import Header, read_header
+from adapters.limits import FileLimits
 from adapters.training import run as training_run
 from adapters.training.checkpoint import Checkpoint, CheckpointFile
 from service.cli.main import app

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from adapters.bank.pack import AdapterMeta
 from adapters.bank.policy import Usage
 from adapters.errors import AdapterTooLarge
+from adapters.meta import AdapterMeta
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from adapters.backbone.inputs import normalise
 from adapters.bank import PAGE, Slabs
 from adapters.config import SiteName
 from adapters.forward.graphs import Graphs
@@ -29,7 +30,6 @@ from adapters.forward.plan import (
     Plan,
     plan_of,
 )
-from adapters.media import normalise
 from adapters.sites import ClipRows, SiteRows, banked_residual
 
 __all__ = ["BankedForward", "Job"]
@@ -63,11 +63,12 @@ class BankedForward:
     def _pixels(self, jobs: Sequence[Job]) -> Tensor:
         """All frames as one uint8 tensor on the device, through one pinned buffer on CUDA."""
         if self.slabs.device.type != "cuda":
-            return torch.cat([job.pixels for job in jobs])
+            return torch.from_numpy(np.concatenate([job.pixels for job in jobs]))
         shape = (sum(job.pixels.shape[0] for job in jobs), *jobs[0].pixels.shape[1:])
         if self._staging.shape[0] < shape[0] or self._staging.shape[1:] != shape[1:]:
             self._staging = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        pixels = torch.cat([job.pixels for job in jobs], out=self._staging[: shape[0]])
+        pixels = self._staging[: shape[0]]
+        np.concatenate([job.pixels for job in jobs], out=pixels.numpy())
         return pixels.to(self.slabs.device, non_blocking=True)
 
     def _compute(self, key: BatchKey, table: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:

@@ -17,11 +17,9 @@ from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from adapters.bank import AdapterMeta
-from adapters.config import Activation, Pool, SiteName
-from adapters.sites import ACTIVATIONS
+from adapters.config import ACTIVATIONS, Activation, Pool, SiteName
+from adapters.meta import AdapterMeta
 
 SLOTS, SOURCE, BEFORE, AFTER, HAS_BEFORE, HAS_AFTER, SITES = range(7)
 """Lines of the table; from ``SITES`` on, two lines per site of the key: its slots and its activations."""
@@ -29,12 +27,12 @@ SLOTS, SOURCE, BEFORE, AFTER, HAS_BEFORE, HAS_AFTER, SITES = range(7)
 
 @dataclass(frozen=True)
 class Job:
-    """One input and the slot that answers it: ``pixels`` uint8 (frames, 3, size, size), on the CPU.
+    """One input and the slot that answers it: ``pixels`` uint8 (frames, 3, size, size).
 
     Jobs with the same ``picture`` have equal pixels; None is like no other.
     """
 
-    pixels: Tensor
+    pixels: NDArray[np.uint8]
     slot: int
     pages: tuple[int, ...]
     meta: AdapterMeta

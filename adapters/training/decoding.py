@@ -40,7 +40,7 @@ class Reader:
         """Raises MediaError, or OSError where the file is gone."""
         with example.path.open("rb") as file:
             body = file.read(self._limits.max_bytes + 1)
-        return rows(decode(body, self._config, self._limits), self._prepare)
+        return torch.from_numpy(rows(decode(body, self._config, self._limits), self._prepare))
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from adapters.backbone.inputs import normalise
 from adapters.errors import TrainingError
-from adapters.media import normalise
 from adapters.training.augment import Crop, mixing_weight
 from adapters.training.batches import Batches, Examples
 from adapters.training.checkpoint import Checkpoint, FitResult

@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from adapters.backbone import Backbone
 from adapters.config import AdapterConfig
 from adapters.errors import AdapterTooLarge, TrainingError
-from adapters.file import Adapter, refusals, write_adapter
+from adapters.file import Adapter, write_adapter
+from adapters.header import refusals
 from adapters.limits import FileLimits, MediaLimits, foreseen, needed
 from adapters.training.account import account_of, tool
 from adapters.training.baselines import NO_FILE, check_method, model_of

@@ -55,7 +55,7 @@ def served_logits(
     batches = Batches(data, max(1, BATCH_ROWS // adapter.config.frames), threads=workers)
     found = []
     for number, (pixels, _) in enumerate(batches, 1):
-        found += forward([Job(p, 1, pages, packed.meta) for p in pixels])
+        found += forward([Job(p.numpy(), 1, pages, packed.meta) for p in pixels])
         if on_batch:
             on_batch(number / len(batches))
     return torch.from_numpy(np.stack(found))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapters.header import refusals
 from adapters.limits import foreseen
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.limits import file_limits
@@ -143,7 +144,6 @@ def _given(
 
 
 def _finish(file: Path, imported: Imported, backbone: Backbone) -> None:
-    from adapters.file import refusals
     from adapters.importers import save
 
     config, tensors = imported

@@ -8,10 +8,13 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from adapters.bank import AdapterMeta, Lease
-from adapters.forward.banked import Job
+from adapters.bank import Lease
+from adapters.forward.plan import Job
+from adapters.media import Pixels
+from adapters.meta import AdapterMeta
 from service.engine.interface import Answer
 
 NOBODY = AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0)
@@ -32,7 +35,7 @@ class BatchReport:
 class Work:
     """A ticket's inside: what to compute, for whom, and the slot once there is one; all of it let go at the end."""
 
-    pixels: Tensor | None
+    pixels: Pixels | None
     future: Future[Answer]
     submitted: float
     picture: bytes | None = None

@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 
 import numpy as np
-from torch import Tensor
 
 from adapters.bank import Bank, Lease, Loader
 from adapters.errors import AdaptError, LoadsBehind
 from adapters.forward.banked import BankedForward
+from adapters.media import Pixels
 from service.engine import faults
 from service.engine.batch import BatchReport, Work
 from service.engine.interface import Answer
@@ -89,7 +89,7 @@ class Engine:
         return 0.0 if begun is None else self._clock() - begun
 
     def submit(
-        self, task: str, digest: str, load: Loader, pixels: Tensor, deadline: float, *,
+        self, task: str, digest: str, load: Loader, pixels: Pixels, deadline: float, *,
         picture: bytes | None = None, admitted: bool = False) -> Future[Answer]:  # fmt: skip
         """Queue one input, uint8 (frames, 3, size, size); never blocks. ``deadline`` is on the engine's clock.
 
@@ -121,7 +121,7 @@ class Engine:
             except LoadsBehind as error:
                 raise self._room.behind(error, deadline) from None
 
-    def probe(self, pixels: Tensor, deadline: float) -> Future[Answer]:
+    def probe(self, pixels: Pixels, deadline: float) -> Future[Answer]:
         """A real forward of the bare backbone, for health checks, however full the queue is. Raises Draining."""
         ticket = self._accept("", pixels, deadline, always=True)
         self._queue(ticket)
@@ -147,7 +147,7 @@ class Engine:
             future.set_exception(_stopped())  # its slot stays pinned: the device may still read it
 
     def _accept(
-        self, task: str, pixels: Tensor, deadline: float, *, cold: bool = False, always: bool = False
+        self, task: str, pixels: Pixels, deadline: float, *, cold: bool = False, always: bool = False
     ) -> Ticket[Work]:
         rows = pixels.shape[0]
         self._room.check_size(rows)

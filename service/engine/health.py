@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
-import torch
+import numpy as np
 
 from adapters.errors import AdaptError
+from adapters.media import Pixels
 from service.engine.batch import BatchReport
 from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, Draining, NotReady
@@ -94,8 +96,8 @@ class Health:
         finally:
             probe.cancel()
 
-    def _blank(self) -> torch.Tensor:
-        return torch.zeros(1, 3, self._size, self._size, dtype=torch.uint8)
+    def _blank(self) -> Pixels:
+        return np.zeros((1, 3, self._size, self._size), np.uint8)
 
 
 def heard(future: asyncio.Future[Any]) -> None:

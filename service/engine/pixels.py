@@ -5,20 +5,20 @@ It lies in a buffer that several processes may have mapped; which rows are taken
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from adapters.media import Pixels
 from service.errors import QueueFull
 
 RETRY_AFTER_S = 1.0
-Row = NDArray[np.uint8]
 
 
-def array_of(buffer: Any, size: int) -> NDArray[np.uint8]:
+def array_of(buffer: Any, size: int) -> Pixels:
     """A buffer as uint8 (rows, 3, size, size), as many as fit; the rest of it is left."""
     rows = len(buffer) // row_bytes(size)
     return np.frombuffer(buffer, np.uint8, rows * row_bytes(size)).reshape(rows, 3, size, size)
@@ -29,7 +29,7 @@ def row_bytes(size: int) -> int:
     return 3 * size * size
 
 
-def gathered(rows: NDArray[np.uint8], numbers: Sequence[int]) -> NDArray[np.uint8]:
+def gathered(rows: Pixels, numbers: Sequence[int]) -> Pixels:
     """Those rows, (frames, 3, size, size): a view where they lie side by side, as one always does, else a copy."""
     first = numbers[0]
     if list(numbers) == list(range(first, first + len(numbers))):
@@ -41,7 +41,7 @@ class Framed(Protocol):
     """One input's frames, whoever holds them."""
 
     @property
-    def array(self) -> NDArray[np.uint8]: ...
+    def array(self) -> Pixels: ...
 
 
 class Held:
@@ -49,34 +49,41 @@ class Held:
 
     __slots__ = ("_owner", "numbers")
 
-    def __init__(self, owner: Pixels, numbers: Sequence[int]) -> None:
+    def __init__(self, owner: PixelMemory, numbers: Sequence[int]) -> None:
         self._owner, self.numbers = owner, numbers
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, frame: int) -> Row:
+    def __getitem__(self, frame: int) -> Pixels:
         return self._owner.rows[self.numbers[frame]]
 
     @property
-    def array(self) -> NDArray[np.uint8]:
+    def array(self) -> Pixels:
         """All frames, (frames, 3, size, size)."""
         return gathered(self._owner.rows, self.numbers)
+
+    def digest(self) -> bytes:
+        """By it the device finds equal pictures; it takes a tenth of a millisecond for one of 224 pixels."""
+        found = hashlib.sha256()
+        for frame in range(len(self)):
+            found.update(self[frame].data)
+        return found.digest()
 
     def __del__(self) -> None:
         self._owner.free(self.numbers)
 
 
-class Pixels:
+class PixelMemory:
     """Takes rows for inputs, from any thread; a row that was let go of is taken again first, while it is in caches."""
 
-    def __init__(self, rows: NDArray[np.uint8]) -> None:
+    def __init__(self, rows: Pixels) -> None:
         self.rows = rows
         self._free = list(range(len(rows) - 1, -1, -1))
         self._lock = threading.Lock()
 
     @classmethod
-    def private(cls, rows: int, size: int) -> Pixels:
+    def private(cls, rows: int, size: int) -> PixelMemory:
         """In memory of this process, which the system gives page by page as it is written."""
         return cls(np.empty((rows, 3, size, size), np.uint8))
 

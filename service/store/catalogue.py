@@ -15,7 +15,8 @@ from typing import BinaryIO
 from adapters.bank import Bank, PackedAdapter, pack
 from adapters.config import AdapterConfig
 from adapters.errors import AdapterError, AdaptError, BrokenAdapter
-from adapters.file import Adapter, read_adapter, read_header
+from adapters.file import Adapter, read_adapter
+from adapters.header import read_header
 from adapters.limits import FileLimits
 from service.errors import StorageFailed, UnknownTask, UnknownVersion
 from service.store.descriptions import Description, Descriptions, Summary

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
+import numpy as np
 
 from adapters.bank import Bank, PackedAdapter
 from adapters.errors import AdaptError
-from adapters.file import Adapter, refuse_pickle_name
+from adapters.file import Adapter
+from adapters.header import refuse_pickle_name
 from service.engine.engine import Engine
 from service.errors import ClientGone, QueueFull, status_of
 from service.store.catalogue import Catalogue
@@ -137,7 +138,7 @@ class Uploads:
         It leaves the adapter resident, so the first real request finds it there.
         """
         size = adapter.config.input.size
-        blank = torch.zeros(adapter.config.frames, 3, size, size, dtype=torch.uint8)
+        blank = np.zeros((adapter.config.frames, 3, size, size), np.uint8)
         trial = self._engine.submit(task, adapter.digest, lambda: packed, blank, caller.deadline)
         await caller.wait([trial], "trying the adapter")
 

@@ -20,9 +20,9 @@ from adapters.errors import MediaTooLarge, WrongModality
 from adapters.media import MediaLimits, Pixels, Preprocess, decode, rows
 from adapters.training.data import Example
 from adapters.training.decoding import Reader
+from service.pool import Pool
 from service.web import decoding
 from service.web.decoding import Decoder
-from service.pool import Pool
 from tests.media_samples import clip, encode, scene
 
 LIMITS = MediaLimits()

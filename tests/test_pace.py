@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from service.pace import Pace, seconds
 from service.errors import QueueFull
+from service.pace import Pace, seconds
 from service.pool import Pool
 from tests.houses import WAIT, until
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from adapters.bank import Lease
 from adapters.forward.plan import Job
 from adapters.media import Pixels

@@ -21,10 +21,10 @@ from adapters.media import Pixels
 from service.engine import faults
 from service.engine.batch import BatchReport, Work
 from service.engine.interface import Answer
-from service.pace import HOPE
 from service.engine.room import Room
 from service.engine.scheduler import Scheduler, Ticket
 from service.errors import BadScores, DeadlineExceeded, Draining
+from service.pace import HOPE
 
 __all__ = ["BatchReport", "Engine"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from adapters.media import Pixels
 from service.engine.batch import BatchReport
 from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, Draining, NotReady
+from service.pool import heard
 
 POLL_S = 0.1
 """How often a probe that waits behind a slow batch looks whether that one gets on."""
@@ -98,9 +98,3 @@ class Health:
 
     def _blank(self) -> Pixels:
         return np.zeros((1, 3, self._size, self._size), np.uint8)
-
-
-def heard(future: asyncio.Future[Any]) -> None:
-    """Look at the outcome, so that asyncio does not log a wait that was given up as an error that nobody saw."""
-    if not future.cancelled():
-        future.exception()

@@ -22,14 +22,14 @@ from adapters.file import Adapter
 from adapters.forward.banked import BankedForward
 from service.engine.batch import BatchReport
 from service.engine.engine import CLOSE_S, Engine
+from service.engine.health import Health
 from service.engine.interface import Answer, Facts, Item, Readiness
 from service.engine.loading import Load, Loading
 from service.engine.pixels import Framed
-from service.pool import Pool
 from service.engine.room import Room
 from service.limits import file_limits
+from service.pool import Pool
 from service.settings import Settings
-from service.engine.health import Health
 from service.watch.metrics import Metrics, Snapshot
 
 PAGES_PER_SLOT = 4
@@ -123,9 +123,7 @@ class LocalEngine:
 
 
 @contextmanager
-def local_engine(
-    settings: Settings, device: str, metrics: Metrics, room: Room | None = None
-) -> Iterator[LocalEngine]:
+def local_engine(settings: Settings, device: str, metrics: Metrics, room: Room | None = None) -> Iterator[LocalEngine]:
     """An engine that has computed a first forward. Raises BackboneError and more."""
     with ExitStack() as stack:
         if settings.threads:

@@ -24,7 +24,17 @@ from service.engine import memory
 from service.engine.interface import Answer
 from service.engine.local import LocalEngine, local_engine
 from service.engine.messages import (
-    Answered, Ask, Call, Cancel, Channel, Failed, Hello, Message, Reply, Told, failed,
+    Answered,
+    Ask,
+    Call,
+    Cancel,
+    Channel,
+    Failed,
+    Hello,
+    Message,
+    Reply,
+    Told,
+    failed,
 )  # fmt: skip
 from service.engine.pixels import array_of, gathered
 from service.engine.remote import RESIDENTS

@@ -18,7 +18,17 @@ import numpy as np
 from adapters.errors import AdaptError
 from service.engine.interface import Answer, Facts, Item, Readiness
 from service.engine.messages import (
-    Answered, Ask, Call, Cancel, Channel, Failed, Hello, Message, Reply, Told, error_of,
+    Answered,
+    Ask,
+    Call,
+    Cancel,
+    Channel,
+    Failed,
+    Hello,
+    Message,
+    Reply,
+    Told,
+    error_of,
 )  # fmt: skip
 from service.engine.pixels import Held
 from service.engine.room import Room

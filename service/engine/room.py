@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 
 from adapters.errors import BrokenMedia, LoadsBehind, MediaTooLarge
-from service.pace import HOPE, Pace, seconds
 from service.errors import Draining, QueueFull
+from service.pace import HOPE, Pace, seconds
 
 LOADING_SHARE = 0.75
 """Share of the queue that rows may take whose adapter is not there yet; the rest is for those that need no load."""

@@ -44,15 +44,15 @@ def publish_demo(catalogue: Catalogue) -> None:
 
 
 def _publish(catalogue: Catalogue, path: Path) -> None:
-    adapter = catalogue.read(path)
-    if catalogue.repository.had(adapter.config.task):
+    header = catalogue.check(path)
+    if catalogue.repository.had(header.config.task):
         return
     staging = catalogue.repository.open_staging(path.stat().st_size)
     try:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 staging.write(chunk)
-        catalogue.publish(staging, adapter.config.task, adapter, activate=True)
+        catalogue.publish(staging, header.config.task, header, activate=True)
     finally:
         staging.discard()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -33,6 +34,11 @@ class Snapshot:
     evictions: Mapping[str, int]
     device_memory_bytes: int
     ready: bool
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """Of no engine."""
+        return cls(0, {}, 0, {}, {}, 0, ready=False)
 
     def __add__(self, other: Snapshot) -> Snapshot:
         """Of two engines; ready if one of them is."""

@@ -23,6 +23,7 @@ from service.limits import file_limits, media_limits
 from service.settings import Settings
 from service.store.catalogue import Catalogue
 from service.store.demo import publish_demo
+from service.store.locks import FolderLock
 from service.store.repository import Repository
 from service.version import installed_version
 from service.watch import tracing
@@ -56,6 +57,7 @@ def build(settings: Settings) -> Iterator[Parts]:
         keys = Keys.read(settings.keys, settings.keys_file)
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        stack.enter_context(FolderLock(settings.data_dir))
         repository = Repository(
             settings.data_dir, max_tasks=settings.max_tasks, max_versions=settings.max_versions_per_task
         )

@@ -30,6 +30,7 @@ from service.errors import (
     UnknownTask,
     UnknownVersion,
 )
+from service.store.locks import FolderLock
 from service.store.repository import Repository, VersionInfo
 
 
@@ -151,9 +152,12 @@ def test_bounds(repository: Repository) -> None:
         put(repository, "a", b"z")
 
 
-def test_one_server_per_folder(repository: Repository) -> None:
-    with pytest.raises(Conflict, match="another server owns"):
-        Repository(repository.root)
+def test_one_server_per_folder(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "data"):
+        for _ in range(2):
+            with pytest.raises(Conflict, match="another server owns"):
+                FolderLock(tmp_path / "data")
+    FolderLock(tmp_path / "data").close()
 
 
 @pytest.mark.parametrize(("code", "error"), [(28, StorageFull), (30, StorageReadOnly), (122, StorageFull)])
@@ -205,6 +209,7 @@ def test_recovery_sets_aside_what_no_manifest_names(repository: Repository) -> N
 WRITER = """
 import sys
 from pathlib import Path
+from service.store.locks import FolderLock
 from service.store.repository import Repository
 repository = Repository(Path(sys.argv[1]))
 repository.recover()

@@ -21,13 +21,12 @@ from typing import Any
 
 from adapters.errors import AdaptError
 from service.engine.messages import LENGTH_BYTES, Channel, Message, failed, framed
+from service.exits import CUT_OFF, FAILED
 from service.settings import Settings
 from service.watch import logs
 
 log = logging.getLogger(__name__)
 
-FAILED, DEVICE_LOST, CUT_OFF = 1, 3, 4
-"""Exit codes: it could not start; its device computes no more; something in it hung when it was told to stop."""
 LAST_WORDS_S = 1.0
 
 
@@ -75,8 +74,10 @@ def beginning(told: dict[str, Any]) -> bytes:
 
 
 def freeze() -> None:
-    """What the start made stays. Left to the collector, half a million objects of torch and the tasks' hold up the event
-    loop whenever it looks through all of them: for 0.3 s, whatever runs.
+    """What the start made stays.
+
+    Left to the collector, half a million objects of torch and the tasks' hold up the event loop whenever it looks
+    through all of them: for 0.3 s, whatever runs.
     """
     gc.collect()
     gc.freeze()

@@ -58,7 +58,18 @@ class Settings(BaseSettings):
         description="Empty for the model's own pretrained weights; a .safetensors or .pth file; "
         "`random:SEED` for tests and benchmarks only.",
     )
-    device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.")
+    device: str = Field(
+        "auto",
+        description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`; several, separated by commas, get an "
+        "engine each.",
+    )
+    front_ends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Processes that speak HTTP and decode; 0 takes one without a GPU, else the cores less one, at "
+        "most 16.",
+    )
     dtype: str = Field(
         "auto",
         description="`auto` (bfloat16 on CUDA and on processors with AVX-512 BF16 or AMX, else float32), `float32`, "

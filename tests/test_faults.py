@@ -23,8 +23,8 @@ from adapters.backbone import load_backbone
 from adapters.config import SiteConfig
 from adapters.file import write_adapter
 from adapters.forward.banked import Job
-from service.cli.console import DEVICE_LOST
 from service.engine.watchdog import TRIES, watching
+from service.exits import DEVICE_LOST
 from tests import lost_device
 from tests.houses import WAIT, House, Kit, Process, house, photograph, problem, scores_of, until
 from tests.models import Spec, random_adapter

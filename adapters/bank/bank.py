@@ -117,6 +117,12 @@ class Bank:
         """Whether a slot holds the key; it may lose it the next moment."""
         return key in self._slots.resident
 
+    @property
+    def residents(self) -> list[str]:
+        """The keys that slots hold now."""
+        with self._change:
+            return list(self._slots.resident)
+
     def forget(self, key: str) -> None:
         """Drop a key from both caches; requests that run on it end first."""
         with self._change:

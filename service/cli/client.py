@@ -19,7 +19,8 @@ from rich.table import Table
 
 from adapters.header import read_header
 from adapters.limits import OWN_FILE
-from service.cli.console import USAGE, accept, complain, one_line_errors, out
+from service.cli.console import accept, complain, one_line_errors, out
+from service.exits import USAGE
 
 CHUNK = 256 * 1024
 UPLOAD_TIMEOUT_S = 600.0

@@ -20,7 +20,8 @@ import typer
 
 from adapters.errors import TrainingError
 from service.cli.client import PREDICT_TIMEOUT_S, Key, headers, segment
-from service.cli.console import FAILED, accept, complain, one_line_errors, out
+from service.cli.console import accept, complain, one_line_errors, out
+from service.exits import FAILED
 
 if TYPE_CHECKING:
     from adapters.training.data import Example

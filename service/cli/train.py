@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from adapters.config import MAX_FRAMES
-from service.cli.console import FAILED, complain, one_line_errors, out, settings_or_exit
+from service.cli.console import complain, one_line_errors, out, settings_or_exit
+from service.exits import FAILED
 from service.limits import file_limits, media_limits
 
 if TYPE_CHECKING:

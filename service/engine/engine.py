@@ -47,7 +47,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         room: Room | None = None,
     ) -> None:
-        """``room`` has the same bounds, and cells that others read. ``last_step`` says when a block of the forward was last computed, on the same clock.
+        """``room`` has these bounds, and cells that others read. ``last_step`` says when a block was last computed.
 
         On CUDA that is when it was put into the device's queue, or never where it is replayed from a graph.
         """

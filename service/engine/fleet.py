@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from typing import Any
 
 from adapters.errors import AdaptError
 from service.engine.interface import Answering, Facts, Item, Link, Readiness
@@ -69,7 +70,7 @@ class Fleet:
         """Added up over those that are there."""
         return reduce(add, await self._all("snapshot"), Snapshot.nothing())
 
-    async def _all(self, name: str, *arguments: object) -> list:
+    async def _all(self, name: str, *arguments: object) -> list[Any]:
         told = await asyncio.gather(
             *(getattr(engine, name)(*arguments) for engine in self._engines), return_exceptions=True
         )

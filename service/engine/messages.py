@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -16,6 +16,8 @@ from service.engine.interface import Item
 from service.errors import KINDS
 
 LENGTH_BYTES = 4
+RESIDENTS = "residents"
+"""Told: the digests that came into slots, and those that left."""
 
 
 class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -25,7 +27,7 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class Ask(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """One input, by its rows of the front end's pixels, for some versions; each is answered by its place in ``items``."""
+    """One input, by its rows of the front end's pixels, for some versions, each answered by its place in ``items``."""
 
     number: int
     rows: list[int]
@@ -97,8 +99,7 @@ class Channel(asyncio.Protocol):
         self._left = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._transport = None

@@ -56,7 +56,8 @@ class Held:
         return len(self.numbers)
 
     def __getitem__(self, frame: int) -> Pixels:
-        return self._owner.rows[self.numbers[frame]]
+        row: Pixels = self._owner.rows[self.numbers[frame]]
+        return row
 
     @property
     def array(self) -> Pixels:

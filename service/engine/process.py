@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import uvloop
-from numpy.typing import NDArray
 
 from adapters.errors import AdaptError
+from adapters.media import Pixels
 from service import child
 from service.engine import memory
 from service.engine.interface import Answer
 from service.engine.local import LocalEngine, local_engine
 from service.engine.messages import (
+    RESIDENTS,
     Answered,
     Ask,
     Call,
@@ -37,9 +37,9 @@ from service.engine.messages import (
     failed,
 )  # fmt: skip
 from service.engine.pixels import array_of, gathered
-from service.engine.remote import RESIDENTS
 from service.engine.room import CELLS, Room, cells_of
 from service.engine.watchdog import watching
+from service.exits import DEVICE_LOST
 from service.watch.metrics import Metrics
 
 
@@ -47,11 +47,11 @@ from service.watch.metrics import Metrics
 class Lent:
     """The rows of an input that came; the front end holds them until it is answered."""
 
-    rows: NDArray[np.uint8]
+    rows: Pixels
     numbers: Sequence[int]
 
     @property
-    def array(self) -> NDArray[np.uint8]:
+    def array(self) -> Pixels:
         return gathered(self.rows, self.numbers)
 
 
@@ -68,8 +68,8 @@ class Desk:
         """For the event loop's server."""
         return _Visit(self).channel
 
-    def pixels(self, front_end: int) -> NDArray[np.uint8]:
-        """As large as they are now: a front end gives them their size before its first word."""
+    def pixels(self, front_end: int) -> Pixels:
+        """As large as they are now: a front end gives them their size before it asks anything."""
         return array_of(memory.mapped(self._pixels[front_end]), self.engine.facts.layout.input_size)
 
     def enter(self, visit: _Visit) -> None:
@@ -95,7 +95,8 @@ class _Visit:
         self._desk, self._engine = desk, desk.engine
         self.channel = Channel(self._heard, self._lost)
         self._loop = asyncio.get_running_loop()
-        self._rows: NDArray[np.uint8] | None = None
+        self._front_end = 0
+        self._rows: Pixels | None = None
         self._asked: dict[tuple[int, int], Future[Answer]] = {}
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._out: deque[Message] = deque()
@@ -112,13 +113,14 @@ class _Visit:
             self._calls[message.number] = task
             task.add_done_callback(lambda _: self._calls.pop(message.number, None))
         elif isinstance(message, Hello):
-            self._rows = self._desk.pixels(message.front_end)
+            self._front_end = message.front_end
         elif isinstance(message, Told):
             self._engine.forget(message.value)
             self._desk.tell_residents()
 
     def _ask(self, ask: Ask) -> None:
-        assert self._rows is not None, "a front end asked before it had said which one it is"
+        if self._rows is None:  # it has given them their size by now
+            self._rows = self._desk.pixels(self._front_end)
         try:
             pixels = Lent(self._rows, ask.rows)
             answers = self._engine.ask(ask.items, pixels, ask.deadline, ask.picture)
@@ -195,7 +197,11 @@ def _message(number: int, item: int, answer: Future[Answer]) -> Answered | Faile
 async def _serve(begun: child.Beginning, engine: LocalEngine) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     desk = Desk(engine, begun.told["pixels"])
-    engine.on_loaded = lambda: loop.call_soon_threadsafe(desk.tell_residents)
+
+    def loaded() -> None:
+        loop.call_soon_threadsafe(desk.tell_residents)
+
+    engine.on_loaded = loaded
     server = await loop.create_unix_server(desk.connection, begun.told["path"])
     control = await begun.listen(lambda _: stop.set())
     control.send(Told("up", engine.facts.told()))
@@ -214,7 +220,7 @@ def main() -> None:
     )  # fmt: skip
     try:
         with local_engine(settings, told["device"], Metrics(), room) as engine:
-            lost = partial(child.end, code=child.DEVICE_LOST)
+            lost = partial(child.end, code=DEVICE_LOST)
             with watching(engine.engine, engine.health, settings.device_lost_s, lost):
                 child.freeze()
                 asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(begun, engine))

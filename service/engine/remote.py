@@ -18,6 +18,7 @@ import numpy as np
 from adapters.errors import AdaptError
 from service.engine.interface import Answer, Facts, Item, Readiness
 from service.engine.messages import (
+    RESIDENTS,
     Answered,
     Ask,
     Call,
@@ -38,11 +39,9 @@ from service.watch.metrics import Snapshot
 log = logging.getLogger(__name__)
 
 AGAIN_S = 0.02
-"""How long after a connection failed the next one is tried: an engine that starts is there in a moment, or in minutes."""
+"""How long after a failure the next connection is tried: an engine that starts is there in a moment, or in minutes."""
 PATIENCE_S = 5.0
 """How long an engine may take to answer what it always can, also while its device hangs."""
-RESIDENTS = "residents"
-"""Told: the digests that came into slots, and those that left."""
 
 
 @dataclass

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from mmap import mmap
+from typing import TypeAlias
 
 from adapters.errors import BrokenMedia, LoadsBehind, MediaTooLarge
 from service.errors import Draining, QueueFull
@@ -19,10 +21,10 @@ OPEN, QUEUED, READY, RATE = range(4)
 CELLS = 8
 """Numbers of one engine, of 8 bytes: a cache line, which no other engine writes."""
 
-Cells = memoryview[float]
+Cells: TypeAlias = "memoryview[float]"
 
 
-def cells_of(buffer: bytearray | memoryview) -> Cells:
+def cells_of(buffer: bytearray | mmap) -> Cells:
     """The numbers of as many engines as lie in a buffer; each is read and written in one step."""
     return memoryview(buffer).cast("B").cast("d")
 

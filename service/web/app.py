@@ -36,6 +36,8 @@ from service.web.routes.parameters import known_parameters
 from service.web.routes.predict import Calls
 from service.web.uploads import Uploads
 
+ABOUT = "One frozen Vision Transformer, many tasks; each is a small adapter file with its own endpoint."
+
 
 @dataclass(frozen=True)
 class FrontEnd:
@@ -81,7 +83,7 @@ def front_end(
         app = FastAPI(
             title="AdaptServe",
             version=installed_version(),
-            description="One frozen Vision Transformer, many tasks; each is a small adapter file with its own endpoint.",
+            description=ABOUT,
             redirect_slashes=False,
             docs_url=None,
             redoc_url=None,

@@ -27,9 +27,10 @@ from adapters.config import SiteConfig
 from adapters.file import Adapter, write_adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.media import MediaLimits, Preprocess, decode, rows
+from service.alone import alone
+from service.engine.local import LocalEngine
 from service.settings import Settings
-from service.web.app import build, create_app
-from service.web.parts import Parts
+from service.web.app import FrontEnd
 from service.web.server import Server, server_config
 from tests.models import Spec, random_adapter, small_backbone
 
@@ -94,11 +95,18 @@ def photograph(seed: int = 0, kind: str = "JPEG", size: tuple[int, int] = (90, 7
 
 @dataclass
 class House:
-    """A server in this process: ``url`` for clients, ``parts`` to look inside."""
+    """A server in this process: ``url`` for clients, the rest to look inside."""
 
     url: str
-    parts: Parts
     client: httpx.Client
+    settings: Settings
+    local: LocalEngine
+    front: FrontEnd
+
+    @property
+    def built(self) -> Any:
+        """What the endpoints use."""
+        return self.front.app.state
 
     def put(self, task: str, content: bytes, **params: Any) -> httpx.Response:
         return self.client.put(f"/v1/tasks/{task}/adapter", content=content, params=params)
@@ -109,8 +117,8 @@ class House:
 
 @contextmanager
 def house(settings: Settings) -> Iterator[House]:
-    with build(settings) as parts:
-        config = server_config(settings, create_app(parts))
+    with alone(settings) as home:
+        config = server_config(settings, home.front_end.app)
         config.port = 0
         server = Server(config)
         thread = threading.Thread(target=server.run)
@@ -120,7 +128,7 @@ def house(settings: Settings) -> Iterator[House]:
         url = f"http://127.0.0.1:{port}"
         try:
             with httpx.Client(base_url=url, timeout=WAIT) as client:
-                yield House(url, parts, client)
+                yield House(url, client, settings, home.engine, home.front_end)
         finally:
             server.should_exit = True
             thread.join(WAIT)

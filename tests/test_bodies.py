@@ -107,8 +107,8 @@ def test_a_trickle_ends_in_a_problem_that_names_the_setting(home: House, name: s
         assert "body_grace_s" in document["detail"]
         assert answer.headers["connection"] == "close"
         assert 0.4 < time.monotonic() - start < 5
-    assert until(lambda: home.parts.bodies.held == 0)
-    assert 'code="408",task="t"' in home.parts.metrics.render().decode()
+    assert until(lambda: home.built.bodies.held == 0)
+    assert 'code="408",task="t"' in home.built.metrics.render().decode()
 
 
 def test_a_pause_within_the_grace_is_forgiven(home: House) -> None:
@@ -133,13 +133,13 @@ def test_no_body_takes_longer_than_its_time(home: House) -> None:
 def test_a_body_that_found_the_server_busy_meanwhile_is_refused_before_it_is_decoded(home: House) -> None:
     """Room is asked for twice: before the body is read, as if it were there, and when it is."""
     asked: list[float] = []
-    inner = home.parts.predictor.check_room
-    home.parts.predictor.check_room = lambda n, caller: (asked.append(caller.left), inner(n, caller))[1]  # type: ignore[method-assign,func-returns-value]
+    inner = home.built.answers.check_room
+    home.built.answers.check_room = lambda n, caller: (asked.append(caller.left), inner(n, caller))[1]  # type: ignore[method-assign,func-returns-value]
     try:
         with Wire.to(home.url) as wire:
             slowly(wire, post(PREDICT, photograph(size=(400, 300))), 1)
             assert wire.answer().status == 200
     finally:
-        home.parts.predictor.check_room = inner  # type: ignore[method-assign]
+        home.built.answers.check_room = inner  # type: ignore[method-assign]
     assert len(asked) == 2
     assert min(asked) > 0.5

@@ -5,7 +5,6 @@ It knows every part of a front end and none of their insides; the engine and the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from fastapi import Depends, FastAPI
 from service.engine.interface import Link
 from service.engine.pixels import PixelMemory
 from service.keys import Keys
-from service.limits import file_limits, media_limits
+from service.limits import decode_workers, file_limits, media_limits
 from service.pool import Pool
 from service.settings import Settings
 from service.store.catalogue import Catalogue
@@ -69,7 +68,7 @@ def front_end(
             cache_bytes=settings.config_cache_bytes,
         )  # fmt: skip
         decoding = Pool(
-            "decode", workers=_decode_workers(settings),
+            "decode", workers=decode_workers(settings),
             max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting",
         )  # fmt: skip
         stack.callback(decoding.close)
@@ -116,7 +115,3 @@ def _install(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     if settings.trusted_proxies:
         app.add_middleware(Proxies, settings=settings)
     app.openapi()  # calls are held against it; made here, no request waits a tenth of a second for it
-
-
-def _decode_workers(settings: Settings) -> int:
-    return settings.decode_workers or len(os.sched_getaffinity(0))

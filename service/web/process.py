@@ -22,6 +22,7 @@ from service.engine.messages import Call, Channel, Message, Reply, Told
 from service.engine.pixels import PixelMemory, array_of, row_bytes
 from service.engine.remote import RemoteEngine
 from service.engine.room import CELLS, Room, cells_of
+from service.limits import decode_workers, pixel_rows
 from service.settings import Settings
 from service.store.journal import Journal
 from service.store.repository import Repository
@@ -157,19 +158,16 @@ class _Process:
         return RemoteEngine(path, told["number"], room)
 
     def _pixels(self, size: int) -> PixelMemory:
-        """As many rows as may be queued, and a clip for each that is being decoded."""
-        settings, descriptor = self._settings, self._begun.told["pixels"]
-        rows = settings.max_queue_rows + settings.max_batch_rows * (settings.decode_workers + 1)
-        os.ftruncate(descriptor, rows * row_bytes(size))
+        descriptor = self._begun.told["pixels"]
+        os.ftruncate(descriptor, pixel_rows(self._settings) * row_bytes(size))
         return PixelMemory(array_of(memory.mapped(descriptor), size))
 
 
 def share(settings: Settings, front_ends: int) -> Settings:
     """What one of so many front ends may hold, so that together they hold what the settings say."""
-    cores = len(os.sched_getaffinity(0))
     divided = {
         "max_bodies_bytes": settings.max_bodies_bytes, "max_decodes_waiting": settings.max_decodes_waiting,
-        "max_uploads": settings.max_uploads, "decode_workers": settings.decode_workers or cores,
+        "max_uploads": settings.max_uploads, "decode_workers": decode_workers(settings),
         "config_cache_bytes": settings.config_cache_bytes,
     }  # fmt: skip
     return settings.model_copy(update={name: -(-value // front_ends) for name, value in divided.items()})

@@ -152,9 +152,12 @@ class Catalogue:
         yield path
         yield from (other for other in self.repository.paths(digest) if other != path)
 
-    def read(self, path: Path) -> Adapter:
-        """A file checked against this server's backbone and bounds. Blocks; raises an AdapterError."""
-        return read_adapter(path, self.layout, self._limits)
+    def read(self, path: Path, digest: str = "") -> Adapter:
+        """A file checked against this server's backbone and bounds. Blocks; raises an AdapterError.
+
+        ``digest``: as ``read_adapter`` has it.
+        """
+        return read_adapter(path, self.layout, self._limits, digest=digest)
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """The form that this server's slots take. Blocks."""

@@ -128,8 +128,8 @@ class Uploads:
             staging.discard()
 
     def _read(self, staged: StagedFile) -> tuple[Adapter, PackedAdapter]:
-        staged.staging.finish()
-        adapter = self._catalogue.read(staged.staging.path)
+        digest = staged.staging.finish()
+        adapter = self._catalogue.read(staged.staging.path, digest)
         return adapter, self._catalogue.pack(adapter)
 
     async def _try(self, task: str, adapter: Adapter, packed: PackedAdapter, caller: Caller) -> None:

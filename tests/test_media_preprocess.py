@@ -105,7 +105,7 @@ def test_what_is_to_be_resized_is_what_timm_and_torchvision_resize(
 
 
 def test_a_mean_without_bounds_pads_with_the_nearest_colour() -> None:
-    wanted = config(crop_mode="border", mean=(1e30, -1e30, 0.5))
+    wanted = config(crop_mode="border", mean=(1e308, -1e308, 0.5))
     assert Preprocess(wanted)(noise((64, 16)))[:, 0, 0].tolist() == [255, 0, 128]
 
 

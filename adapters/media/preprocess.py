@@ -36,7 +36,7 @@ class Preprocess:
         """The side that is resized to, before the crop."""
         self._filter = Image.Resampling[config.interpolation.upper()]
         # Pillow clips a colour too, but takes no number beyond 32 bits.
-        self._padding = tuple(min(255, max(0, round(255 * value))) for value in config.mean)
+        self._padding = tuple(round(min(255.0, max(0.0, 255 * value))) for value in config.mean)
 
     def __call__(self, picture: Image.Image, out: Pixels | None = None) -> Pixels:
         """The pixels, written into ``out`` where that is given.

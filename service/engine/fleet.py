@@ -44,8 +44,8 @@ class Fleet:
     def ask(self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes) -> Sequence[Answering]:
         return self._next.ask(items, pixels, deadline, picture)
 
-    async def try_file(self, file: str, task: str, deadline: float) -> str:
-        return await self._next.try_file(file, task, deadline)
+    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
+        await self._next.try_file(file, digest, task, deadline)
 
     def forget(self, digest: str) -> None:
         for engine in self._engines:

@@ -103,8 +103,8 @@ class Link(Protocol):
         """
         ...
 
-    async def try_file(self, file: str, task: str, deadline: float) -> str:
-        """Read, check and run an adapter file once in a slot, where it stays; its digest. Raises an AdapterError."""
+    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
+        """Read, check and run an adapter file of that digest once in a slot, where it stays. Raises an AdapterError."""
         ...
 
     def forget(self, digest: str) -> None:

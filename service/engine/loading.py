@@ -34,9 +34,12 @@ class Loading:
     def __init__(self, slabs: Slabs, limits: FileLimits) -> None:
         self._slabs, self._limits = slabs, limits
 
-    def read(self, path: Path) -> Adapter:
-        """A file checked against this engine's backbone and bounds. Raises an AdapterError or OSError."""
-        return read_adapter(path, self._slabs.layout, self._limits)
+    def read(self, path: Path, digest: str = "") -> Adapter:
+        """A file checked against this engine's backbone and bounds. Raises an AdapterError or OSError.
+
+        ``digest``: as ``read_adapter`` has it.
+        """
+        return read_adapter(path, self._slabs.layout, self._limits, digest=digest)
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """The form that the slots take."""

@@ -79,12 +79,11 @@ class LocalEngine:
             raise
         return answers
 
-    async def try_file(self, file: str, task: str, deadline: float) -> str:
-        adapter, packed = await asyncio.wrap_future(self.files.submit(lambda: self._read(Path(file))))
+    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
+        adapter, packed = await asyncio.wrap_future(self.files.submit(lambda: self._read(Path(file), digest)))
         size, frames = adapter.config.input.size, adapter.config.frames
         blank = np.zeros((frames, 3, size, size), np.uint8)
         await asyncio.wrap_future(self.engine.submit(task, adapter.digest, lambda: packed, blank, deadline))
-        return adapter.digest
 
     def forget(self, digest: str) -> None:
         self.bank.forget(digest)
@@ -117,8 +116,8 @@ class LocalEngine:
         what = {"a batch on the device": self.engine.alive, "a load": self.bank.alive, "an upload": self.files.alive}
         return [name for name, alive in what.items() if alive]
 
-    def _read(self, path: Path) -> tuple[Adapter, PackedAdapter]:
-        adapter = self.loading.read(path)
+    def _read(self, path: Path, digest: str) -> tuple[Adapter, PackedAdapter]:
+        adapter = self.loading.read(path, digest)
         return adapter, self.loading.pack(adapter)
 
 

@@ -110,9 +110,8 @@ class RemoteEngine:
         channel.send(Ask(number, list(pixels.numbers), picture, deadline, list(items)))
         return answers
 
-    async def try_file(self, file: str, task: str, deadline: float) -> str:
-        digest: str = await self._call("try_file", file, task, deadline)
-        return digest
+    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
+        await self._call("try_file", file, digest, task, deadline)
 
     def forget(self, digest: str) -> None:
         self._residents.discard(digest)

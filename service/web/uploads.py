@@ -95,7 +95,7 @@ class Uploads:
         staging = staged.staging
         ((digest, header),) = await caller.wait([self._pool.submit(lambda: self._check(staging))], "checking the file")
         try:
-            trial = asyncio.ensure_future(self._engine.try_file(str(staging.path), task, caller.deadline))
+            trial = asyncio.ensure_future(self._engine.try_file(str(staging.path), digest, task, caller.deadline))
             await caller.wait([trial], "trying the adapter")
             # From here it is not given up: what is on the disk and what was answered must agree.
             info, created = await asyncio.shield(

@@ -6,7 +6,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -46,22 +47,30 @@ def engine(server: Process) -> psutil.Process:
     return found
 
 
-def each_front_end(server: Process) -> list[httpx.Client]:
-    """A client for each: one that has a connection holds its front end to it."""
-    found: dict[int, httpx.Client] = {}
+Clients = Callable[[], list[httpx.Client]]
 
-    def look() -> bool:
-        before = {process.pid: _clients_ports(process) for process in front_ends(server)}
-        client = httpx.Client(base_url=server.url, timeout=WAIT)
-        client.get("/livez").raise_for_status()
-        now = {process.pid: _clients_ports(process) for process in front_ends(server)}
-        taken = next((pid for pid in now if now[pid] - before.get(pid, set())), None)
-        if taken is None or found.setdefault(taken, client) is not client:
-            client.close()
-        return len(found) == FRONT_ENDS
 
-    assert until(look)
-    return list(found.values())
+@pytest.fixture
+def each_front_end(server: Process) -> Iterator[Clients]:
+    """Makes a client for each: one that has a connection holds its front end to it."""
+    with ExitStack() as stack:
+
+        def clients() -> list[httpx.Client]:
+            found: dict[int, httpx.Client] = {}
+
+            def look() -> bool:
+                before = {process.pid: _clients_ports(process) for process in front_ends(server)}
+                client = stack.enter_context(httpx.Client(base_url=server.url, timeout=WAIT))
+                client.get("/livez").raise_for_status()
+                for process in front_ends(server):
+                    if _clients_ports(process) - before.get(process.pid, set()):
+                        found.setdefault(process.pid, client)
+                return len(found) == FRONT_ENDS
+
+            assert until(look)
+            return list(found.values())
+
+        yield clients
 
 
 def _clients_ports(process: psutil.Process) -> set[int]:
@@ -83,8 +92,10 @@ def test_front_ends_are_small_and_know_no_torch(server: Process) -> None:
         assert process.memory_full_info().uss < 150 * 2**20
 
 
-def test_whichever_front_end_is_asked_knows_what_another_acknowledged(server: Process, kit: Kit) -> None:
-    one, other = each_front_end(server)
+def test_whichever_front_end_is_asked_knows_what_another_acknowledged(
+    server: Process, kit: Kit, each_front_end: Clients
+) -> None:
+    one, other = each_front_end()
     contents = [kit.file(seed)[0] for seed in (11, 12)]
     for turn in range(50):
         task = f"turn-{turn % 5}"
@@ -98,8 +109,8 @@ def test_whichever_front_end_is_asked_knows_what_another_acknowledged(server: Pr
         one, other = other, one
 
 
-def test_counts_and_metrics_are_of_all(server: Process, kit: Kit) -> None:
-    one, other = each_front_end(server)
+def test_counts_and_metrics_are_of_all(server: Process, kit: Kit, each_front_end: Clients) -> None:
+    one, other = each_front_end()
     one.put("/v1/tasks/counted/adapter", content=kit.file(1)[0]).raise_for_status()
     for client in (one, other, other):
         client.post("/v1/tasks/counted/predict", content=photograph()).raise_for_status()
@@ -111,9 +122,11 @@ def test_counts_and_metrics_are_of_all(server: Process, kit: Kit) -> None:
         assert "adaptserve_batch_rows_count" in text
 
 
-def test_a_killed_front_end_is_replaced_and_loses_nothing_acknowledged(server: Process, kit: Kit) -> None:
+def test_a_killed_front_end_is_replaced_and_loses_nothing_acknowledged(
+    server: Process, kit: Kit, each_front_end: Clients
+) -> None:
     for seed in (21, 22):
-        one, other = each_front_end(server)
+        one = each_front_end()[0]
         made = one.put("/v1/tasks/kept/adapter", content=kit.file(seed)[0]).raise_for_status().json()
         victims, start_s = front_ends(server), time.monotonic()
         for victim in victims:
@@ -121,15 +134,15 @@ def test_a_killed_front_end_is_replaced_and_loses_nothing_acknowledged(server: P
         assert until(lambda gone=victims: ready(server) and not set(gone) & set(front_ends(server)))  # type: ignore[misc]
         print(f"answered again after {time.monotonic() - start_s:.2f} s")
         assert until(lambda: len(front_ends(server)) == FRONT_ENDS)
-        for client in each_front_end(server):
+        for client in each_front_end():
             told = client.post("/v1/tasks/kept/predict", content=photograph()).raise_for_status().json()
             assert (told["version"], told["digest"]) == (made["version"], made["digest"])
-        one.close()
-        other.close()
 
 
-def test_a_killed_engine_gives_its_requests_a_typed_error_and_is_replaced(server: Process) -> None:
-    (one, other), victim = each_front_end(server), engine(server)
+def test_a_killed_engine_gives_its_requests_a_typed_error_and_is_replaced(
+    server: Process, each_front_end: Clients
+) -> None:
+    (one, other), victim = each_front_end(), engine(server)
     stop, seen = threading.Event(), Counter[tuple[int, str]]()
 
     def ask(client: httpx.Client) -> None:

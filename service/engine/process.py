@@ -203,7 +203,12 @@ async def _serve(begun: child.Beginning, engine: LocalEngine) -> None:
 
     engine.on_loaded = loaded
     server = await loop.create_unix_server(desk.connection, begun.told["path"])
-    control = await begun.listen(lambda _: stop.set())
+
+    def heard(message: Message) -> None:
+        if isinstance(message, Told) and message.name == "stop":
+            stop.set()
+
+    control = await begun.listen(heard)
     control.send(Told("up", engine.facts.told()))
     await stop.wait()
     server.close()

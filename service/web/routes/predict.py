@@ -5,10 +5,11 @@ It does not know how an answer comes about; ``service.web.prediction`` does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from service.errors import BadRequest
@@ -22,9 +23,16 @@ from service.web.caller import Caller
 from service.web.prediction import Answers, Outcome, Outcomes
 from service.web.routes.bodies import Memory, gone, receive
 from service.web.routes.common import SHAPE, TaskName, checked_name, count_for, file_body, problems
+from service.web.routes.plain import TOP_K, Asked, PlainRoute
 from service.web.schemas import LabelScore, ManyAnswer, PredictAnswer
 
-router = APIRouter(tags=["predict"])
+
+class _Route(PlainRoute):
+    async def answer(self, request: Request, asked: Asked) -> Response:
+        return await (_predict_many if asked.tasks else _predict)(request, asked)
+
+
+router = APIRouter(tags=["predict"], route_class=_Route)
 
 FIELDS = ["file", "image", "video"]
 _BODY = file_body(
@@ -124,7 +132,7 @@ async def predict(
     response: Response,
     calls: TheCalls,
     task: TaskName,
-    top_k: TopK = 5,
+    top_k: TopK = TOP_K,
     version: Version = None,
     deadline_ms: DeadlineMs = None,
 ) -> PredictAnswer:
@@ -134,27 +142,51 @@ async def predict(
     return _wire(outcomes.results[0])
 
 
+async def _predict(request: Request, asked: Asked) -> Response:
+    calls: Calls = request.app.state.calls
+    task = checked_name(request.path_params["task"])
+    count_for(request, calls.catalogue, [task])
+    outcomes = await calls.answer(request, [(task, asked.version)], asked.top_k, asked.deadline_ms)
+    return _plainly(_wire(outcomes.results[0]), outcomes)
+
+
 @router.post("/v1/predict", openapi_extra=_BODY, responses=_PROBLEMS)
 async def predict_many(
     request: Request,
     response: Response,
     calls: TheCalls,
     task: Tasks,
-    top_k: TopK = 5,
+    top_k: TopK = TOP_K,
     deadline_ms: DeadlineMs = None,
 ) -> ManyAnswer:
     """Ask many tasks about one picture or clip: it is decoded once and computed in one go. All answer, or none."""
-    limit = calls.settings.max_tasks_per_request
-    if len(task) > limit:
-        raise BadRequest(
-            f"{len(task)} tasks are asked, the limit is {limit} (max_tasks_per_request); split the call", field="task",
-            limit=limit, value=len(task),
-        )  # fmt: skip
-    names = [checked_name(name) for name in task]
-    count_for(request, calls.catalogue, names)
-    outcomes = await calls.answer(request, [(name, None) for name in names], top_k, deadline_ms)
+    outcomes = await _answer_many(request, calls, task, top_k, deadline_ms)
     response.headers["Server-Timing"] = _server_timing(outcomes)
     return ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results])
+
+
+async def _predict_many(request: Request, asked: Asked) -> Response:
+    outcomes = await _answer_many(request, request.app.state.calls, asked.tasks, asked.top_k, asked.deadline_ms)
+    return _plainly(ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results]), outcomes)
+
+
+async def _answer_many(
+    request: Request, calls: Calls, tasks: Sequence[str], top_k: int, deadline_ms: int | None
+) -> Outcomes:
+    limit = calls.settings.max_tasks_per_request
+    if len(tasks) > limit:
+        raise BadRequest(
+            f"{len(tasks)} tasks are asked, the limit is {limit} (max_tasks_per_request); split the call",
+            field="task", limit=limit, value=len(tasks),
+        )  # fmt: skip
+    names = [checked_name(name) for name in tasks]
+    count_for(request, calls.catalogue, names)
+    return await calls.answer(request, [(name, None) for name in names], top_k, deadline_ms)
+
+
+def _plainly(answer: BaseModel, outcomes: Outcomes) -> Response:
+    headers = {"Server-Timing": _server_timing(outcomes)}
+    return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 
 
 def _server_timing(outcomes: Outcomes) -> str:

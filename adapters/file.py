@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from pydantic import ValidationError
@@ -23,11 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from adapters.config import AdapterConfig
+from adapters.config import MAX_CLASSES, MAX_FRAMES, MAX_RANK, AdapterConfig
 from adapters.errors import AdapterTooLarge, BrokenAdapter, NotAnAdapter
 from adapters.layout import Layout, Shape, oversized
+from adapters.limits import OWN_FILE, raised
 from adapters.limits import FileLimits as FileLimits  # what a reader of files hands over
-from adapters.limits import raised
+
+if TYPE_CHECKING:
+    from adapters.backbone import Backbone
 
 METADATA_KEY = "adaptserve"
 DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -50,6 +53,22 @@ class Adapter:
     config: AdapterConfig
     tensors: Mapping[str, Tensor]
     digest: str
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backbone: Backbone | None = None) -> Adapter:
+        """Read a file of one's own, whatever its size. Raises as ``read_adapter``, and OSError.
+
+        Whether it belongs to a backbone is checked now if one is given, else by the Predictor that it is added to.
+        """
+        adapter = read_adapter(Path(path), None, OWN_FILE)
+        if backbone is not None:
+            adapter.check(backbone.layout)
+        return adapter
+
+    def check(self, layout: Layout) -> None:
+        """Raise WrongBase or BrokenAdapter unless config and tensors are those of an adapter of this backbone."""
+        layout.check(self.config, max_rank=MAX_RANK, max_classes=MAX_CLASSES, max_frames=MAX_FRAMES)
+        _compare({name: ("", tuple(t.shape)) for name, t in self.tensors.items()}, layout.tensors(self.config))
 
     @property
     def parameters(self) -> int:
@@ -115,15 +134,17 @@ def _too_many_bytes(what: str, size: int, limit: int, setting: str, **facts: obj
     )  # fmt: skip
 
 
-def read_adapter(path: Path, layout: Layout, limits: FileLimits) -> Adapter:
-    """Read and check a whole file against a backbone.
+def read_adapter(path: Path, layout: Layout | None, limits: FileLimits) -> Adapter:
+    """Read and check a whole file, against a backbone where its layout is given.
 
     Raises NotAnAdapter, BrokenAdapter, WrongBase or AdapterTooLarge; the message names the tensor or field,
     what was expected and what came.
     """
     header = read_header(path, limits)
-    layout.check(header.config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
-    _compare(header.tensors, layout.tensors(header.config))
+    if layout is not None:
+        bounds = {"max_rank": limits.max_rank, "max_classes": limits.max_classes, "max_frames": limits.max_frames}
+        layout.check(header.config, **bounds)
+        _compare(header.tensors, layout.tensors(header.config))
     content = path.read_bytes()
     try:
         tensors = load(content)

@@ -2,7 +2,19 @@
 
 from adapters.bank.bank import Bank, Loader
 from adapters.bank.pack import PAGE, AdapterMeta, PackedAdapter, pack
+from adapters.bank.simple import SimpleBank
 from adapters.bank.slabs import Slabs
 from adapters.bank.slots import BankStats, Lease
 
-__all__ = ["PAGE", "AdapterMeta", "Bank", "BankStats", "Lease", "Loader", "PackedAdapter", "Slabs", "pack"]
+__all__ = [
+    "PAGE",
+    "AdapterMeta",
+    "Bank",
+    "BankStats",
+    "Lease",
+    "Loader",
+    "PackedAdapter",
+    "SimpleBank",
+    "Slabs",
+    "pack",
+]

@@ -1,0 +1,256 @@
+"""Predictor: pictures and clips in, every task's labels and scores out; the library's front door.
+
+It computes in the caller's thread what a server computes in its engine: the same decoding, bank and forward. It has no
+queue and no deadline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, uint8
+
+from adapters.backbone import Backbone
+from adapters.bank import SimpleBank
+from adapters.config import AdapterConfig, InputConfig, VideoConfig, is_task_name
+from adapters.errors import AdapterError, AdapterTooLarge, BrokenAdapter, BrokenMedia, MediaError, UnknownTask
+from adapters.file import Adapter
+from adapters.forward.banked import BankedForward, Job
+from adapters.limits import BATCH_ROWS, MEDIA_SETTINGS, MediaLimits, variable
+from adapters.media import Frames, Preprocess, Source, geometry, rows, take
+from adapters.scores import Prediction, best, probabilities
+
+Input = TypeVar("Input")
+Tasks = str | Iterable[str] | None
+"""One task for every input, or a task for each; None where only one is held."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What one task says of one input.
+
+    ``logits`` (classes,) float32; ``scores`` (classes,) float64, the softmax over the classes or each one's own
+    sigmoid, as the adapter's ``score`` says; both in the order of ``labels``, and not to be written. ``bad_frames``:
+    frames of a clip that did not decode, in whose place others stand.
+    """
+
+    task: str
+    labels: tuple[str, ...] = field(repr=False)
+    score: Literal["softmax", "sigmoid"]
+    logits: NDArray[np.float32] = field(repr=False)
+    bad_frames: int = 0
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        found = probabilities(self.logits, self.score)
+        found.setflags(write=False)
+        return found
+
+    @cached_property
+    def best(self) -> Prediction:
+        """The label with the highest score, the first of equal ones."""
+        return self.top_k(1)[0]
+
+    def top_k(self, k: int = 5) -> list[Prediction]:
+        """The ``k`` highest, best first; all of them if there are fewer."""
+        return best(self.logits, self.labels, self.score, k)
+
+    def above(self, threshold: float = 0.5) -> list[Prediction]:
+        """Every label with at least that score, best first: the answer of a task with many labels at once."""
+        return [found for found in self.top_k(len(self.labels)) if found.score >= threshold]
+
+
+class _Seen(NamedTuple):
+    """One input as a task sees it: uint8 (frames, 3, size, size), equal for equal ``picture``, and frames left out."""
+
+    pixels: Tensor
+    picture: object
+    bad_frames: int
+
+
+class Predictor:
+    """Adapters on one backbone, asked by the name of their task; rows of any mix of tasks share a batch.
+
+    One thread at a time: the backbone refuses a second one with a RuntimeError. ``slots`` is the number of tasks that
+    there is room for at first; adding more makes more room. A batch has at most ``batch_rows`` rows (a picture is one, a
+    clip of T frames is T), or one input that has more. ``limits`` bound each picture and clip. ``cuda_graphs`` as in
+    ``BankedForward``. Raises AdapterError: WrongBase for a file of another backbone, BrokenAdapter, AdapterTooLarge.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *adapters: Adapter,
+        slots: int = 1,
+        limits: MediaLimits | None = None,
+        batch_rows: int = BATCH_ROWS,
+        cuda_graphs: bool = True,
+    ) -> None:
+        self.backbone, self.limits = backbone, limits or MediaLimits()
+        self._batch_rows, self._cuda_graphs = batch_rows, cuda_graphs
+        held: dict[str, Adapter] = {}
+        for adapter in adapters:
+            name = self._checked(adapter, adapter.config.task)
+            if name in held:
+                raise AdapterError(
+                    f"two adapters are of task '{name}'; give the second one another name: "
+                    f"add(adapter, task='{name}-2')",
+                    task=name,
+                )
+            held[name] = adapter
+        self._bank = SimpleBank(
+            backbone.layout, held, dtype=backbone.dtype, device=backbone.device, slots=slots,
+            rank=1 if held else backbone.layout.slot_rank(),
+        )  # fmt: skip
+        self._forward = BankedForward(backbone, self._bank.slabs, cuda_graphs=cuda_graphs)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names that can be asked."""
+        return tuple(self._bank.adapters)
+
+    def adapter(self, task: str | None = None) -> Adapter:
+        """The adapter of a task, or the only one. Raises UnknownTask."""
+        return self._bank.adapters[self._known(task)]
+
+    def add(self, adapter: Adapter, task: str | None = None) -> None:
+        """Hold one more, under another name where ``task`` is given; in place of the one that has the name."""
+        name = self._checked(adapter, adapter.config.task if task is None else task)
+        self._bank.put(name, adapter)
+        if self._bank.slabs is not self._forward.slabs:
+            self._forward = BankedForward(self.backbone, self._bank.slabs, cuda_graphs=self._cuda_graphs)
+
+    def remove(self, task: str) -> None:
+        """Let an adapter go; its room is free for another. Raises UnknownTask."""
+        self._bank.drop(self._known(task))
+
+    def __call__(self, source: Source, task: str | None = None) -> Result:
+        """What a task says of one picture or clip: a path, a file's bytes, or what Pillow opened.
+
+        ``task`` may be left out where only one is held. Raises UnknownTask, a MediaError, and OSError for a path that
+        cannot be read.
+        """
+        return self.many([source], task)[0]
+
+    def each_task(self, source: Source, tasks: Iterable[str] | None = None) -> dict[str, Result]:
+        """What many tasks say of one picture or clip; all of them if none are named.
+
+        It is decoded once, and a batch computes the blocks below its first adapted one once.
+        """
+        names = [self._known(task) for task in dict.fromkeys(self.tasks if tasks is None else tasks)]
+        return {found.task: found for found in self._results(zip(names, self._see(source, names), strict=True))}
+
+    def many(self, sources: Iterable[Source], tasks: Tasks = None) -> list[Result]:
+        """What a task says of every input, or each one's own task, in the order given. All or nothing."""
+        return list(self.stream(sources, tasks))
+
+    def stream(self, sources: Iterable[Source], tasks: Tasks = None) -> Iterator[Result]:
+        """``many``, one batch after another: the next batch is read when the results of this one are taken."""
+        return self._results((task, self._see(source, [task])[0]) for source, task in self._asked(sources, tasks))
+
+    def logits(self, pixels: Iterable[Tensor], tasks: Tasks = None) -> list[NDArray[np.float32]]:
+        """Logits (classes,) float32 of inputs that are decoded and resized already: uint8 (frames, 3, size, size)."""
+        pairs = ((task, _Seen(self._fitting(one, task), None, 0)) for one, task in self._asked(pixels, tasks))
+        return [logits for _, _, logits in self._computed(pairs)]
+
+    def _checked(self, adapter: Adapter, name: str) -> str:
+        """The name, for an adapter that can be held and a name that can be asked."""
+        if not is_task_name(name):
+            raise AdapterError(
+                f"'{name[:80]}' is no name for a task; take lower case letters, digits, '.', '_' and '-'",
+                task=name[:80],
+            )
+        adapter.check(self.backbone.layout)
+        frames = adapter.config.frames
+        if frames > self.limits.max_frames:
+            raise AdapterTooLarge(
+                f"task '{name}' takes clips of {frames} frames, at most {self.limits.max_frames} are taken; allow more "
+                f"with limits=MediaLimits(max_frames={frames})",
+                field="video.frames", limit=self.limits.max_frames, value=frames,
+            )  # fmt: skip
+        return name
+
+    def _known(self, task: str | None) -> str:
+        held = self._bank.adapters
+        if task is None and len(held) == 1:
+            return next(iter(held))
+        if task is not None and task in held:
+            return task
+        problem = "which task? give its name" if task is None else f"there is no task '{task[:80]}'"
+        have = f"the predictor has {', '.join(held)}" if held else "the predictor has none; add(adapter) gives it one"
+        raise UnknownTask(f"{problem}; {have}", task=task and task[:80], expected=list(held))
+
+    def _asked(self, inputs: Iterable[Input], tasks: Tasks) -> Iterator[tuple[Input, str]]:
+        """Every input with its task's name; UnknownTask comes before the input is decoded."""
+        if tasks is None or isinstance(tasks, str):
+            tasks = self._known(tasks)
+            return ((each, tasks) for each in inputs)
+        return ((each, self._known(task)) for each, task in zip(inputs, tasks, strict=True))
+
+    def _see(self, source: Source, tasks: Sequence[str]) -> list[_Seen]:
+        """What each task sees of one input: each sampling is decoded once, and each geometry of it resized once."""
+        configs = [self.adapter(task).config for task in tasks]
+        seen: dict[tuple[VideoConfig | None, InputConfig], _Seen] = {}
+        wanted = [(config.video, geometry(config.input)) for config in configs]
+        for video, config in {config.video: config for config in configs}.items():
+            frames = self._decoded(source, config)  # those of one sampling at a time are in memory
+            for shape in dict.fromkeys(shape for sampling, shape in wanted if sampling == video):
+                pixels = rows(frames, Preprocess(shape))
+                seen[video, shape] = _Seen(pixels, hashlib.sha256(np.asarray(pixels).data).digest(), frames.bad)
+        return [seen[key] for key in wanted]
+
+    def _decoded(self, source: Source, config: AdapterConfig) -> Frames:
+        try:
+            return take(source, config, self.limits)
+        except MediaError as error:
+            field = str(error.facts.get("field"))
+            if field not in MediaLimits.__dataclass_fields__:
+                raise
+            # A server is told of its setting.
+            setting = variable(MEDIA_SETTINGS.get(field, field))
+            told = error.message.replace(setting, f"limits=MediaLimits({field}=...)")
+            raise type(error)(told, **error.facts) from error
+
+    def _fitting(self, pixels: Tensor, task: str) -> Tensor:
+        config = self.adapter(task).config
+        wanted = (config.frames, 3, config.input.size, config.input.size)
+        if tuple(pixels.shape) != wanted or pixels.dtype != uint8:
+            raise BrokenMedia(
+                f"the pixels are {pixels.dtype} {list(pixels.shape)}, task '{task}' takes uint8 {list(wanted)}",
+                field="pixels", expected=list(wanted), got=list(pixels.shape),
+            )  # fmt: skip
+        return pixels
+
+    def _results(self, pairs: Iterable[tuple[str, _Seen]]) -> Iterator[Result]:
+        for task, seen, logits in self._computed(pairs):
+            config = self.adapter(task).config
+            if not np.isfinite(logits).all():
+                raise BrokenAdapter(f"task '{task}' computed scores that are not finite numbers", task=task)
+            logits.setflags(write=False)
+            yield Result(task, config.labels, config.score, logits, seen.bad_frames)
+
+    def _computed(self, pairs: Iterable[tuple[str, _Seen]]) -> Iterator[tuple[str, _Seen, NDArray[np.float32]]]:
+        """Whatever comes, in batches."""
+        batch: list[tuple[str, _Seen]] = []
+        count = 0
+        for task, seen in pairs:
+            if batch and count + len(seen.pixels) > self._batch_rows:
+                yield from self._run(batch)
+                batch, count = [], 0
+            batch.append((task, seen))
+            count += len(seen.pixels)
+        if batch:
+            yield from self._run(batch)
+
+    def _run(self, batch: Sequence[tuple[str, _Seen]]) -> list[tuple[str, _Seen, NDArray[np.float32]]]:
+        jobs = []
+        for task, seen in batch:
+            held = self._bank[self._known(task)]
+            jobs.append(Job(seen.pixels, held.slot, held.pages, held.meta, seen.picture))
+        return [(*pair, logits) for pair, logits in zip(batch, self._forward(jobs), strict=True)]

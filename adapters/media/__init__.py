@@ -11,6 +11,6 @@ from adapters.media.sniff import sniff
 from adapters.media.video import Frames, decode_clip
 
 __all__ = [
-    "Deadline", "Frames", "MediaLimits", "Preprocess", "Source", "decode", "decode_clip", "decode_image", "geometry", "input_config",
-    "normalise", "rows", "sniff", "take",
+    "Deadline", "Frames", "MediaLimits", "Preprocess", "Source", "decode", "decode_clip", "decode_image", "geometry",
+    "input_config", "normalise", "rows", "sniff", "take",
 ]  # fmt: skip

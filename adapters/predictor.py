@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeVar
 
@@ -31,7 +31,7 @@ Tasks = str | Iterable[str] | None
 """One task for every input, or a task for each; None where only one is held."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What one task says of one input.
 
@@ -41,10 +41,13 @@ class Result:
     """
 
     task: str
-    labels: tuple[str, ...] = field(repr=False)
+    labels: tuple[str, ...]
     score: Literal["softmax", "sigmoid"]
-    logits: NDArray[np.float32] = field(repr=False)
+    logits: NDArray[np.float32]
     bad_frames: int = 0
+
+    def __repr__(self) -> str:
+        return f"Result(task={self.task!r}, best={self.best!r}, classes={len(self.labels)})"
 
     @cached_property
     def scores(self) -> NDArray[np.float64]:
@@ -78,8 +81,8 @@ class Predictor:
     """Adapters on one backbone, asked by the name of their task; rows of any mix of tasks share a batch.
 
     One thread at a time: the backbone refuses a second one with a RuntimeError. ``slots`` is the number of tasks that
-    there is room for at first; adding more makes more room. A batch has at most ``batch_rows`` rows (a picture is one, a
-    clip of T frames is T), or one input that has more. ``limits`` bound each picture and clip. ``cuda_graphs`` as in
+    there is room for at first; adding more makes more room. A batch has at most ``batch_rows`` rows (a picture is one,
+    a clip of T frames is T), or one input that has more. ``limits`` bound each picture and clip. ``cuda_graphs`` as in
     ``BankedForward``. Raises AdapterError: WrongBase for a file of another backbone, BrokenAdapter, AdapterTooLarge.
     """
 

@@ -7,14 +7,5 @@ from adapters.bank.slabs import Slabs
 from adapters.bank.slots import BankStats, Lease
 
 __all__ = [
-    "PAGE",
-    "AdapterMeta",
-    "Bank",
-    "BankStats",
-    "Lease",
-    "Loader",
-    "PackedAdapter",
-    "SimpleBank",
-    "Slabs",
-    "pack",
-]
+    "PAGE", "AdapterMeta", "Bank", "BankStats", "Lease", "Loader", "PackedAdapter", "SimpleBank", "Slabs", "pack",
+]  # fmt: skip

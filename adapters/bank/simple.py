@@ -34,7 +34,8 @@ class SimpleBank:
         rank: int = 1,
         pages: int = 1,
     ) -> None:
-        slots, pages = max(slots, len(adapters)), max(pages, sum(map(_pages, adapters.values())))
+        slots = max(slots, len(adapters))
+        pages = max(pages, slots, sum(map(_pages, adapters.values())))
         rank = max([rank, *map(_rank, adapters.values())])
         self.layout = layout
         self.slabs = Slabs(layout, slots=slots, rank=rank, pages=pages, dtype=dtype, device=device)

@@ -19,7 +19,7 @@ from adapters.media.images import decode_image, opened_image
 from adapters.media.sniff import media_format
 from adapters.media.video import Frames, decode_clip
 
-Source = str | os.PathLike[str] | bytes | Image.Image | Sequence[Image.Image]
+Source = str | os.PathLike[str] | bytes | Image.Image | list[Image.Image] | tuple[Image.Image, ...]
 """One picture or clip: a path, a file's bytes, a picture that Pillow opened, or such pictures for a clip."""
 _NOUNS = {"image": "picture", "video": "clip"}
 
@@ -42,26 +42,26 @@ def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: De
 
 
 def take(source: Source, config: AdapterConfig, limits: MediaLimits) -> Frames:
-    """``decode`` for a path, for bytes, for a picture that Pillow opened, or for a clip as a sequence of such pictures.
+    """``decode`` for a path, for bytes, for a picture that Pillow opened, or for a clip as a list of such pictures.
 
-    Of a sequence the pictures at the middles of equal parts are taken, as of a clip. Raises a MediaError, and OSError
+    Of a list the pictures at the middles of equal parts are taken, as of a clip. Raises a MediaError, and OSError
     for a file that cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
-        source = _read(Path(source), limits)
+        return decode(_read(Path(source), limits), config, limits)
     if isinstance(source, bytes | bytearray | memoryview):
         return decode(bytes(source), config, limits)
     if isinstance(source, Image.Image):
         if config.video is not None:
             raise _wrong(config, "image")
         return Frames([opened_image(source, limits)])
-    if not isinstance(source, Sequence) or not all(isinstance(picture, Image.Image) for picture in source):
+    if not isinstance(source, list | tuple) or not all(isinstance(picture, Image.Image) for picture in source):
         raise UnsupportedMedia.named(
             f"an object of type {type(source).__name__}", "a path, bytes, a PIL picture, or a list of them for a clip"
         )
     if config.video is None:
         raise _wrong(config, "video")
-    return _of_sequence(source, config.video.frames, limits)
+    return _of_list(source, config.video.frames, limits)
 
 
 def _read(path: Path, limits: MediaLimits) -> bytes:
@@ -70,7 +70,7 @@ def _read(path: Path, limits: MediaLimits) -> bytes:
         return file.read(limits.max_bytes + 1)
 
 
-def _of_sequence(pictures: Sequence[Image.Image], frames: int, limits: MediaLimits) -> Frames:
+def _of_list(pictures: Sequence[Image.Image], frames: int, limits: MediaLimits) -> Frames:
     if not pictures:
         raise BrokenMedia("the clip has no pictures; send at least one", field="frames", got=0)
     bound("max_frames", "{value} frames of one clip were asked for", frames, limits.max_frames)

@@ -7,6 +7,7 @@ queue and no deadline.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,18 +70,21 @@ class Result:
         return [found for found in self.top_k(len(self.labels)) if found.score >= threshold]
 
 
-class _Seen(NamedTuple):
+class _Asked(NamedTuple):
     """One input as a task sees it: uint8 (frames, 3, size, size), equal for equal ``picture``, and frames left out."""
 
+    task: str
+    adapter: Adapter
     pixels: Tensor
-    picture: object
-    bad_frames: int
+    picture: object = None
+    bad_frames: int = 0
 
 
 class Predictor:
     """Adapters on one backbone, asked by the name of their task; rows of any mix of tasks share a batch.
 
-    One thread at a time: the backbone refuses a second one with a RuntimeError. ``slots`` is the number of tasks that
+    Threads decode side by side and take turns on the device; of two predictors on one backbone that compute at the same
+    time, the second one gets the backbone's RuntimeError. ``slots`` is the number of tasks that
     there is room for at first; adding more makes more room. A batch has at most ``batch_rows`` rows (a picture is one,
     a clip of T frames is T), or one input that has more. ``limits`` bound each picture and clip. ``cuda_graphs`` as in
     ``BankedForward``. Raises AdapterError: WrongBase for a file of another backbone, BrokenAdapter, AdapterTooLarge.
@@ -96,7 +100,7 @@ class Predictor:
         cuda_graphs: bool = True,
     ) -> None:
         self.backbone, self.limits = backbone, limits or MediaLimits()
-        self._batch_rows, self._cuda_graphs = batch_rows, cuda_graphs
+        self._batch_rows, self._cuda_graphs, self._turn = batch_rows, cuda_graphs, threading.Lock()
         held: dict[str, Adapter] = {}
         for adapter in adapters:
             name = self._checked(adapter, adapter.config.task)
@@ -113,6 +117,9 @@ class Predictor:
         )  # fmt: skip
         self._forward = BankedForward(backbone, self._bank.slabs, cuda_graphs=cuda_graphs)
 
+    def __repr__(self) -> str:
+        return f"Predictor({self.backbone.layout.model}: {', '.join(self.tasks) or 'no tasks'})"
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names that can be asked."""
@@ -125,13 +132,15 @@ class Predictor:
     def add(self, adapter: Adapter, task: str | None = None) -> None:
         """Hold one more, under another name where ``task`` is given; in place of the one that has the name."""
         name = self._checked(adapter, adapter.config.task if task is None else task)
-        self._bank.put(name, adapter)
-        if self._bank.slabs is not self._forward.slabs:
-            self._forward = BankedForward(self.backbone, self._bank.slabs, cuda_graphs=self._cuda_graphs)
+        with self._turn:
+            self._bank.put(name, adapter)
+            if self._bank.slabs is not self._forward.slabs:
+                self._forward = BankedForward(self.backbone, self._bank.slabs, cuda_graphs=self._cuda_graphs)
 
     def remove(self, task: str) -> None:
         """Let an adapter go; its room is free for another. Raises UnknownTask."""
-        self._bank.drop(self._known(task))
+        with self._turn:
+            self._bank.drop(self._known(task))
 
     def __call__(self, source: Source, task: str | None = None) -> Result:
         """What a task says of one picture or clip: a path, a file's bytes, or what Pillow opened.
@@ -146,8 +155,9 @@ class Predictor:
 
         It is decoded once, and a batch computes the blocks below its first adapted one once.
         """
-        names = [self._known(task) for task in dict.fromkeys(self.tasks if tasks is None else tasks)]
-        return {found.task: found for found in self._results(zip(names, self._see(source, names), strict=True))}
+        names = dict.fromkeys(self.tasks if tasks is None else tasks)
+        seen = self._see(source, [(name, self.adapter(name)) for name in names])
+        return {found.task: found for found in self._results(seen)}
 
     def many(self, sources: Iterable[Source], tasks: Tasks = None) -> list[Result]:
         """What a task says of every input, or each one's own task, in the order given. All or nothing."""
@@ -155,12 +165,13 @@ class Predictor:
 
     def stream(self, sources: Iterable[Source], tasks: Tasks = None) -> Iterator[Result]:
         """``many``, one batch after another: the next batch is read when the results of this one are taken."""
-        return self._results((task, self._see(source, [task])[0]) for source, task in self._asked(sources, tasks))
+        asked = self._pairs(sources, tasks)
+        return self._results(self._see(source, [(task, self.adapter(task))])[0] for source, task in asked)
 
     def logits(self, pixels: Iterable[Tensor], tasks: Tasks = None) -> list[NDArray[np.float32]]:
         """Logits (classes,) float32 of inputs that are decoded and resized already: uint8 (frames, 3, size, size)."""
-        pairs = ((task, _Seen(self._fitting(one, task), None, 0)) for one, task in self._asked(pixels, tasks))
-        return [logits for _, _, logits in self._computed(pairs)]
+        asked = (self._fitting(one, task, self.adapter(task)) for one, task in self._pairs(pixels, tasks))
+        return [logits for _, logits in self._computed(asked)]
 
     def _checked(self, adapter: Adapter, name: str) -> str:
         """The name, for an adapter that can be held and a name that can be asked."""
@@ -189,24 +200,27 @@ class Predictor:
         have = f"the predictor has {', '.join(held)}" if held else "the predictor has none; add(adapter) gives it one"
         raise UnknownTask(f"{problem}; {have}", task=task and task[:80], expected=list(held))
 
-    def _asked(self, inputs: Iterable[Input], tasks: Tasks) -> Iterator[tuple[Input, str]]:
+    def _pairs(self, inputs: Iterable[Input], tasks: Tasks) -> Iterator[tuple[Input, str]]:
         """Every input with its task's name; UnknownTask comes before the input is decoded."""
         if tasks is None or isinstance(tasks, str):
             tasks = self._known(tasks)
             return ((each, tasks) for each in inputs)
         return ((each, self._known(task)) for each, task in zip(inputs, tasks, strict=True))
 
-    def _see(self, source: Source, tasks: Sequence[str]) -> list[_Seen]:
+    def _see(self, source: Source, tasks: Sequence[tuple[str, Adapter]]) -> list[_Asked]:
         """What each task sees of one input: each sampling is decoded once, and each geometry of it resized once."""
-        configs = [self.adapter(task).config for task in tasks]
-        seen: dict[tuple[VideoConfig | None, InputConfig], _Seen] = {}
-        wanted = [(config.video, geometry(config.input)) for config in configs]
-        for video, config in {config.video: config for config in configs}.items():
+        wanted = [(adapter.config.video, geometry(adapter.config.input)) for _, adapter in tasks]
+        seen: dict[tuple[VideoConfig | None, InputConfig], tuple[Tensor, bytes, int]] = {}
+        for video, config in {adapter.config.video: adapter.config for _, adapter in tasks}.items():
             frames = self._decoded(source, config)  # those of one sampling at a time are in memory
             for shape in dict.fromkeys(shape for sampling, shape in wanted if sampling == video):
                 pixels = rows(frames, Preprocess(shape))
-                seen[video, shape] = _Seen(pixels, hashlib.sha256(np.asarray(pixels).data).digest(), frames.bad)
-        return [seen[key] for key in wanted]
+                seen[video, shape] = pixels, hashlib.sha256(np.asarray(pixels).data).digest(), frames.bad
+        asked = []
+        for (task, adapter), key in zip(tasks, wanted, strict=True):
+            pixels, picture, bad = seen[key]
+            asked.append(_Asked(task, adapter, pixels, picture, bad))
+        return asked
 
     def _decoded(self, source: Source, config: AdapterConfig) -> Frames:
         try:
@@ -220,40 +234,42 @@ class Predictor:
             told = error.message.replace(setting, f"limits=MediaLimits({field}=...)")
             raise type(error)(told, **error.facts) from error
 
-    def _fitting(self, pixels: Tensor, task: str) -> Tensor:
-        config = self.adapter(task).config
-        wanted = (config.frames, 3, config.input.size, config.input.size)
+    def _fitting(self, pixels: Tensor, task: str, adapter: Adapter) -> _Asked:
+        wanted = (adapter.config.frames, 3, adapter.config.input.size, adapter.config.input.size)
         if tuple(pixels.shape) != wanted or pixels.dtype != uint8:
             raise BrokenMedia(
                 f"the pixels are {pixels.dtype} {list(pixels.shape)}, task '{task}' takes uint8 {list(wanted)}",
                 field="pixels", expected=list(wanted), got=list(pixels.shape),
             )  # fmt: skip
-        return pixels
+        return _Asked(task, adapter, pixels)
 
-    def _results(self, pairs: Iterable[tuple[str, _Seen]]) -> Iterator[Result]:
-        for task, seen, logits in self._computed(pairs):
-            config = self.adapter(task).config
+    def _results(self, asked: Iterable[_Asked]) -> Iterator[Result]:
+        for one, logits in self._computed(asked):
             if not np.isfinite(logits).all():
-                raise BrokenAdapter(f"task '{task}' computed scores that are not finite numbers", task=task)
+                raise BrokenAdapter(f"task '{one.task}' computed scores that are not finite numbers", task=one.task)
             logits.setflags(write=False)
-            yield Result(task, config.labels, config.score, logits, seen.bad_frames)
+            config = one.adapter.config
+            yield Result(one.task, config.labels, config.score, logits, one.bad_frames)
 
-    def _computed(self, pairs: Iterable[tuple[str, _Seen]]) -> Iterator[tuple[str, _Seen, NDArray[np.float32]]]:
+    def _computed(self, asked: Iterable[_Asked]) -> Iterator[tuple[_Asked, NDArray[np.float32]]]:
         """Whatever comes, in batches."""
-        batch: list[tuple[str, _Seen]] = []
+        batch: list[_Asked] = []
         count = 0
-        for task, seen in pairs:
-            if batch and count + len(seen.pixels) > self._batch_rows:
-                yield from self._run(batch)
+        for one in asked:
+            if batch and count + len(one.pixels) > self._batch_rows:
+                yield from zip(batch, self._run(batch), strict=True)
                 batch, count = [], 0
-            batch.append((task, seen))
-            count += len(seen.pixels)
+            batch.append(one)
+            count += len(one.pixels)
         if batch:
-            yield from self._run(batch)
+            yield from zip(batch, self._run(batch), strict=True)
 
-    def _run(self, batch: Sequence[tuple[str, _Seen]]) -> list[tuple[str, _Seen, NDArray[np.float32]]]:
-        jobs = []
-        for task, seen in batch:
-            held = self._bank[self._known(task)]
-            jobs.append(Job(seen.pixels, held.slot, held.pages, held.meta, seen.picture))
-        return [(*pair, logits) for pair, logits in zip(batch, self._forward(jobs), strict=True)]
+    def _run(self, batch: Sequence[_Asked]) -> list[NDArray[np.float32]]:
+        with self._turn:
+            jobs = []
+            for task, adapter, pixels, picture, _ in batch:
+                if self._bank.adapters.get(task) is not adapter:
+                    raise UnknownTask(f"task '{task}' was removed or replaced before its turn came", task=task)
+                held = self._bank[task]
+                jobs.append(Job(pixels, held.slot, held.pages, held.meta, picture))
+            return self._forward(jobs)

@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,7 @@ def test_scores_are_what_the_file_says(predictor: Predictor) -> None:
     assert one.top_k(99)[-1].score == one.scores.min()
     assert {p.index for p in many.above(0.6)} == set(np.flatnonzero(many.scores >= 0.6))
     assert repr(one.best) in repr(one)
+    assert repr(predictor).startswith("Predictor(vit+random:0: images, clips")
     assert len(repr(many)) < 200
     for values in (one.scores, one.logits):
         with pytest.raises(ValueError, match="read-only"):
@@ -282,6 +284,32 @@ def test_adapters_come_and_go_and_the_others_stay_as_they_are(kit: Kit) -> None:
     with pytest.raises(UnknownTask):
         predictor.remove("wide")
     same(predictor(photograph(), "images"), alone["images"])
+
+
+def test_what_changes_while_a_stream_is_read_is_never_a_wrong_answer(kit: Kit) -> None:
+    predictor = Predictor(kit.backbone, made(kit.backbone, "late"), batch_rows=2)
+    expected = [predictor(photograph(n)) for n in range(6)]
+    results = predictor.stream([photograph(n) for n in range(6)])
+    same(next(results), expected[0])
+    predictor.add(random_adapter(kit.backbone, Spec((), 2), 1, task="late"))
+    same(next(results), expected[1])  # of the batch that was computed before
+    with pytest.raises(UnknownTask, match="task 'late' was removed or replaced"):
+        next(results)
+
+
+def test_threads_take_turns(kit: Kit, predictor: Predictor) -> None:
+    expected = {name: predictor(photograph(7), name) for name in ("images", "labels", "late")}
+    shared = Predictor(kit.backbone, *(made(kit.backbone, name) for name in expected))
+
+    def ask(number: int) -> None:
+        if number % 7 == 3:
+            shared.add(made(kit.backbone, "linear", number), task=f"n{number}")
+        name = list(expected)[number % 3]
+        same(shared(photograph(7), name), expected[name])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(60)))
+    assert len(shared.tasks) == 3 + 9
 
 
 def test_room_that_is_given_back_is_used_again(kit: Kit) -> None:

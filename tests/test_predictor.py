@@ -16,7 +16,7 @@ from PIL import Image
 from timm.data import create_transform
 
 import adapters.bank.slabs
-from adapters import Adapter, Backbone, MediaLimits, Prediction, Predictor, Result, load_backbone
+from adapters import Adapter, Backbone, MediaLimits, Prediction, Predictor, Result
 from adapters.config import SiteConfig
 from adapters.errors import (
     AdapterError,
@@ -412,15 +412,3 @@ def test_scores_that_are_not_numbers_are_an_error(kit: Kit) -> None:
     with pytest.raises(BrokenAdapter, match="task 'huge' computed scores that are not finite"):
         predictor.each_task(photograph())
     assert predictor(photograph(), "linear").scores.sum() == pytest.approx(1)
-
-
-def test_the_demo_s_tasks_know_their_samples() -> None:
-    files = sorted((DEMO / "tasks").glob("*.safetensors"))
-    predictor = Predictor(load_backbone("demo", dtype="float32"), *map(Adapter.load, files))
-    samples = [
-        "digits-2.png", "digits-4.png", "moving-digit-down.mp4", "moving-digit-right.mp4", "moving-digit-up.mp4",
-        "animal-or-vehicle-animal.png", "animal-or-vehicle-vehicle.png",
-    ]  # fmt: skip
-    asked, labels = zip(*(Path(name).stem.rsplit("-", 1) for name in samples), strict=True)
-    found = predictor.many([DEMO / "samples" / name for name in samples], asked)
-    assert tuple(result.best.label for result in found) == labels

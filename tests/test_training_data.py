@@ -17,12 +17,12 @@ from adapters.backbone import Backbone
 from adapters.errors import TrainingError
 from adapters.media import MediaLimits, Preprocess, decode_image
 from adapters.training.batches import Batches
-from adapters.training.data import Listing, check_classes, find_examples, split
+from adapters.training.data import DataListing, check_classes, find_examples, split
 from adapters.training.decoding import MediaExamples, Reader, Scanned, scan
 from adapters.training.fit import FitConfig
 from adapters.training.progress import Teller
 from adapters.training.recipe import Recipe
-from adapters.training.run import Plan, train
+from adapters.training.run import TrainingPlan, train
 from tests.media_samples import clip, encode, scene
 from tests.models import Spec, config_of, small_backbone
 
@@ -174,7 +174,7 @@ def test_a_split_needs_enough_of_each_class(tmp_path: Path) -> None:
         split(lost, 0.2, 0)
 
 
-def scanned(listing: Listing, reader: Reader, **options: int) -> Scanned:
+def scanned(listing: DataListing, reader: Reader, **options: int) -> Scanned:
     return scan(listing.examples, reader, threads=2, **options)
 
 
@@ -252,7 +252,7 @@ def test_nothing_is_decoded_in_processes_or_shared_memory(
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
     (tmp_path / "d").mkdir()
-    plan = Plan(fill(tmp_path / "d", a=6, b=6), tmp_path / "a.safetensors", Recipe("t"),
+    plan = TrainingPlan(fill(tmp_path / "d", a=6, b=6), tmp_path / "a.safetensors", Recipe("t"),
                 FitConfig(epochs=1, batch=4, workers=3), cache_bytes=0)  # fmt: skip
     assert train(plan, backbone, Teller()).config.labels == ("a", "b")
 

@@ -24,8 +24,6 @@ ROOT = Path(__file__).parent.parent
 CODE = ("adapters", "service", "benchmarks", "tests")
 LONGEST_FILE = 300
 RUN_TIME = ("adapters", "service")
-SHARED_NAMES = {"Predictor"}
-"""Until the front end's own class has another one."""
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -81,7 +79,7 @@ def test_no_two_classes_have_one_name() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(named(path))
-    assert {name: where for name, where in places.items() if len(where) > 1 and name not in SHARED_NAMES} == {}
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_import_contracts_hold() -> None:

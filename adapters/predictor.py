@@ -11,15 +11,25 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from adapters.backbone import Backbone
 from adapters.bank import SimpleBank
 from adapters.config import AdapterConfig, InputConfig, VideoConfig, is_task_name
-from adapters.errors import AdapterError, AdapterTooLarge, BrokenAdapter, BrokenMedia, MediaError, UnknownTask
+from adapters.errors import (
+    AdapterError,
+    AdapterTooLarge,
+    BrokenAdapter,
+    BrokenMedia,
+    MediaError,
+    UnknownTask,
+    UnsupportedMedia,
+)
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.limits import BATCH_ROWS, MEDIA_SETTINGS, MediaLimits, variable
@@ -70,7 +80,7 @@ class Result:
 
 
 class _Asked(NamedTuple):
-    """One input as a task sees it: uint8 (frames, 3, size, size), equal for equal ``picture``, and frames left out."""
+    """One input as a task sees it: uint8 (frames, 3, size, size), equal for equal ``picture``; frames that were bad."""
 
     task: str
     adapter: Adapter
@@ -164,6 +174,8 @@ class Predictor:
 
     def stream(self, sources: Iterable[Source], tasks: Tasks = None) -> Iterator[Result]:
         """``many``, one batch after another: the next batch is read when the results of this one are taken."""
+        if isinstance(sources, str | bytes | PathLike | Image):  # the letters of a path would each be one
+            raise UnsupportedMedia.named("one input alone", "a list of inputs, or ask predictor(source)")
         asked = self._pairs(sources, tasks)
         return self._results(self._see(source, [(task, self.adapter(task))])[0] for source, task in asked)
 

@@ -396,6 +396,9 @@ def test_errors_say_what_to_do(predictor: Predictor, kit: Kit, clip: bytes, tmp_
         strict.add(made(kit.backbone, "late"), task="Not a name")
     with pytest.raises(AdapterTooLarge, match=r"clips of 4 frames, at most 2 .* limits=MediaLimits\(max_frames=4\)"):
         Predictor(kit.backbone, made(kit.backbone, "clips"), limits=MediaLimits(max_frames=2))
+    for one in ("a.png", tmp_path, photograph(), Image.new("RGB", (9, 9))):
+        with pytest.raises(UnsupportedMedia, match=r"one input alone.* ask predictor\(source\)"):
+            predictor.many(one, "images")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shorter"):
         predictor.many([photograph()] * 3, ["late"])
     assert issubclass(UnknownTask, AdaptError)

@@ -13,17 +13,21 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from adapters.config import AdapterConfig
+from adapters.config import MAX_CLASSES, MAX_FRAMES, MAX_RANK, AdapterConfig
 from adapters.errors import BrokenAdapter
-from adapters.header import METADATA_KEY, check_header, digest_of
+from adapters.header import METADATA_KEY, check_header, compare, digest_of, read_header
 from adapters.layout import Layout
-from adapters.limits import FileLimits
+from adapters.limits import OWN_FILE, FileLimits
+
+if TYPE_CHECKING:
+    from adapters.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,35 @@ class Adapter:
     tensors: Mapping[str, Tensor]
     digest: str
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backbone: Backbone | None = None) -> Adapter:
+        """Read a file of one's own, whatever its size. Raises as ``read_adapter``, and OSError.
+
+        Whether it belongs to a backbone is checked now if one is given, else by the Predictor that it is added to.
+        """
+        adapter = read_adapter(Path(path), None, OWN_FILE)
+        if backbone is not None:
+            adapter.check(backbone.layout)
+        return adapter
+
+    def check(self, layout: Layout) -> None:
+        """Raise WrongBase or BrokenAdapter unless config and tensors are those of an adapter of this backbone."""
+        layout.check(self.config, max_rank=MAX_RANK, max_classes=MAX_CLASSES, max_frames=MAX_FRAMES)
+        compare({name: ("", tuple(t.shape)) for name, t in self.tensors.items()}, layout.tensors(self.config))
+
     @property
     def parameters(self) -> int:
         return sum(t.numel() for t in self.tensors.values())
 
 
-def read_adapter(path: Path, layout: Layout, limits: FileLimits, *, digest: str = "") -> Adapter:
-    """Read and check a whole file against a backbone.
+def read_adapter(path: Path, layout: Layout | None, limits: FileLimits, *, digest: str = "") -> Adapter:
+    """Read and check a whole file, against a backbone where its layout is given.
 
     ``digest`` is that of the file's bytes, from a caller who hashed them as they came; without it they are hashed here.
     Raises NotAnAdapter, BrokenAdapter, WrongBase or AdapterTooLarge; the message names the tensor or field,
     what was expected and what came.
     """
-    header = check_header(path, layout, limits)
+    header = read_header(path, limits) if layout is None else check_header(path, layout, limits)
     content = path.read_bytes()
     try:
         tensors = load(content)

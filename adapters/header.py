@@ -73,7 +73,7 @@ def check_header(path: Path, layout: Layout, limits: FileLimits) -> Header:
     """
     header = read_header(path, limits)
     layout.check(header.config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
-    _compare(header.tensors, layout.tensors(header.config))
+    compare(header.tensors, layout.tensors(header.config))
     return header
 
 
@@ -201,7 +201,8 @@ def _tensor_table(entries: dict[str, Any], body: int) -> dict[str, tuple[str, Sh
     return table
 
 
-def _compare(found: Mapping[str, tuple[str, Shape]], wanted: Mapping[str, Shape]) -> None:
+def compare(found: Mapping[str, tuple[str, Shape]], wanted: Mapping[str, Shape]) -> None:
+    """Raise BrokenAdapter unless the tensors found, each a dtype and a shape, are those wanted and no others."""
     for name, shape in wanted.items():
         if name not in found:
             raise BrokenAdapter(

@@ -9,7 +9,6 @@ AdaptError (adapters.errors)
 ├── Unauthorised             401
 ├── Forbidden                403
 │   └── ForeignOrigin        403  a page of another origin wants to change something
-├── UnknownTask              404
 ├── UnknownVersion           404
 ├── RequestTimeout           408  headers or a body came too slowly
 ├── Conflict                 409  the state forbids it (deleting the active version, a locked folder)
@@ -52,6 +51,7 @@ from adapters.errors import (
     WrongBase,
     WrongModality,
 )
+from adapters.errors import UnknownTask as UnknownTask  # of a server's store and of a Predictor alike
 
 
 class BadKeys(AdaptError):
@@ -80,10 +80,6 @@ class ForeignOrigin(Forbidden):
 
 class UnknownHost(AdaptError):
     """The request's ``Host`` is no name of this server."""
-
-
-class UnknownTask(AdaptError):
-    """There is no such task."""
 
 
 class UnknownVersion(AdaptError):

@@ -17,16 +17,12 @@ from typing import Any
 
 import httpx
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from adapters.backbone import Backbone, load_backbone
-from adapters.bank import Slabs, pack
+from adapters import Adapter, Backbone, Predictor, load_backbone
 from adapters.config import SiteConfig
-from adapters.file import Adapter, write_adapter
-from adapters.forward.banked import BankedForward, Job
-from adapters.media import MediaLimits, Preprocess, decode, rows
+from adapters.file import write_adapter
 from service.alone import alone
 from service.engine.local import LocalEngine
 from service.settings import Settings
@@ -69,15 +65,7 @@ class Kit:
 
     def alone(self, adapter: Adapter, body: bytes) -> NDArray[np.float64]:
         """Probabilities by label index, from that adapter alone in a bank of one slot."""
-        layout = self.backbone.layout
-        packed = pack(adapter, layout, 8, torch.float32)
-        slabs = Slabs(layout, slots=1, rank=8, pages=len(packed.pages), dtype=torch.float32, device=torch.device("cpu"))
-        pages = tuple(range(1, 1 + len(packed.pages)))
-        slabs.write(1, pages, packed)
-        pixels = rows(decode(body, adapter.config, MediaLimits()), Preprocess(adapter.config.input))
-        logits = BankedForward(self.backbone, slabs)([Job(pixels, 1, pages, packed.meta)])[0].astype(np.float64)
-        scores: NDArray[np.float64] = np.exp(logits - logits.max())
-        return scores / scores.sum()
+        return Predictor(self.backbone, adapter)(body).scores
 
 
 def scores_of(answer: dict[str, Any]) -> NDArray[np.float64]:

@@ -83,7 +83,7 @@ def test_half_precision_is_accepted(sample: Sample) -> None:
 @pytest.mark.parametrize(
     ("config", "error", "words"),
     [
-        ({"base/fingerprint": "0" * 64}, WrongBase, "fingerprint 000000000000, this server holds"),
+        ({"base/fingerprint": "0" * 64}, WrongBase, "fingerprint 000000000000, the backbone here is"),
         ({"base/fingerprint": "zz"}, BrokenAdapter, "base.fingerprint"),
         ({"sites/0/rank": 5}, BrokenAdapter, r"parallel\.0\.down\.weight has shape \[4, 48\], expected \[5, 48\]"),
         ({"sites/0/rank": 17}, AdapterTooLarge, "rank 17, this server takes at most 16"),

@@ -2,7 +2,8 @@
 
 from adapters.bank.bank import Bank, Loader
 from adapters.bank.pack import PAGE, PackedAdapter, pack
+from adapters.bank.simple import SimpleBank
 from adapters.bank.slabs import Slabs
 from adapters.bank.slots import BankStats, Lease
 
-__all__ = ["PAGE", "Bank", "BankStats", "Lease", "Loader", "PackedAdapter", "Slabs", "pack"]
+__all__ = ["PAGE", "Bank", "BankStats", "Lease", "Loader", "PackedAdapter", "SimpleBank", "Slabs", "pack"]

@@ -4,13 +4,13 @@ It does not know HTTP, adapters' tensors or the device, and imports no torch.
 """
 
 from adapters.limits import Deadline, MediaLimits
-from adapters.media.decode import decode
+from adapters.media.decode import Source, decode, take
 from adapters.media.images import decode_image
 from adapters.media.preprocess import Pixels, Preprocess, geometry, rows
 from adapters.media.sniff import sniff
-from adapters.media.video import decode_clip
+from adapters.media.video import Frames, decode_clip
 
 __all__ = [
-    "Deadline", "MediaLimits", "Pixels", "Preprocess", "decode", "decode_clip", "decode_image", "geometry", "rows",
-    "sniff",
+    "Deadline", "Frames", "MediaLimits", "Pixels", "Preprocess", "Source", "decode", "decode_clip", "decode_image",
+    "geometry", "rows", "sniff", "take",
 ]  # fmt: skip

@@ -78,7 +78,7 @@ def adaptformer(
     """
     with one_line_errors():
         from adapters.backbone import load_backbone
-        from adapters.importers import Origin, read_labels
+        from adapters.importers import ImportTerms, read_labels
         from adapters.importers.adaptformer import convert, export_backbone, read_checkpoint
 
         source = read_checkpoint(checkpoint)
@@ -88,8 +88,8 @@ def adaptformer(
         if export_base:
             export_backbone(source, backbone, export_base)
             backbone = load_backbone(base, str(export_base), "cpu", "float32")
-        origin = Origin(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
-        _finish(file, convert(source, backbone, origin, scale=scale), backbone)
+        terms = ImportTerms(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
+        _finish(file, convert(source, backbone, terms, scale=scale), backbone)
     if export_base:
         line = f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}"
         out().print(line, markup=False)
@@ -117,14 +117,14 @@ def peft(
     """
     with one_line_errors():
         from adapters.backbone import load_backbone
-        from adapters.importers import Origin, read_labels
+        from adapters.importers import ImportTerms, read_labels
         from adapters.importers.peft import convert, read_folder
 
         source = read_folder(folder)
         names = read_labels(labels, source.classes)
         backbone = load_backbone(base, weights, "cpu", "float32")
-        origin = Origin(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
-        _finish(file, convert(source, backbone, origin), backbone)
+        terms = ImportTerms(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
+        _finish(file, convert(source, backbone, terms), backbone)
     out().print(
         f"it was trained on {source.trained_on or 'a model that it does not name'}; "
         f"that {base} has the same weights cannot be seen from the folder",

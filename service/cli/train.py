@@ -22,7 +22,7 @@ from service.limits import file_limits, media_limits
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
     from adapters.training.names import Part
-    from adapters.training.run import Plan, Trained
+    from adapters.training.run import Trained, TrainingPlan
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -123,7 +123,7 @@ def train(
         from adapters.backbone import load_backbone, resolve_device
         from adapters.training.fit import FitConfig
         from adapters.training.recipe import Recipe
-        from adapters.training.run import Plan
+        from adapters.training.run import TrainingPlan
 
         logging.getLogger("timm").setLevel(logging.WARNING)
         settings = settings_or_exit(env_file)
@@ -138,7 +138,7 @@ def train(
             epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
             patience=patience, workers=(os.cpu_count() or 1) if workers is None else workers, seed=seed,
         )  # fmt: skip
-        plan = Plan(
+        plan = TrainingPlan(
             data, file, recipe, fit, held_out=share, part=part, limits=media_limits(settings),
             served=file_limits(settings, settings.max_rank), report=report, resume=resume,
         )  # fmt: skip
@@ -178,7 +178,7 @@ def _held_out(text: str) -> tuple[float, Part | None]:
     return share, None
 
 
-def _run(plan: Plan, backbone: Backbone) -> Trained:
+def _run(plan: TrainingPlan, backbone: Backbone) -> Trained:
     from adapters.training.progress import telling
     from adapters.training.run import train as train_adapter
 
@@ -186,7 +186,7 @@ def _run(plan: Plan, backbone: Backbone) -> Trained:
         return train_adapter(plan, backbone, teller)
 
 
-def _say_no_file(plan: Plan, report: Path | None = None) -> None:
+def _say_no_file(plan: TrainingPlan, report: Path | None = None) -> None:
     """One line for a method that leaves no file; nothing for the others."""
     from adapters.training.baselines import NO_FILE
 
@@ -196,7 +196,7 @@ def _say_no_file(plan: Plan, report: Path | None = None) -> None:
         out().print(f"{why}, so there is no adapter file to serve; report: {place}", markup=False, soft_wrap=True)
 
 
-def _say(plan: Plan, trained: Trained) -> None:
+def _say(plan: TrainingPlan, trained: Trained) -> None:
     told, console = trained.config.training, out()
     for bad in trained.bad[:MAX_BAD_SHOWN]:
         complain(f"{bad.name}: {bad.reason}", "left out")

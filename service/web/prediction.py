@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.errors import AdaptError
+from adapters.scores import Prediction, best
 from service.engine.interface import Answer, Answering, Item, Link
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
 from service.web.decoding import Decoder, Seen
-from service.web.scores import Prediction, best
 
 LARGE_HEAD = 4096
 """Classes from which scores are computed off the event loop."""

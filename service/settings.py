@@ -182,7 +182,8 @@ class Settings(BaseSettings):
     device_lost_s: float = Field(
         60.0,
         ge=0,
-        description="Time without a sign of life of the device until the process ends (exit code 3); 0 is never.",
+        description="Time without a sign of life of the device until its engine's process ends and another is started; "
+        "if that does not compute either, the server ends (exit code 3). 0 is never.",
     )
     drain_s: float = Field(
         20.0, ge=0, description="Time for accepted requests after SIGTERM, in seconds; 5 s later it is over."

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from service.web.caller import Caller
 from tests.houses import House, Kit, house, photograph, until
 from tests.test_app_load import Held
 from tests.wire import Wire, chunked, post
@@ -108,7 +109,7 @@ def test_a_trickle_ends_in_a_problem_that_names_the_setting(home: House, name: s
         assert answer.headers["connection"] == "close"
         assert 0.4 < time.monotonic() - start < 5
     assert until(lambda: home.built.bodies.held == 0)
-    assert 'code="408",task="t"' in home.built.metrics.render().decode()
+    assert 'code="408",task="t"' in home.client.get("/metrics").text
 
 
 def test_a_pause_within_the_grace_is_forgiven(home: House) -> None:
@@ -134,12 +135,17 @@ def test_a_body_that_found_the_server_busy_meanwhile_is_refused_before_it_is_dec
     """Room is asked for twice: before the body is read, as if it were there, and when it is."""
     asked: list[float] = []
     inner = home.built.answers.check_room
-    home.built.answers.check_room = lambda n, caller: (asked.append(caller.left), inner(n, caller))[1]  # type: ignore[method-assign,func-returns-value]
+
+    async def noted(digests: Sequence[str], caller: Caller) -> None:
+        asked.append(caller.left)
+        await inner(digests, caller)
+
+    home.built.answers.check_room = noted
     try:
         with Wire.to(home.url) as wire:
             slowly(wire, post(PREDICT, photograph(size=(400, 300))), 1)
             assert wire.answer().status == 200
     finally:
-        home.built.answers.check_room = inner  # type: ignore[method-assign]
+        home.built.answers.check_room = inner
     assert len(asked) == 2
     assert min(asked) > 0.5

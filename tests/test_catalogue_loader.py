@@ -27,10 +27,10 @@ def meanwhile(home: House, act: Callable[[], object]) -> tuple[object, object]:
     """Ask both tasks, ``act`` while their shared load is about to read the first one's file; both responses."""
     gate, reached, read = threading.Event(), threading.Event(), home.local.loading.read
 
-    def slow(path: Path) -> Adapter:
+    def slow(path: Path, digest: str = "") -> Adapter:
         reached.set()
         assert gate.wait(WAIT)
-        return read(path)
+        return read(path, digest)
 
     home.local.loading.read = slow  # type: ignore[method-assign]
     try:

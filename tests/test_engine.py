@@ -228,7 +228,7 @@ def test_an_error_of_the_scheduler_reaches_its_caller_and_leaks_nothing(
         for future in (house.submit(1), house.submit(2, task="5")):
             with pytest.raises(ComputeFailed, match="queueing the rows failed: ValueError"):
                 future.result(WAIT)
-    assert (house.engine.queued_rows, house.engine._room.ready) == (0, 0)
+    assert (house.engine.queued_rows, house.engine.room.ready) == (0, 0)
     assert house.bank.stats().pinned == 0
     assert house.submit(2).result(WAIT).logits[0] == 2
 
@@ -320,7 +320,7 @@ def test_a_storm_of_cancellations_leaves_nothing_behind(house: House) -> None:
         seen = sum(pool.map(calls, range(4)), Counter[str]())
     assert seen.total() == 400
     assert seen["left"] > 0
-    assert wait_for(lambda: (house.engine.queued_rows, house.engine._room.ready) == (0, 0))
+    assert wait_for(lambda: (house.engine.queued_rows, house.engine.room.ready) == (0, 0))
     assert wait_for(lambda: house.bank.stats().pinned == 0)
     assert house.submit(9).result(WAIT).logits[0] == 9
 

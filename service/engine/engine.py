@@ -26,8 +26,6 @@ from service.engine.scheduler import Scheduler, Ticket
 from service.errors import BadScores, DeadlineExceeded, Draining
 from service.pace import HOPE
 
-__all__ = ["BatchReport", "Engine"]
-
 CLOSE_S = 2.0
 """How long ``close`` waits for the batch in progress; a device that hangs is left behind on its thread."""
 
@@ -56,7 +54,7 @@ class Engine:
         self.last_step = last_step
         self._scheduler: Scheduler[Work] = Scheduler(max_batch_rows)
         self._wake = threading.Condition()
-        self._room = (room or Room(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, clock=clock)).begin()
+        self.room = (room or Room(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, clock=clock)).begin()
         self._live: list[Ticket[Work]] = []  # the latest batch
         self._begun: float | None = None  # when the forward pass that runs now began
         self._running = True
@@ -70,12 +68,7 @@ class Engine:
     @property
     def queued_rows(self) -> int:
         """Rows accepted and not yet answered."""
-        return self._room.queued
-
-    @property
-    def backlog_s(self) -> float:
-        """About how long a row that came now would wait."""
-        return self._room.backlog_s
+        return self.room.queued
 
     @property
     def alive(self) -> bool:
@@ -114,12 +107,12 @@ class Engine:
         """
         cold = [digest for digest in dict.fromkeys(digests) if not self._bank.resident(digest)]
         with self._wake:
-            self._room.check(rows, deadline, cold=bool(cold))
+            self.room.check(rows, deadline, cold=bool(cold))
         if cold:
             try:
                 self._bank.check(cold, deadline, HOPE * (deadline - self._clock()))
             except LoadsBehind as error:
-                raise self._room.behind(error, deadline) from None
+                raise self.room.behind(error, deadline) from None
 
     def probe(self, pixels: Pixels, deadline: float) -> Future[Answer]:
         """A real forward of the bare backbone, for health checks, however full the queue is. Raises Draining."""
@@ -130,13 +123,13 @@ class Engine:
     def drain(self, timeout: float) -> bool:
         """Refuse new tickets and wait until nothing waits or runs; False if ``timeout`` seconds were not enough."""
         with self._wake:
-            self._room.open = False
-            return self._wake.wait_for(lambda: self._room.queued == 0, timeout)
+            self.room.open = False
+            return self._wake.wait_for(lambda: self.room.queued == 0, timeout)
 
     def close(self) -> None:
         """Stop the thread after the batch it is in, waiting at most ``CLOSE_S``; what waits gets Draining."""
         with self._wake:
-            self._room.open = self._running = False
+            self.room.open = self._running = False
             left = self._scheduler.clear()
             self._wake.notify_all()
         for ticket in left:
@@ -150,13 +143,13 @@ class Engine:
         self, task: str, pixels: Pixels, deadline: float, *, cold: bool = False, always: bool = False
     ) -> Ticket[Work]:
         rows = pixels.shape[0]
-        self._room.check_size(rows)
+        self.room.check_size(rows)
         with self._wake:
             if always:
-                self._room.check_open()
+                self.room.check_open()
             else:
-                self._room.check(rows, deadline, cold=cold)
-            self._room.queued += rows
+                self.room.check(rows, deadline, cold=cold)
+            self.room.queued += rows
         ticket = Ticket(task, rows, deadline, Work(pixels, Future(), self._clock()))
         ticket.payload.future.add_done_callback(lambda future: self._gone(ticket) if future.cancelled() else None)
         return ticket
@@ -167,7 +160,7 @@ class Engine:
             work.coming = self._bank.acquire(digest, load, ticket.deadline, hope_s)
         except LoadsBehind as error:
             self._settle(ticket)
-            raise self._room.behind(error, ticket.deadline) from None
+            raise self.room.behind(error, ticket.deadline) from None
         except BaseException as error:
             self._fail(ticket, error)
         else:
@@ -183,7 +176,7 @@ class Engine:
                 ticket.payload.lease, ticket.payload.coming = coming.result(), None
             self._queue(ticket)
         elif isinstance(error, LoadsBehind):
-            self._fail(ticket, self._room.behind(error, ticket.deadline))
+            self._fail(ticket, self.room.behind(error, ticket.deadline))
         elif isinstance(error, AdaptError):
             self._fail(ticket, error.copy())  # others may wait for the same load, and each adds its own facts
         else:
@@ -195,7 +188,7 @@ class Engine:
             with self._wake:
                 stopped = not self._running
                 if not stopped:
-                    self._room.ready += ticket.rows
+                    self.room.ready += ticket.rows
                     ticket.payload.ready = True
                     self._scheduler.add(ticket)
                     self._wake.notify_all()
@@ -219,11 +212,11 @@ class Engine:
         with self._wake:
             if work.pixels is not None:
                 work.pixels = None
-                self._room.queued -= ticket.rows
+                self.room.queued -= ticket.rows
                 self._wake.notify_all()
             if work.ready:
                 work.ready = False
-                self._room.ready -= ticket.rows
+                self.room.ready -= ticket.rows
             lease, work.lease = work.lease, None
             coming, work.coming = work.coming, None
         if lease is not None:
@@ -253,7 +246,7 @@ class Engine:
                     self._run(self._live)
         finally:
             with self._wake:
-                self._room.open = self._running = False
+                self.room.open = self._running = False
                 left = self._scheduler.clear()
             for ticket in (*self._live, *left):  # those of the batch are answered, unless this thread ends by mistake
                 self._fail(ticket, _stopped())
@@ -292,7 +285,7 @@ class Engine:
             compute = self._clock() - start
             self._begun = None
             self._on_batch(BatchReport(rows, len({job.slot for job in jobs}), compute, failed))
-        self._room.saw(rows, min(t.payload.submitted for t in batch), self._clock())
+        self.room.saw(rows, min(t.payload.submitted for t in batch), self._clock())
         for ticket, values in zip(batch, logits, strict=True):
             if ticket.payload.future.done():
                 continue  # refused by ``close``, which did not wait for the device any longer

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from adapters.atomic import replacing
 from adapters.config import AdapterConfig
 from adapters.errors import AdapterTooLarge, BrokenAdapter, NotAnAdapter
 from adapters.layout import Layout, Shape, oversized
@@ -149,19 +148,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write safetensors atomically: a reader sees the whole file or none. Returns the digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
+    with replacing(path, mode=0o644) as temporary:
         save_file(plain, temporary, metadata=metadata)
-        with Path(temporary).open("rb+") as file:
-            os.fsync(file.fileno())
-        digest = digest_of(Path(temporary))
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return digest
+        return digest_of(temporary)
 
 
 def digest_of(path: Path) -> str:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from adapters.backbone import Backbone, load_backbone
 from adapters.bank import PAGE, Bank, Slabs
 from adapters.forward.banked import BankedForward
+from adapters.version import installed_version
 from service.engine.engine import CLOSE_S, BatchReport, Engine
 from service.keys import Keys
 from service.limits import file_limits, media_limits
@@ -25,7 +26,6 @@ from service.store.catalogue import Catalogue
 from service.store.demo import publish_demo
 from service.store.locks import FolderLock
 from service.store.repository import Repository
-from service.version import installed_version
 from service.watch import tracing
 from service.watch.counts import Counts
 from service.watch.health import Health

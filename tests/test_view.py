@@ -206,6 +206,31 @@ def test_a_version_that_is_deleted_while_its_manifest_is_read_was_never_there(
     assert b.tasks() == a.tasks()
 
 
+@pytest.mark.parametrize("read", [Repository.follow, Repository.load])
+def test_what_changes_while_it_reads_is_there_to_follow(
+    both: tuple[Repository, Repository], read: Callable[[Repository], object]
+) -> None:
+    a, b = both
+    put(a, "cats", b"one")
+    put(a, "dogs", b"one")
+    b.follow()
+    put(a, "dogs", b"two")
+    inner = recovery._manifest
+
+    def manifest(folder: str) -> bytes:
+        if folder.endswith("/dogs"):
+            with patch.object(recovery, "_manifest", inner):
+                put(a, "cats", b"two")
+        return inner(folder)
+
+    with patch.object(recovery, "_manifest", manifest):
+        read(b)
+    assert b.behind
+    assert (b.version("cats").number, b.version("dogs").number) == (1, 2)
+    b.follow()
+    assert b.version("cats").number == 2
+
+
 def test_a_start_moves_nothing(tmp_path: Path) -> None:
     with closing(Repository(tmp_path)) as repository:
         put(repository, "dogs", b"one")

@@ -26,8 +26,7 @@ def replacing(
         yield temporary
         with temporary.open("rb+") as file:  # by its name: who wrote may have replaced it
             os.fsync(file.fileno())
-        if mode != 0o600:  # what it was made with
-            temporary.chmod(mode)
+        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):

@@ -32,6 +32,12 @@ def is_task_name(name: str) -> bool:
     return re.fullmatch(TASK_PATTERN[1:-1], name) is not None
 
 
+def task_name(file: str) -> str:
+    """A task name from a file's: lower case, other characters as ``-``; ``task`` where nothing is left."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", file.removesuffix(".safetensors").lower()).strip("._-")
+    return plain[:64] or "task"
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from adapters.atomic import replacing
 from adapters.config import MAX_CLASSES, MAX_FRAMES, MAX_RANK, AdapterConfig
 from adapters.errors import BrokenAdapter
 from adapters.header import METADATA_KEY, check_header, compare, digest_of, read_header
@@ -92,16 +91,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write safetensors atomically: a reader sees the whole file or none. Returns the digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
+    with replacing(path, mode=0o644) as temporary:
         save_file(plain, temporary, metadata=metadata)
-        with Path(temporary).open("rb+") as file:
-            os.fsync(file.fileno())
-        digest = digest_of(Path(temporary))
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        digest = digest_of(temporary)
     return digest

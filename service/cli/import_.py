@@ -5,12 +5,12 @@ It knows the options and what to print; reading and converting is ``adapters.imp
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapters.config import task_name
 from adapters.header import refusals
 from adapters.limits import foreseen
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
@@ -88,7 +88,7 @@ def adaptformer(
         if export_base:
             export_backbone(source, backbone, export_base)
             backbone = load_backbone(base, str(export_base), "cpu", "float32")
-        terms = ImportTerms(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
+        terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
         _finish(file, convert(source, backbone, terms, scale=scale), backbone)
     if export_base:
         line = f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}"
@@ -123,18 +123,13 @@ def peft(
         source = read_folder(folder)
         names = read_labels(labels, source.classes)
         backbone = load_backbone(base, weights, "cpu", "float32")
-        terms = ImportTerms(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
+        terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
         _finish(file, convert(source, backbone, terms), backbone)
     out().print(
         f"it was trained on {source.trained_on or 'a model that it does not name'}; "
         f"that {base} has the same weights cannot be seen from the folder",
         markup=False,
     )
-
-
-def _task_of(file: Path) -> str:
-    """A task name made of a file's name."""
-    return re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")[:64]
 
 
 def _given(

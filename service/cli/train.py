@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from adapters.config import MAX_FRAMES
+from adapters.config import MAX_FRAMES, task_name
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.exits import FAILED
 from service.limits import file_limits, media_limits
@@ -129,7 +128,7 @@ def train(
         settings = settings_or_exit(env_file)
         share, part = _held_out(held_out)
         recipe = Recipe(
-            task=task or task_name(file), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
+            task=task or task_name(file.name), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
             pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
         )  # fmt: skip
         if crop is None:  # without crops, a frozen backbone sees every picture once and not in each epoch
@@ -157,12 +156,6 @@ def train(
             complain(f"the memory is full; try a smaller --batch than {batch}, or fewer --frames")
             raise typer.Exit(FAILED) from error
     _say(plan, trained)
-
-
-def task_name(file: Path) -> str:
-    """A task name from a file's: lower case, other characters as ``-``; ``task`` where nothing is left."""
-    plain = re.sub(r"[^a-z0-9._-]+", "-", file.name.removesuffix(".safetensors").lower()).strip("._-")
-    return plain[:64] or "task"
 
 
 def _held_out(text: str) -> tuple[float, Part | None]:

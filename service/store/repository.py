@@ -87,7 +87,7 @@ class Repository(View):
         Returns one sentence per thing found wrong.
         """
         with self._begin():
-            pass
+            pass  # the scan needs no lock
         with disk_errors():
             return self._scan(lambda: load(self.root, self._owner))
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 
 from adapters.errors import AdaptError
+from adapters.version import installed_version
 from service.errors import status_of
 from service.settings import Settings
-from service.version import installed_version
 from service.web.prediction import Outcomes
 
 if TYPE_CHECKING:

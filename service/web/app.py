@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fastapi import Depends, FastAPI
 
+from adapters.version import installed_version
 from service.engine.interface import Link
 from service.engine.pixels import PixelMemory
 from service.keys import Keys
@@ -19,7 +20,6 @@ from service.pool import Pool
 from service.settings import Settings
 from service.store.catalogue import Catalogue
 from service.store.repository import Repository
-from service.version import installed_version
 from service.watch import tracing
 from service.watch.counts import Counting
 from service.watch.metrics import Metrics

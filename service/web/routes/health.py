@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from adapters.errors import AdaptError
-from service.version import installed_version
+from adapters.version import installed_version
 from service.web.routes.common import TheEngine, TheMetrics, problems
 from service.web.schemas import Live, Ready
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,5 +94,4 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with replacing(path, mode=0o644) as temporary:
         save_file(plain, temporary, metadata=metadata)
-        digest = digest_of(temporary)
-    return digest
+        return digest_of(temporary)

@@ -17,8 +17,8 @@ import pytest
 from tests.houses import WAIT, Kit, Process, photograph, problem, until
 
 FRONT_ENDS = 2
-REPAIRED_S = 1.0
-"""After a front end was killed."""
+STARTED_S = 90.0
+"""An engine imports torch again, on whatever machine this is."""
 
 
 def start(kit: Kit, folder: Path, *more: str) -> Process:
@@ -159,7 +159,7 @@ def test_a_killed_engine_gives_its_requests_a_typed_error_and_is_replaced(
     told = problem(httpx.get(f"{server.url}/readyz", timeout=WAIT), 503)
     assert told["type"] == "urn:adaptserve:problem:engine-lost", told
     assert httpx.get(f"{server.url}/v1/tasks", timeout=WAIT).status_code == 200
-    assert until(lambda: ready(server))
+    assert until(lambda: ready(server), STARTED_S)
     before = seen[200, ""]
     assert until(lambda: seen[200, ""] > before + 5)
     stop.set()

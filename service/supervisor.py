@@ -238,6 +238,7 @@ class Supervisor:
         log.error("the %s process %s; another one is being started", one.name, how)
         number = int(one.name.rpartition(" ")[2]) if one.name[-1].isdigit() else 0
         start = self._engine if one.name.startswith("engine") else self._front_end
+        why = ""
         for attempt in range(TRIES):
             if attempt:
                 await asyncio.sleep(PAUSE_S)
@@ -246,16 +247,18 @@ class Supervisor:
             try:
                 await self._up(another)
             except AdaptError as error:
-                log.error("the %s process does not come up again: %s", one.name, error.message)
+                why = f": {error.message}"
+                log.error("the %s process does not come up again%s", one.name, why)
                 await another.ended
             else:
                 log.warning("the %s process is up again", one.name)
                 return another
-        raise Ended(f"the {one.name} process {how} and cannot be started again", code if code > 0 else FAILED)
+        raise Ended(f"the {one.name} process {how} and cannot be started again{why}", code if code > 0 else FAILED)
 
     async def _stop(self) -> None:
         """Front ends answer what they took, then engines have nothing left to do."""
         self._stopping = True
+        self._listener.close()  # the last front end closes the last copy, once it has taken whoever had connected
         for kind, word, seconds in (
             ("front end", "drain", self._settings.drain_s + CLOSE_S), ("engine", "stop", CLOSE_S),
         ):  # fmt: skip

@@ -26,11 +26,14 @@ from adapters.file import write_adapter
 from service.alone import alone
 from service.engine.local import LocalEngine
 from service.settings import Settings
+from service.watch.metrics import Snapshot
 from service.web.app import FrontEnd
 from service.web.server import Server, server_config
 from tests.models import Spec, random_adapter, small_backbone
 
 WAIT = 30.0
+STARTED_S = 90.0
+"""An engine imports torch and a model, on whatever machine this is."""
 
 
 def sites(rank: int = 4, temporal: bool = False) -> tuple[SiteConfig, ...]:
@@ -96,6 +99,10 @@ class House:
         """What the endpoints use."""
         return self.front.app.state
 
+    def metrics(self) -> str:
+        """What /metrics says of requests, without a request."""
+        return self.front.app.state.metrics.render(Snapshot.nothing(), {}).decode()
+
     def put(self, task: str, content: bytes, **params: Any) -> httpx.Response:
         return self.client.put(f"/v1/tasks/{task}/adapter", content=content, params=params)
 
@@ -132,7 +139,7 @@ class Process:
         environment = {"ADAPTSERVE_DTYPE": "float32"} | os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-        assert until(lambda: self._url() is not None or self.process.poll() is not None, 90), self.output
+        assert until(lambda: self._url() is not None or self.process.poll() is not None, STARTED_S), self.output
         assert self.process.poll() is None, self.output
         self.url = self._url() or ""
         self.client = httpx.Client(base_url=self.url, timeout=WAIT)

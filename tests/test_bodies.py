@@ -109,7 +109,7 @@ def test_a_trickle_ends_in_a_problem_that_names_the_setting(home: House, name: s
         assert answer.headers["connection"] == "close"
         assert 0.4 < time.monotonic() - start < 5
     assert until(lambda: home.built.bodies.held == 0)
-    assert 'code="408",task="t"' in home.client.get("/metrics").text
+    assert 'code="408",task="t"' in home.metrics()
 
 
 def test_a_pause_within_the_grace_is_forgiven(home: House) -> None:

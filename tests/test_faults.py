@@ -26,7 +26,7 @@ from adapters.forward.banked import Job
 from service.engine.watchdog import TRIES, watching
 from service.exits import DEVICE_LOST
 from tests import lost_device
-from tests.houses import WAIT, House, Kit, Process, house, photograph, problem, scores_of, until
+from tests.houses import STARTED_S, WAIT, House, Kit, Process, house, photograph, problem, scores_of, until
 from tests.models import Spec, random_adapter
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -235,7 +235,9 @@ def test_the_watchdog_forgives_a_device_that_comes_back(home: House) -> None:
     assert said == []
 
 
-def test_a_lost_device_ends_the_process(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_device_ends_its_engine_and_at_last_the_server(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sign = tmp_path / "lost"
     monkeypatch.setenv(lost_device.LOST, str(sign))
     monkeypatch.setenv("ADAPTSERVE_DEVICE_LOST_S", "3")
@@ -247,11 +249,12 @@ def test_a_lost_device_ends_the_process(kit: Kit, tmp_path: Path, monkeypatch: p
         problem(server.client.post("/v1/tasks/t/predict", content=photograph()), 500)
         problem(server.client.get("/readyz"), 503)
         assert server.client.get("/v1/tasks").status_code == 200
-        assert server.process.wait(WAIT) == DEVICE_LOST
-    last = [json.loads(line) for line in server.output.splitlines()][-1]
-    assert last["level"] == "critical"
-    assert lost_device.MESSAGE in last["message"]
-    assert f"exit code {DEVICE_LOST}" in last["message"]
+        assert server.process.wait(3 * STARTED_S) == DEVICE_LOST  # another engine is tried, and computes nothing either
+    told = [line for line in map(json.loads, server.output.splitlines()) if line["level"] == "critical"]
+    assert [f"exit code {DEVICE_LOST}" in line["message"] for line in told] == [True, True]
+    engine, server_itself = (line["message"] for line in told)
+    assert lost_device.MESSAGE in engine
+    assert "cannot be started again" in server_itself
 
 
 def test_sigterm_answers_what_was_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

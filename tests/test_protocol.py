@@ -33,7 +33,7 @@ def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def counted(home: House, code: int) -> float:
     """Requests refused before their address came."""
-    text = home.client.get("/metrics").text
+    text = home.metrics()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     found = [s.value for s in samples if s.name == "adaptserve_requests_total" and s.labels["code"] == str(code)]
     return sum(found)

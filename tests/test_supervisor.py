@@ -14,11 +14,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.houses import WAIT, Kit, Process, photograph, problem, until
+from tests.houses import STARTED_S, WAIT, Kit, Process, photograph, problem, until
 
 FRONT_ENDS = 2
-STARTED_S = 90.0
-"""An engine imports torch again, on whatever machine this is."""
 
 
 def start(kit: Kit, folder: Path, *more: str) -> Process:

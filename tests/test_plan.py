@@ -30,7 +30,7 @@ def meta(slot: int, frames: int, mean: float) -> AdapterMeta:
 
 def job(picture: int | None, slot: int, mean: float = 0.0) -> Job:
     frames = FRAMES[picture or 0]
-    return Job(torch.zeros(frames, 3, 2, 2, dtype=torch.uint8), slot, (), meta(slot, frames, mean), picture)
+    return Job(torch.zeros(frames, 3, 2, 2, dtype=torch.uint8), slot, (slot,), meta(slot, frames, mean), picture)
 
 
 Row = tuple[object, ...]
@@ -48,13 +48,13 @@ def walked(plan: Plan, jobs: list[Job]) -> list[list[Row]]:
     joins = dict(plan.key.joins)
     for block in range(DEPTH):
         for _ in range(joins.get(block, 0)):
-            rows.append(rows[plan.table[SOURCE, len(rows)]])
+            rows.append(rows[plan.table.rows[SOURCE, len(rows)]])
         for at, row in enumerate(rows):
-            slot = plan.table[SITES, at] if plan.key.sites else 0
+            slot = plan.table.rows[SITES, at] if plan.key.sites else 0
             if slot and block >= FIRST[slot]:
                 assert block >= plan.key.first
                 rows[at] = (*row, (block, slot))
-    assert len(rows) == plan.key.rows == plan.table.shape[1]
+    assert len(rows) == plan.key.rows == plan.table.rows.shape[1]
     return [[rows[start + t] for t in range(n)] for start, n in zip(plan.starts, plan.frames, strict=True)]
 
 
@@ -99,22 +99,20 @@ def test_neighbours_in_time_are_of_the_same_clip(jobs: list[Job]) -> None:
     plan = plan_of(jobs)
     for start, frames in zip(plan.starts, plan.frames, strict=True):
         clip = np.arange(start, start + frames)
-        assert plan.table[HAS_BEFORE, clip].tolist() == [t > 0 for t in range(frames)]
-        assert plan.table[HAS_AFTER, clip].tolist() == [t < frames - 1 for t in range(frames)]
-        assert all(plan.table[AFTER, a] == b and plan.table[BEFORE, b] == a for a, b in pairwise(clip))
+        assert plan.table.rows[HAS_BEFORE, clip].tolist() == [t > 0 for t in range(frames)]
+        assert plan.table.rows[HAS_AFTER, clip].tolist() == [t < frames - 1 for t in range(frames)]
+        assert all(plan.table.rows[AFTER, a] == b and plan.table.rows[BEFORE, b] == a for a, b in pairwise(clip))
 
 
 def test_pictures_of_their_own_stay_in_the_order_of_the_jobs() -> None:
     plan = plan_of([job(None, 3), job(1, 1), job(None, 3), job(3, 5)])
-    assert not plan.shared
     assert plan.inputs == (0, 1, 2, 3)
     assert plan.starts.tolist() == [0, 1, 2, 3]
-    assert plan.table[SLOTS].tolist() == [3, 1, 3, 5, 5, 5]
+    assert plan.table.rows[SLOTS].tolist() == [3, 1, 3, 5, 5, 5]
 
 
 def test_tasks_from_the_middle_on_join_there() -> None:
     plan = plan_of([job(0, 2), job(0, 3), job(0, 1), job(0, 5), job(0, 6)])
-    assert plan.shared
     assert plan.key.joins == ((0, 1), (2, 2))
     assert (plan.key.input_rows, plan.key.rows, plan.key.first) == (1, 4, 0)
     assert Counter(plan.starts.tolist())[0] == 2  # both that adapt nothing

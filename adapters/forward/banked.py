@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from adapters.backbone import Backbone
 from adapters.bank import PAGE, AdapterMeta, Slabs
-from adapters.config import Activation, SiteName
+from adapters.config import Activation, Pool, SiteName
 from adapters.forward.device import Cuda, Device
 from adapters.forward.graphs import Graphs
 from adapters.forward.plan import Job, Plan, plan_of
@@ -97,12 +97,16 @@ class BankedForward:
     def warm_up(self, rows: Iterable[int], metas: Iterable[AdapterMeta] = ()) -> int:
         """Capture the graphs for batches of each number of rows, of tasks such as ``metas``, before anybody waits.
 
-        Always those of the bare backbone, and of AdaptFormer's residuals, which is how most files are. Returns how many
+        Always those of the bare backbone, and of a picture task as `adaptserve train` makes them. Returns how many
         graphs are held then; without graphs it does nothing. Nothing may be loaded into the bank meanwhile.
         """
         if self._graphs is None:
             return 0
-        for jobs in self._blank(rows, {_kind(meta): meta for meta in (*_USUAL, *metas)}.values()):
+        trained: tuple[Pool, str] = (
+            ("avg", "trained") if "avg" in self.backbone.layout.pools else ("backbone", "frozen")
+        )
+        usual = (_usual("backbone", "frozen", {}), _usual(*trained, {"parallel": "relu"}))
+        for jobs in self._blank(rows, {_kind(meta): meta for meta in (*usual, *metas)}.values()):
             prepared = self.prepare(jobs)
             with self._computing(), torch.inference_mode():
                 self._device_waits_for(prepared)
@@ -131,8 +135,5 @@ def _kind(meta: AdapterMeta) -> object:
     return tuple(sorted(meta.acts.items())), meta.temporal, meta.pool, meta.norm, meta.frames, meta.classes
 
 
-def _usual(acts: dict[SiteName, Activation]) -> AdapterMeta:
-    return AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", acts, frozenset(), 0)
-
-
-_USUAL = (_usual({}), _usual({"parallel": "relu"}))
+def _usual(pool: Pool, norm: str, acts: dict[SiteName, Activation]) -> AdapterMeta:
+    return AdapterMeta("", "image", 1, 1, "softmax", pool, norm, acts, frozenset(), 0)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from adapters.backbone import Backbone
 from adapters.bank import PAGE, AdapterMeta, Slabs
 from adapters.config import Activation, Pool, SiteName
+from adapters.forward.compiled import Compiled
 from adapters.forward.device import Cuda, Device
 from adapters.forward.graphs import Graphs
 from adapters.forward.plan import Job, Plan, plan_of
@@ -59,9 +60,10 @@ class BankedForward:
     """
 
     def __init__(
-        self, backbone: Backbone, slabs: Slabs, *, cuda_graphs: bool = True, device: Device | None = None
-    ) -> None:
-        """``device`` stands in for the CUDA device in tests."""
+        self, backbone: Backbone, slabs: Slabs, *, cuda_graphs: bool = True, compile: bool = False,
+        device: Device | None = None,
+    ) -> None:  # fmt: skip
+        """``compile`` acts on what is warmed up, nothing else. ``device`` stands in for the CUDA device in tests."""
         self.backbone, self.slabs = backbone, slabs
         if device is None and slabs.device.type == "cuda":
             device = Cuda(slabs.device)
@@ -69,7 +71,8 @@ class BankedForward:
         self._staging: Staging = HostStaging() if device is None else PinnedStaging(device)
         self.reference = Eager(backbone, slabs)
         self._graphs: Graphs | None = None
-        self.runtime: Runtime = self.reference
+        self._compiled = Compiled(self.reference) if compile else None
+        self.runtime: Runtime = self._compiled or self.reference
         if device is not None and cuda_graphs:
             with self._computing(), torch.inference_mode():
                 self.runtime = self._graphs = Graphs(self.runtime, self.reference, device)
@@ -95,12 +98,13 @@ class BankedForward:
             return Running(prepared.classes, self._staging.get(staged, outputs.logits))
 
     def warm_up(self, rows: Iterable[int], metas: Iterable[AdapterMeta] = ()) -> int:
-        """Capture the graphs for batches of each number of rows, of tasks such as ``metas``, before anybody waits.
+        """Compile and capture batches of each number of rows, of tasks such as ``metas``, before anybody waits.
 
         Always those of the bare backbone, and of a picture task as `adaptserve train` makes them. Returns how many
-        graphs are held then; without graphs it does nothing. Nothing may be loaded into the bank meanwhile.
+        batches are captured, or without graphs compiled; without either it does nothing. Nothing may be loaded into the
+        bank meanwhile.
         """
-        if self._graphs is None:
+        if self._graphs is None and self._compiled is None:
             return 0
         trained: tuple[Pool, str] = (
             ("avg", "trained") if "avg" in self.backbone.layout.pools else ("backbone", "frozen")
@@ -110,8 +114,10 @@ class BankedForward:
             prepared = self.prepare(jobs)
             with self._computing(), torch.inference_mode():
                 self._device_waits_for(prepared)
-                self._graphs.warm_up(prepared.plan.key, prepared.staged.packed, prepared.staged.pixels)
-        return len(self._graphs)
+                for runtime in (self._compiled, self._graphs):  # the second captures what the first compiled
+                    if runtime is not None:
+                        runtime.warm_up(prepared.plan.key, prepared.staged.packed, prepared.staged.pixels)
+        return max(len(runtime) for runtime in (self._compiled, self._graphs) if runtime is not None)
 
     def _blank(self, rows: Iterable[int], metas: Collection[AdapterMeta]) -> Iterator[list[Job]]:
         """Batches of black pictures that read slot 1, whatever it holds; a key's sites are those of slots but 0."""

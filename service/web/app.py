@@ -71,8 +71,10 @@ def build(settings: Settings) -> Iterator[Parts]:
         slabs = _slabs(settings, backbone)
         bank = Bank(slabs, host_cache_bytes=settings.host_cache_bytes, on_load=metrics.loaded)
         stack.callback(bank.close)
+        forward = BankedForward(backbone, slabs, cuda_graphs=settings.cuda_graphs, compile=settings.compile)
+        forward.warm_up((1, settings.max_batch_rows))
         engine = Engine(
-            BankedForward(backbone, slabs, cuda_graphs=settings.cuda_graphs),
+            forward,
             bank,
             max_batch_rows=settings.max_batch_rows,
             max_queue_rows=settings.max_queue_rows,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, cast, get_args
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.backbone.checkpoint import classifier_names
-from adapters.backbone.families import blocks_of, linear_sites
+from adapters.backbone.families import blocks_of, keep_rope, linear_sites
 from adapters.backbone.weights import build_model
 from adapters.config import InputConfig, SiteName
 from adapters.errors import BackboneError
@@ -68,7 +68,7 @@ class Backbone:
         fingerprint = fingerprint_of(model)
         parameters = sum(p.numel() for p in model.parameters())
         self.model.to(dtype)
-        _keep_rope(self.model)
+        keep_rope(self.model)
         self._blocks = blocks_of(model, name)
         self._operator: Operator | None = None
         self._rows = 0
@@ -205,28 +205,6 @@ class Backbone:
         if features.normed.shape[-1] == width:
             pools += (["cls"] if getattr(self.model, "cls_token", None) is not None else []) + ["avg"]
         return Layout(name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools))
-
-
-def _keep_rope(model: Any) -> None:
-    """Make the rotary embedding once: DINOv3's is else made on the host in every forward, since sizes may change there.
-
-    A CUDA graph cannot have that copy in it, and here the size is always the same.
-    """
-    rope = getattr(model, "rope", None)
-    if rope is None or next(rope.parameters(), None) is not None:
-        return
-    make, kept = rope.get_embed, dict[object, Any]()
-
-    def get_embed(shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Any:
-        if shape is None:
-            return make(None, dtype)  # kept by timm
-        at = (tuple(shape), dtype, next(rope.buffers()).device)
-        if at not in kept:
-            with torch.inference_mode(False), torch.no_grad():  # training reads it too
-                kept[at] = make(shape, dtype)
-        return kept[at]
-
-    rope.get_embed = get_embed
 
 
 NO_JOINS: Mapping[int, Tensor] = MappingProxyType({})

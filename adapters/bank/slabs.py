@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -73,6 +73,10 @@ class Slabs:
         with self._loading():
             self._copy(slot, pages, packed)
 
+    def on_device(self) -> AbstractContextManager[object]:
+        """Within it this thread's CUDA device is this one: what is pinned or allocated makes no context on another."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     @contextmanager
     def _loading(self) -> Iterator[None]:
         """On CUDA: on this device and on the loader's stream, and done with when it ends.
@@ -83,7 +87,7 @@ class Slabs:
         if self._stream is None:
             yield
             return
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+        with self.on_device(), torch.cuda.stream(self._stream):
             yield
         self._stream.synchronize()
 

@@ -67,7 +67,7 @@ class Eager:
         vectors = _mean_over_frames(rows, table)
         if any(norm == "trained" for _, norm in key.modes):
             vectors = self._own_norm(vectors, table)
-        return Outputs(vectors, _heads(vectors, self._slabs, table))
+        return Outputs(vectors, scores_of(vectors, self._slabs, table))
 
     def _own_norm(self, vectors: Tensor, table: Table[Tensor]) -> Tensor:
         weight, bias = self._slabs.vectors[table.jobs[SLOT]][:, 6:].chunk(2, dim=1)
@@ -88,8 +88,8 @@ def _mean_over_frames(rows: Tensor, table: Table[Tensor]) -> Tensor:
     return total / count.to(total.dtype)
 
 
-def _heads(vectors: Tensor, slabs: Slabs, table: Table[Tensor]) -> Tensor:
-    """Every job against every different page, page by page, and then each job takes its own.
+def scores_of(vectors: Tensor, slabs: Slabs, table: Table[Tensor]) -> Tensor:
+    """Logits (jobs, pages * PAGE): every job against every different page, and then each job takes its own.
 
     So the classes of a task are read once, however many jobs ask it. That most products are thrown away where each job
     has a task of its own costs little: a page is 16 of the thousands of rows that a batch is to the backbone. A page's

@@ -158,7 +158,8 @@ class Catalogue:
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """The form that this server's slots take. Blocks."""
         slabs = self._bank.slabs
-        return pack(adapter, self.layout, slabs.rank, slabs.dtype, pinned=slabs.device.type == "cuda")
+        with slabs.on_device():
+            return pack(adapter, self.layout, slabs.rank, slabs.dtype, pinned=slabs.device.type == "cuda")
 
     def publish(self, staging: Staging, task: str, adapter: Adapter, *, activate: bool) -> tuple[VersionInfo, bool]:
         """Make a checked file a version; True if it is new. Blocks until it is durable."""

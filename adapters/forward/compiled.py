@@ -51,8 +51,9 @@ class Compiled:
             with torch.inference_mode(False), torch.no_grad():
                 inputs = packed.clone(), pixels.clone()
                 traced = make_fx(lambda packed, pixels: tuple(self._reference(key, packed, pixels)))(*inputs)
-                compute = torch.compile(traced, dynamic=False)
-                found = Outputs(*compute(*inputs))
+            compute = torch.compile(traced, dynamic=False)
+            # As every batch will call it: another mode, or tensors of another, would be compiled again.
+            found = Outputs(*compute(packed, pixels))
         except Exception:  # a compiler may raise anything
             log.warning("torch.compile failed for %s; such batches run eagerly", what, exc_info=True)
             return

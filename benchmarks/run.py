@@ -53,11 +53,12 @@ def alternate(
 
 
 def measure(
-    backbone: Backbone, reference: Backbone, rounds: int, advance: Callable[[], None]
+    backbone: Backbone, reference: Backbone, rounds: int, advance: Callable[[], None], *, compile: bool = False
 ) -> list[dict[str, float | int | str]]:
     """One row of results per mix of rows and adapters; ``reference`` has the bare model."""
     slabs, held = fill(backbone, max(adapters for _, adapters in MIXES))
-    forward, model = BankedForward(backbone, slabs), reference.model
+    forward, model = BankedForward(backbone, slabs, compile=compile), reference.model
+    forward.warm_up(sorted({rows for rows, _ in MIXES}), [held[0][2]])
     size, results = backbone.input.size, []
     for rows, adapters in MIXES:
         pixels = torch.randint(0, 256, (rows, 1, 3, size, size), dtype=torch.uint8).numpy()
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds per mix, at least (default 7)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="of the banked forward (default: what serves here)")
+    parser.add_argument("--compile", action="store_true", help="the banked forward through torch.compile")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's default")
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="timm names; weights are random")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
@@ -112,7 +114,7 @@ def main() -> None:
             on_cpu = backbone.device.type == "cpu"
             bare = load_backbone(name, "random:0", args.device, "float32") if on_cpu else backbone
             place = machine(backbone.device)
-            results += measure(backbone, bare, args.rounds, lambda: bar.advance(task))
+            results += measure(backbone, bare, args.rounds, lambda: bar.advance(task), compile=args.compile)
     table = Table(title=f"{place}", title_justify="left")
     for column in ("backbone", "dtype", "rows", "adapters", "bare ms", "banked ms", "ratio", "median", "range"):
         table.add_column(column, justify="left" if column in ("backbone", "dtype") else "right")

@@ -44,7 +44,8 @@ class Loading:
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """The form that the slots take."""
         slabs = self._slabs
-        return pack(adapter, slabs.layout, slabs.rank, slabs.dtype, pinned=slabs.device.type == "cuda")
+        with slabs.on_device():
+            return pack(adapter, slabs.layout, slabs.rank, slabs.dtype, pinned=slabs.device.type == "cuda")
 
     def load(self, digest: str, files: Sequence[str]) -> PackedAdapter:
         """Read, check and pack whichever file holds the digest's bytes now, the first ones first.

@@ -133,8 +133,10 @@ def local_engine(settings: Settings, device: str, metrics: Metrics, room: Room |
         made: list[LocalEngine] = []
         bank = Bank(slabs, host_cache_bytes=settings.host_cache_bytes, on_load=_both(metrics, made))
         stack.callback(bank.close)
+        forward = BankedForward(backbone, slabs, cuda_graphs=settings.cuda_graphs, compile=settings.compile)
+        forward.warm_up((1, settings.max_batch_rows))
         engine = Engine(
-            BankedForward(backbone, slabs, cuda_graphs=settings.cuda_graphs),
+            forward,
             bank,
             max_batch_rows=settings.max_batch_rows,
             max_queue_rows=settings.max_queue_rows,

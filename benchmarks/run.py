@@ -2,7 +2,8 @@
 
 `make bench` runs it. On a CPU the bare forward is in float32, whatever the banked one computes in (--dtype), and in a
 process of its own, for a server's engine sets up its heap (service/engine/memory.py) and a script with timm does not;
---one-process leaves both the usual heap, which shows what the adapters alone cost. A ratio is
+--one-process leaves both the usual heap, which shows what the adapters alone cost. On a machine with neighbours,
+--processor-time counts the time that one thread computed, not the time that it waited for a core. A ratio is
 bare time / banked time; 1.0 would mean that the adapters, the normalisation and the heads cost nothing, or as much as a
 narrower dtype saves. The arithmetic floor of a 1.4 % adapter is 0.987. Two ratios are given, and neither is the verdict
 alone: of the fastest rounds, and the median over the rounds, each against its neighbour in time.
@@ -15,7 +16,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,7 +38,7 @@ BACKBONES = ("vit_small_patch16_224", "vit_base_patch16_224")
 
 
 Bare = Callable[[int], object]
-"""timm's own forward of so many rows."""
+"""timm's own forward of so many rows; a float is the processor time that it took in another process."""
 
 
 def bare_forward(backbone: Backbone) -> Bare:
@@ -81,13 +82,18 @@ def _answer(pipe: Connection, name: str, threads: int) -> None:
     run = bare_forward(load_backbone(name, "random:0", "cpu", "float32"))
     try:
         while True:
-            run(pipe.recv())
-            pipe.send(None)
+            rows, start = pipe.recv(), time.process_time()
+            run(rows)
+            pipe.send(time.process_time() - start)
     except EOFError:
         return
 
 
-def seconds(function: Callable[[], object], device: torch.device) -> float:
+def seconds(function: Callable[[], object], device: torch.device, *, processor: bool = False) -> float:
+    """By the clock; or of the processor, which ``function`` adds to by returning what another process took."""
+    if processor:
+        start, elsewhere = time.process_time(), function()
+        return time.process_time() - start + (elsewhere if isinstance(elsewhere, float) else 0.0)
     start = time.perf_counter()
     function()
     if device.type == "cuda":
@@ -96,7 +102,12 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def alternate(
-    bare: Callable[[], object], banked: Callable[[], object], rounds: int, device: torch.device
+    bare: Callable[[], object],
+    banked: Callable[[], object],
+    rounds: int,
+    device: torch.device,
+    *,
+    processor: bool = False,
 ) -> list[tuple[float, float]]:
     """Seconds of each, in turns, the first one changing; both ran once before."""
     bare()
@@ -104,19 +115,25 @@ def alternate(
     pairs: list[tuple[float, float]] = []
     while len(pairs) < rounds or sum(map(sum, pairs)) < SECONDS:
         order = (bare, banked) if len(pairs) % 2 else (banked, bare)
-        taken = {f: seconds(f, device) for f in order}
+        taken = {f: seconds(f, device, processor=processor) for f in order}
         pairs.append((taken[bare], taken[banked]))
     return pairs
 
 
 def measure(
-    backbone: Backbone, bare: Bare, rounds: int, advance: Callable[[], None]
+    backbone: Backbone,
+    bare: Bare,
+    rounds: int,
+    advance: Callable[[], None],
+    mixes: Sequence[tuple[int, int]],
+    *,
+    processor: bool = False,
 ) -> list[dict[str, float | int | str]]:
     """One row of results per mix of rows and adapters."""
-    slabs, held = fill(backbone, max(adapters for _, adapters in MIXES))
+    slabs, held = fill(backbone, max(adapters for _, adapters in mixes))
     forward = BankedForward(backbone, slabs)
     size, results = backbone.input.size, []
-    for rows, adapters in MIXES:
+    for rows, adapters in mixes:
         pixels = torch.randint(0, 256, (rows, 1, 3, size, size), dtype=torch.uint8)
         jobs = [Job(p, *held[i % adapters]) for i, p in enumerate(pixels)]
 
@@ -126,7 +143,7 @@ def measure(
         def banked(jobs: list[Job] = jobs) -> object:
             return forward(jobs)
 
-        pairs = alternate(bare_rows, banked, rounds, backbone.device)
+        pairs = alternate(bare_rows, banked, rounds, backbone.device, processor=processor)
         ratios = sorted(b / k for b, k in pairs)
         quarter = len(ratios) // 4
         fastest = [1e3 * min(times) for times in zip(*pairs, strict=True)]
@@ -157,15 +174,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's default")
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="timm names; weights are random")
     parser.add_argument("--one-process", action="store_true", help="both forwards in one process with the usual heap")
+    parser.add_argument("--processor-time", action="store_true", help="of one thread on a CPU, instead of the clock's")
+    parser.add_argument("--mixes", nargs="+", metavar="ROWSxADAPTERS", help="default: all of the table")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
     args = parser.parse_args()
+    mixes = [(int(r), int(a)) for r, a in (mix.split("x") for mix in args.mixes)] if args.mixes else MIXES
+    if args.processor_time:
+        args.threads = 1
     if args.threads:
         torch.set_num_threads(args.threads)
     if not args.one_process:
         keep_freed_memory()
     console, results, place = Console(), [], None
     with Progress(console=console) as bar:
-        task = bar.add_task("measuring", total=len(args.backbones) * len(MIXES))
+        task = bar.add_task("measuring", total=len(args.backbones) * len(mixes))
         for name in args.backbones:
             backbone = load_backbone(name, "random:0", args.device, args.dtype)
             place = machine(backbone.device)
@@ -176,7 +198,9 @@ def main() -> None:
                     bare = bare_forward(load_backbone(name, "random:0", "cpu", "float32"))
                 else:
                     bare = stack.enter_context(in_a_process(name))
-                results += measure(backbone, bare, args.rounds, lambda: bar.advance(task))
+                results += measure(
+                    backbone, bare, args.rounds, lambda: bar.advance(task), mixes, processor=args.processor_time
+                )
     table = Table(title=f"{place}", title_justify="left")
     for column in ("backbone", "dtype", "rows", "adapters", "bare ms", "banked ms", "ratio", "median", "middle half"):
         table.add_column(column, justify="left" if column in ("backbone", "dtype") else "right")

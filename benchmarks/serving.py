@@ -100,21 +100,25 @@ class Served:
 
 @contextmanager
 def served(
-    backbone: Backbone, make: Callable[[Slabs], Forward], tasks: int, jpeg: bytes, batch_rows: int = 32
+    backbone: Backbone,
+    make: Callable[[Slabs], Forward],
+    tasks: int,
+    jpeg: bytes,
+    engine_of: Callable[..., Engine] = Engine,
 ) -> Iterator[Served]:
-    """``make`` gets the slabs that the engine's bank fills. Every task has answered once."""
+    """``make`` gets the slabs that the engine's bank fills. Every size of batch up to ``tasks`` was computed once."""
     layout = backbone.layout
     rank = layout.default_rank()
     slabs = Slabs(layout, slots=tasks, rank=rank, pages=tasks, dtype=backbone.dtype, device=backbone.device)
     packs = {str(i): pack(random_adapter(backbone, i), layout, rank, backbone.dtype) for i in range(tasks)}
     bank = Bank(slabs, host_cache_bytes=2**30)
     forward: Any = make(slabs)
-    engine = Engine(forward, bank, max_batch_rows=batch_rows, max_queue_rows=4096)
+    engine = engine_of(forward, bank, max_batch_rows=32, max_queue_rows=4096)
     engine.start()
     try:
         house = Served(engine, backbone, packs, jpeg)
         pixels = house.pixels()
-        for count in range(1, tasks + 1):  # every size of batch, for runtimes that prepare each
+        for count in range(1, tasks + 1):  # a runtime may prepare each size
             for future in [house.submit(number, pixels) for number in range(count)]:
                 future.result(DEADLINE_S)
         yield house

@@ -1,6 +1,7 @@
 """Should a batch wait for more rows? The engine, which never waits, against one that waits a few milliseconds.
 
-`python -m benchmarks.waiting`: Poisson arrivals at shares of what a closed loop reaches, the same for each way, in turns; JPEGs of 335x500 pixels for 16 tasks, decoded on the same cores. Decoding counts as part of the wait.
+`python -m benchmarks.waiting`: Poisson arrivals at shares of what a closed loop reaches, the same for each way, in
+turns; JPEGs of 335x500 pixels for 16 tasks, decoded on the same cores. Decoding counts as part of the wait.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ each row's weights as inputs, rows left open, memory shared.
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -59,8 +60,7 @@ class OpenVinoForward:
     """Callable on jobs as ``BankedForward`` is, for pictures alone, AdaptFormer in every block and one page a head."""
 
     def __init__(self, backbone: Backbone, slabs: Slabs, precision: str) -> None:
-        import openvino as ov  # type: ignore[import-not-found]
-
+        ov = importlib.import_module("openvino")  # no dependency: only whoever runs this needs it
         self._slabs, size = slabs, backbone.input.size
         pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
         example = (pixels, *self._inputs(torch.tensor([0, 0])))

@@ -3,14 +3,13 @@
 As its documents do it: `setup` loads, requests come in batches, and each task of a batch has its own forward.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
 
 import litserve
 import torch
+from fastapi import Request
 from torch import Tensor
 
 from benchmarks.peers.model import Folder, Models, Reader, scores
@@ -30,7 +29,7 @@ class Api(litserve.LitAPI):
         self._models = Models(Folder(folder), getattr(torch, dtype), tasks)
         self._read = Reader(Folder(folder).backbone())
 
-    def decode_request(self, request: Any) -> Read:
+    def decode_request(self, request: Request) -> Read:
         return request["task"], self._read(request["picture"].file.read())
 
     def batch(self, inputs: list[Read]) -> list[Read]:

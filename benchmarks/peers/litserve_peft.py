@@ -3,13 +3,12 @@
 One timm model, a LoRA and a head for each task, and `adapter_names=` says whose row is whose in one forward.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import litserve
 import torch
+from fastapi import Request
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
@@ -49,7 +48,7 @@ class Api(litserve.LitAPI):
             self._load(name_of(number))
         self._model.eval().to(self._dtype)
 
-    def decode_request(self, request: Any) -> Read:
+    def decode_request(self, request: Request) -> Read:
         return request["task"], self._read(request["picture"].file.read())
 
     def batch(self, inputs: list[Read]) -> tuple[list[str], Tensor]:

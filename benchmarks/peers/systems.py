@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from benchmarks.uploads import free_port
 
 START_S = 180.0
 STOP_S = 20.0
+IDLE_S = 2.0
 BOUNDARY = "a-boundary-that-no-picture-has"
 
 
@@ -135,9 +137,11 @@ DEFAULT = tuple(name for name in SYSTEMS if not name.startswith("ray-plain") and
 class Running:
     """A started server."""
 
-    def __init__(self, system: System, folder: Folder, port: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, system: System, folder: Folder, port: int, process: subprocess.Popen[bytes], picture: bytes
+    ) -> None:
         self.system, self.port = system, port
-        self._folder, self._process = folder, process
+        self._folder, self._process, self._picture = folder, process, picture
         self.start_s = 0.0
 
     def ask(self, task: str, picture: bytes) -> Answer:
@@ -195,6 +199,30 @@ class Running:
             found["processes"] += 1
         return found
 
+    def pause(self) -> None:
+        """Stop a peer's processes until they are wanted again; ours stay as they are and watch one another."""
+        if self.system.module:
+            for process in self.tree():
+                process.suspend()
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let a paused peer run within the block."""
+        if self.system.module:
+            for process in reversed(self.tree()):
+                process.resume()
+        self.first(name_of(0), self._picture)
+        try:
+            yield
+        finally:
+            self.pause()
+
+    def idle_cores(self) -> float:
+        """Share of one core that it uses while nobody asks."""
+        before = self.cpu()
+        time.sleep(IDLE_S)
+        return (self.cpu() - before) / IDLE_S
+
     def cpu(self) -> float:
         """Seconds of processor time of all processes so far."""
         spent = 0.0
@@ -215,8 +243,7 @@ def running(system: System, folder: Folder, tasks: int, picture: bytes, logs: Pa
     start = time.perf_counter()
     with (logs / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | system.environment(port))
-    server = Running(system, folder, port, process)
-    below: list[psutil.Process] = []
+    server = Running(system, folder, port, process, picture)
     try:
         if not system.module:
             _until_ready(port, process)
@@ -232,6 +259,9 @@ def running(system: System, folder: Folder, tasks: int, picture: bytes, logs: Pa
         raise SystemExit(f"{error}\n{(logs / f'{name}.log').read_text(errors='replace')[-3000:]}") from error
     finally:
         below = server.tree()[1:] if process.poll() is None else []
+        for one in reversed(below):
+            one.resume()
+        process.send_signal(signal.SIGCONT)
         process.terminate()
         try:
             process.wait(STOP_S)

@@ -1,4 +1,4 @@
-"""A load generator that costs little: raw HTTP/1.1 over kept-alive connections, in a closed loop or as arrivals of Poisson.
+"""A load generator that costs little: raw HTTP/1.1 over kept-alive connections, in a closed loop or an open one.
 
 It knows requests as bytes and answers as a status and bytes; what they mean is the caller's. A latency of the open loop
 counts from the moment at which the request was due, so that a server that stalls is not asked less for it.
@@ -65,7 +65,9 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
     return [float(due) for due in np.cumsum(gaps)]
 
 
-def highest(passes: Callable[[float], bool], guess: float, step: float = 1.3, close: float = 1.08, most: int = 8) -> float:
+def highest(
+    passes: Callable[[float], bool], guess: float, step: float = 1.3, close: float = 1.08, most: int = 8
+) -> float:
     """The highest rate seen to pass: from the guess by steps until one passes and one fails, then between them.
 
     At most ``most`` rates are tried; 0 says that none of them passed.

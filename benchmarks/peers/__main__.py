@@ -1,16 +1,18 @@
 """`python -m benchmarks.peers`: AdaptServe and what one would use instead, in turns on the same cores.
 
-Every server has the same backbone and tasks and first answers as plain timm does, or the command ends. Then, in rounds:
-a closed loop, and the highest rate of Poisson arrivals at which 99 % of all requests have their answer in time. Then the
-memory of a task, from two numbers of tasks, and the time from a new task's file to its first answer. Peers are stopped
-(SIGSTOP) while others have their turn, since Ray and LitServe use a tenth of a core each when idle. It needs the extra
-`peers`, and starts servers that listen on free ports; Ray's replicas listen on all interfaces when it has HAProxy.
+Every server has the same backbone and tasks, and first answers as plain timm does, or the command ends. Then, in
+rounds: a closed loop, and the highest rate of Poisson arrivals at which 99 % of all requests have their answer in time.
+Then the time from a new task's file to its first answer, and the memory of a task, from two numbers of tasks. Peers
+are stopped (SIGSTOP) while others have their turn, since Ray and LitServe use a tenth of a core each when idle. It needs
+the extra `peers`. Servers listen on free ports of 127.0.0.1, but Ray's replicas on all interfaces if it has HAProxy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,7 +61,7 @@ def measure(given: argparse.Namespace, folder: Folder, body: list[bytes], logs: 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=DEFAULT, metavar="NAME",
-                        help=f"of {', '.join(SYSTEMS)}; all but those with 'plain' and fastapi-swap-bf16 by default")  # fmt: skip
+                        help=f"of {', '.join(SYSTEMS)}; by default {', '.join(DEFAULT)}")  # fmt: skip
     parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="a timm name")
     parser.add_argument("--weights", default="random:0", help="as of adaptserve serve")
     parser.add_argument("--tasks", type=int, nargs=2, default=(16, 64), help="for the load, and for memory")
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--limit-ms", type=float, default=500.0, help="what 99 %% of all answers must keep")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and the servers with it
     lora = any(SYSTEMS[name].lora for name in given.systems)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         path = Path(temporary)

@@ -1,4 +1,4 @@
-"""The peer of an afternoon: FastAPI and timm. `python -m benchmarks.peers.fastapi_timm FOLDER PORT TASKS DTYPE [--swap]`.
+"""The peer of an afternoon: FastAPI and timm. Its arguments: FOLDER PORT TASKS DTYPE [--swap].
 
 A model for each task in a dict; or, with `--swap`, one model into which each request puts its task's tensors.
 """

@@ -1,4 +1,4 @@
-"""The peer LitServe with a whole model for each task: `python -m benchmarks.peers.litserve_models FOLDER PORT TASKS DTYPE`.
+"""The peer LitServe with a whole model for each task. Its arguments: FOLDER PORT TASKS DTYPE.
 
 As its documents do it: `setup` loads, requests come in batches, and each task of a batch has its own forward.
 """
@@ -24,7 +24,7 @@ class Api(litserve.LitAPI):
         super().__init__(**more)
         self._given = folder, tasks, dtype
 
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002
         folder, tasks, dtype = self._given
         self._models = Models(Folder(folder), getattr(torch, dtype), tasks)
         self._read = Reader(Folder(folder).backbone())

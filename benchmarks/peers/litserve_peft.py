@@ -1,4 +1,4 @@
-"""The peer LitServe with PEFT's mixed batch: `python -m benchmarks.peers.litserve_peft FOLDER PORT TASKS DTYPE`.
+"""The peer LitServe with PEFT's mixed batch. Its arguments: FOLDER PORT TASKS DTYPE.
 
 One timm model, a LoRA and a head for each task, and `adapter_names=` says whose row is whose in one forward.
 """
@@ -37,7 +37,7 @@ class Api(litserve.LitAPI):
         super().__init__(**more)
         self._given = folder, tasks, dtype
 
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002
         path, tasks, dtype = self._given
         self._folder, self._dtype = Folder(path), getattr(torch, dtype)
         backbone = self._folder.backbone()

@@ -69,7 +69,9 @@ class Load:
     def requests(self, server: Running, seed: int) -> Iterator[bytes]:
         random, shares = np.random.default_rng(seed), zipf(self.tasks)
         while True:
-            chosen = zip(random.choice(self.tasks, 256, p=shares), random.integers(0, len(self.bodies), 256), strict=True)
+            chosen = zip(
+                random.choice(self.tasks, 256, p=shares), random.integers(0, len(self.bodies), 256), strict=True
+            )
             for task, body in chosen:
                 yield server.system.request(name_of(int(task)), self.bodies[body])
 

@@ -1,4 +1,4 @@
-"""The peer Ray Serve with model multiplexing: `python -m benchmarks.peers.ray_multiplexed FOLDER PORT TASKS DTYPE`.
+"""The peer Ray Serve with model multiplexing. Its arguments: FOLDER PORT TASKS DTYPE.
 
 As its documents do it: the header names the model, `@serve.multiplexed` keeps those that were loaded, and here all fit.
 The environment says whether HAProxy and the throughput flags are on.

@@ -69,9 +69,16 @@ def _ratios(own: Sequence[float], best: Sequence[float]) -> str:
 def _line(row: Row) -> str:
     few = min(row.memory)
     cells = (
-        row.says, row.dtype, f"{statistics.median(row.goodput):.1f}", f"{min(row.goodput):.1f} to {max(row.goodput):.1f}",
-        f"{statistics.median(row.closed):.1f}", f"{1e3 * statistics.median(row.closed_p99_s):.0f}",
-        f"{row.per_task() / 1e6:.2f}", f"{row.memory[few]['pss'] / 1e6:.0f}",
-        f"{1e3 * statistics.median(row.new_task_s):.0f}", f"{row.start_s:.1f}", f"{row.error:.0e}",
-    )  # fmt: skip
+        row.says,
+        row.dtype,
+        f"{statistics.median(row.goodput):.1f}",
+        f"{min(row.goodput):.1f} to {max(row.goodput):.1f}",
+        f"{statistics.median(row.closed):.1f}",
+        f"{1e3 * statistics.median(row.closed_p99_s):.0f}",
+        f"{row.per_task() / 1e6:.2f}",
+        f"{row.memory[few]['pss'] / 1e6:.0f}",
+        f"{1e3 * statistics.median(row.new_task_s):.0f}",
+        f"{row.start_s:.1f}",
+        f"{row.error:.0e}",
+    )
     return f"| {' | '.join(cells)} |"

@@ -39,7 +39,7 @@ def post(path: str, body: bytes, *headers: str) -> bytes:
 
 def form(task: str, picture: bytes) -> bytes:
     """LitServe takes forms and JSON, and no picture as a body."""
-    part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name='
+    part = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name="
     body = b"".join([
         f'{part}"task"\r\n\r\n{task}\r\n'.encode(),
         f'{part}"picture"; filename="p.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'.encode(), picture,
@@ -83,7 +83,7 @@ class System:
     options: tuple[str, ...] = ()
     lora: bool = False
     """Its tasks are PEFT's LoRAs, not AdaptFormers."""
-    environment: Callable[[int], dict[str, str]] = lambda _: {}  # noqa: E731
+    environment: Callable[[int], dict[str, str]] = lambda _: {}
 
     def command(self, folder: Folder, data: Path, port: int, tasks: int) -> list[str]:
         if self.module:

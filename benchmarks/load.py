@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import httptools
 import numpy as np
@@ -203,29 +204,39 @@ async def poisson(port: int, requests: Iterator[bytes], due: Sequence[float], li
 
     It ends early, with ``inf`` for what was not sent, once more than the share allowed is later than ``limit_s``.
     """
-    outcome, pool = Outcome(), Clients(port)
+    outcome, pool, loop = Outcome(), Clients(port), asyncio.get_running_loop()
     spare = len(due) - math.ceil(round(GOOD_SHARE * len(due), 9))
-    late, running = 0, set[asyncio.Task[None]]()
+    late, lost = 0, asyncio.Event()
+    running: set[asyncio.Task[None]] = set()
     start = time.perf_counter()
 
-    async def one(when: float) -> None:
+    def miss() -> None:
         nonlocal late
+        late += 1
+        if late > spare:
+            lost.set()
+
+    async def one(when: float) -> None:
+        timer = loop.call_later(when + limit_s - time.perf_counter(), miss)
         taken = await pool.timed(next(requests), when)
         outcome.latencies.append(taken)
-        late += taken > limit_s
+        if taken > limit_s and not timer.cancelled() and timer.when() > loop.time():
+            miss()  # refused at once, for example
+        timer.cancel()
 
     for after in due:
         await asyncio.sleep(start + after - time.perf_counter())
-        if late > spare:
+        if lost.is_set():
             break
         task = asyncio.create_task(one(start + after))
         running.add(task)
         task.add_done_callback(running.discard)
-    while running and late <= spare:
-        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    for task in list(running):
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    end = asyncio.create_task(lost.wait())
+    either: list[asyncio.Future[Any]] = [end, asyncio.gather(*running)]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    for left in [end, *running]:
+        left.cancel()
+    await asyncio.gather(end, *running, return_exceptions=True)
     outcome.seconds = time.perf_counter() - start
     outcome.latencies += [math.inf] * (len(due) - len(outcome.latencies))
     pool.close()

@@ -3,8 +3,8 @@
 Every server has the same backbone and tasks, and first answers as plain timm does, or the command ends. Then, in
 rounds: a closed loop, and the highest rate of Poisson arrivals at which 99 % of all requests have their answer in time.
 Then the time from a new task's file to its first answer, and the memory of a task, from two numbers of tasks. Peers
-are stopped (SIGSTOP) while others have their turn, since Ray and LitServe use a tenth of a core each when idle. It needs
-the extra `peers`. Servers listen on free ports of 127.0.0.1, but Ray's replicas on all interfaces if it has HAProxy.
+are stopped (SIGSTOP) while others have their turn, since Ray and LitServe use a tenth of a core each when idle. It
+needs the extra `peers`. Servers listen on free ports of 127.0.0.1, but Ray's replicas everywhere if it has HAProxy.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from benchmarks.peers.model import Folder, Models, Reader, scores
 Read = tuple[str, Tensor]
 
 
-class Api(litserve.LitAPI):
+class Api(litserve.LitAPI):  # type: ignore[misc]
     """A form with ``task`` and ``picture`` -> the task's scores."""
 
     def __init__(self, folder: Path, tasks: int, dtype: str, **more: Any) -> None:

@@ -30,7 +30,7 @@ def save(folder: Folder, tasks: range, rank: int) -> None:
         model.save_pretrained(folder.lora(name_of(number)))
 
 
-class Api(litserve.LitAPI):
+class Api(litserve.LitAPI):  # type: ignore[misc]
     """A form with ``task`` and ``picture`` -> the task's scores."""
 
     def __init__(self, folder: Path, tasks: int, dtype: str, **more: Any) -> None:

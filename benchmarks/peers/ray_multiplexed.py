@@ -23,7 +23,6 @@ from benchmarks.peers.model import Folder, Reader, scores
 MOST_MODELS = 256
 
 
-@serve.deployment
 class Classifier:
     """A picture as body -> the scores of the task in the header ``serve_multiplexed_model_id``."""
 
@@ -31,7 +30,7 @@ class Classifier:
         self._folder, self._dtype = Folder(Path(folder)), getattr(torch, dtype)
         self._read = Reader(self._folder.backbone())
 
-    @serve.multiplexed(max_num_models_per_replica=MOST_MODELS)
+    @serve.multiplexed(max_num_models_per_replica=MOST_MODELS)  # type: ignore[untyped-decorator]
     async def model(self, task: str) -> nn.Module:
         return await asyncio.to_thread(self._folder.task, task, self._dtype)
 
@@ -57,7 +56,7 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": given.port})
-    deployment = Classifier.options(num_replicas=given.replicas, ray_actor_options={"num_cpus": 1})
+    deployment = serve.deployment(Classifier, num_replicas=given.replicas, ray_actor_options={"num_cpus": 1})
     serve.run(deployment.bind(str(given.folder), given.dtype))
     stop.wait()
     serve.shutdown()

@@ -20,14 +20,14 @@ Read = tuple[str, Tensor]
 
 def save(folder: Folder, tasks: range, rank: int) -> None:
     """Random LoRAs on every qkv and random heads, as PEFT saves them."""
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["qkv"], modules_to_save=["head"])
+    model = get_peft_model(folder.backbone(), config)
+    own = [tensor for name, tensor in model.named_parameters() if ".lora_" in name or ".modules_to_save." in name]
     for number in tasks:
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["qkv"], modules_to_save=["head"])
-        model = get_peft_model(folder.backbone(), config)
         generator = torch.Generator().manual_seed(number)
-        for name, tensor in model.named_parameters():
-            if ".lora_" in name or ".modules_to_save." in name:
-                tensor.data = torch.randn(tensor.shape, generator=generator) * 0.02
-        model.save_pretrained(folder.lora(name_of(number)))
+        for tensor in own:
+            tensor.data = torch.randn(tensor.shape, generator=generator) * 0.02
+        model.save_pretrained(folder.lora(name_of(number)), save_embedding_layers=False)
 
 
 class Api(litserve.LitAPI):  # type: ignore[misc]

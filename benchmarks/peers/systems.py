@@ -83,7 +83,8 @@ class System:
     options: tuple[str, ...] = ()
     lora: bool = False
     """Its tasks are PEFT's LoRAs, not AdaptFormers."""
-    environment: Callable[[int], dict[str, str]] = lambda _: {}
+    environment: Callable[[Path], dict[str, str]] = lambda _: {}
+    """Given a folder that does not exist yet."""
 
     def command(self, folder: Folder, data: Path, port: int, tasks: int) -> list[str]:
         if self.module:
@@ -94,16 +95,15 @@ class System:
                 "--dtype", self.dtype, "--slots", str(max(64, tasks + 16)), *self.options]  # fmt: skip
 
 
-def haproxy(port: int) -> dict[str, str]:
-    """Ray Serve's two flags, and places of its own for each HAProxy, which it would share else."""
-    place = f"/tmp/haproxy-serve-{port}"  # short, since there is a socket in it
+def haproxy(place: Path) -> dict[str, str]:
+    """Ray Serve's two flags; and files and ports of its own for each HAProxy, which would share them else."""
     taken = {"METRICS_PORT": free_port(), "STATS_PORT": free_port()}
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{place}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{place}/admin.sock",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": place,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(place),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{place}/server-state",
         **{f"RAY_SERVE_HAPROXY_{name}": str(number) for name, number in taken.items()},
     }
@@ -124,7 +124,7 @@ SYSTEMS = {
         *_both("litserve", "LitServe, a model per task", form, module="litserve_models"),
         *_both("litserve-peft", "LitServe, PEFT's mixed batch", form, module="litserve_peft", lora=True),
         *_both("ray", "Ray Serve, multiplexed, HAProxy", multiplexed, module="ray_multiplexed",
-               environment=lambda port: QUIET_RAY | haproxy(port)),
+               environment=lambda place: QUIET_RAY | haproxy(place)),
         *_both("ray-plain", "Ray Serve, multiplexed, its own proxy", multiplexed, module="ray_multiplexed",
                environment=lambda _: QUIET_RAY),
         *_both("fastapi", "FastAPI, a model per task", fastapi, module="fastapi_timm"),
@@ -240,9 +240,10 @@ def running(system: System, folder: Folder, tasks: int, picture: bytes, logs: Pa
     port = free_port()
     name = f"{system.name}-{tasks}"
     command = system.command(folder, logs / f"{name}-data", port, tasks)
+    environment = os.environ | system.environment(logs / f"{name}-proxy")
     start = time.perf_counter()
     with (logs / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | system.environment(port))
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     server = Running(system, folder, port, process, picture)
     try:
         if not system.module:

@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--weights", default="random:0", help="as of adaptserve serve")
     parser.add_argument("--tasks", type=int, nargs=2, default=(16, 64), help="for the load, and for memory")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a rate that is tried, and of the closed loop")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a rate that is tried, and of the closed loop")
     parser.add_argument("--clients", type=int, default=16, help="in the closed loop")
     parser.add_argument("--limit-ms", type=float, default=500.0, help="what 99 %% of all answers must keep")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")

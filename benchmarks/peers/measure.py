@@ -87,9 +87,7 @@ def rounds(
             row, server = rows[name], servers[name]
             with server.awake():
                 _closed(server, row, load, turn)
-                known = [rate for rate in row.goodput if rate]
-                guess = known[-1] if known else 0.7 * max(row.closed[-1], 1.0)
-                row.goodput.append(_goodput(server, load, guess, turn))
+                row.goodput.append(_goodput(server, row, load, turn))
             say(f"round {turn + 1}, {name}: {row.closed[-1]:.1f} a second in a closed loop with a p99 of "
                 f"{row.closed_p99_s[-1] * 1e3:.0f} ms; goodput {row.goodput[-1]:.1f}")  # fmt: skip
 
@@ -102,14 +100,18 @@ def _closed(server: Running, row: Row, load: Load, turn: int) -> None:
     row.closed_p99_s.append(percentile(outcome.latencies, 0.99))
 
 
-def _goodput(server: Running, load: Load, guess: float, turn: int) -> float:
+def _goodput(server: Running, row: Row, load: Load, turn: int) -> float:
+    """From what the closed loop reached, or in small steps from what an earlier round found."""
+    known = [rate for rate in row.goodput if rate]
+    guess, step = (known[-1], 1.12) if known else (0.8 * max(row.closed[-1], 1.0), 1.3)
+
     def passes(rate: float) -> bool:
         due = arrivals(rate, max(load.seconds, FEWEST / rate), seed=turn)
         outcome = asyncio.run(poisson(server.port, load.requests(server, turn), due, load.limit_s))
         _drain(server, load)
         return good(outcome, load.limit_s)
 
-    return highest(passes, guess, most=6)
+    return highest(passes, guess, step, most=6)
 
 
 def _drain(server: Running, load: Load) -> None:

@@ -240,24 +240,25 @@ def running(system: System, folder: Folder, tasks: int, picture: bytes, logs: Pa
     port = free_port()
     name = f"{system.name}-{tasks}"
     command = system.command(folder, logs / f"{name}-data", port, tasks)
-    environment = os.environ | system.environment(logs / f"{name}-proxy")
+    environment = os.environ | system.environment(logs / str(port))  # short: HAProxy's socket is below it
     start = time.perf_counter()
     with (logs / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     server = Running(system, folder, port, process, picture)
     try:
-        if not system.module:
-            _until_ready(port, process)
-            for number in range(tasks):
-                server.publish(name_of(number))
-        server.first(name_of(0), picture)
-        server.start_s = time.perf_counter() - start
-        for _ in range(2):  # each of two replicas is likely to have seen each task then
-            for number in range(tasks):
-                server.first(name_of(number), picture)
+        try:
+            if not system.module:
+                _until_ready(port, process)
+                for number in range(tasks):
+                    server.publish(name_of(number))
+            server.first(name_of(0), picture)
+            server.start_s = time.perf_counter() - start
+            for _ in range(2):  # each of two replicas is likely to have seen each task then
+                for number in range(tasks):
+                    server.first(name_of(number), picture)
+        except SystemExit as error:
+            raise SystemExit(f"{error}\n{(logs / f'{name}.log').read_text(errors='replace')[-3000:]}") from error
         yield server
-    except SystemExit as error:
-        raise SystemExit(f"{error}\n{(logs / f'{name}.log').read_text(errors='replace')[-3000:]}") from error
     finally:
         below = server.tree()[1:] if process.poll() is None else []
         for one in reversed(below):

@@ -231,12 +231,14 @@ async def poisson(port: int, requests: Iterator[bytes], due: Sequence[float], li
         task = asyncio.create_task(one(start + after))
         running.add(task)
         task.add_done_callback(running.discard)
-    end = asyncio.create_task(lost.wait())
-    either: list[asyncio.Future[Any]] = [end, asyncio.gather(*running)]
+    end, rest = asyncio.create_task(lost.wait()), asyncio.gather(*running, return_exceptions=True)
+    either: list[asyncio.Future[Any]] = [end, rest]
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     for left in [end, *running]:
         left.cancel()
-    await asyncio.gather(end, *running, return_exceptions=True)
+    for ended in await rest:
+        if isinstance(ended, Exception):
+            raise ended
     outcome.seconds = time.perf_counter() - start
     outcome.latencies += [math.inf] * (len(due) - len(outcome.latencies))
     pool.close()

@@ -28,7 +28,7 @@ from benchmarks.peers.report import Row, markdown, summary
 from benchmarks.peers.systems import DEFAULT, SYSTEMS, running
 
 NEW_TASKS = 3
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def measure(given: argparse.Namespace, folder: Folder, body: list[bytes], logs: Path) -> dict[str, Row]:
@@ -41,8 +41,8 @@ def measure(given: argparse.Namespace, folder: Folder, body: list[bytes], logs: 
         for name, row in found.items():
             server = servers[name] = stack.enter_context(running(SYSTEMS[name], folder, few, body[0], logs))
             row.start_s = server.start_s
-            row.error = check(server, shown, few)
             row.memory[few] = server.memory()
+            row.error = check(server, shown, few)
             row.idle_cores = server.idle_cores()
             server.pause()
             console.print(f"{name}: up in {row.start_s:.1f} s, at most {row.error:.1e} from timm")

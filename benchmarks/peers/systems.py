@@ -28,6 +28,8 @@ from benchmarks.uploads import free_port
 START_S = 180.0
 STOP_S = 20.0
 IDLE_S = 2.0
+SPARE_SLOTS = 8
+"""More adapters than tasks that AdaptServe keeps at once; the bank is allocated at start, so memory follows it."""
 BOUNDARY = "a-boundary-that-no-picture-has"
 
 
@@ -92,7 +94,7 @@ class System:
             return [sys.executable, "-m", module, str(folder.path), str(port), str(tasks), self.dtype, *self.options]
         return [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--data-dir", str(data),
                 "--backbone", folder.setup["backbone"], "--weights", str(folder.weights),
-                "--dtype", self.dtype, "--slots", str(max(64, tasks + 16)), *self.options]  # fmt: skip
+                "--dtype", self.dtype, "--slots", str(tasks + SPARE_SLOTS), *self.options]  # fmt: skip
 
 
 def haproxy(place: Path) -> dict[str, str]:

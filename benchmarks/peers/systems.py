@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,8 +263,9 @@ def running(system: System, folder: Folder, tasks: int, picture: bytes, logs: Pa
         yield server
     finally:
         below = server.tree()[1:] if process.poll() is None else []
-        for one in reversed(below):
-            one.resume()
+        for child in reversed(below):
+            with suppress(psutil.Error):
+                child.resume()
         process.send_signal(signal.SIGCONT)
         process.terminate()
         try:
@@ -273,7 +274,7 @@ def running(system: System, folder: Folder, tasks: int, picture: bytes, logs: Pa
             process.kill()
             process.wait()
         for child in below:
-            if child.is_running():
+            with suppress(psutil.Error):
                 child.kill()
 
 

@@ -23,10 +23,10 @@ from adapters.errors import AdaptError
 from service import child
 from service.engine import memory
 from service.engine.interface import Facts
-from service.engine.messages import Call, Channel, Failed, Message, Reply, Told, error_of
 from service.engine.room import CELLS
 from service.exits import CUT_OFF, FAILED
 from service.limits import file_limits
+from service.messages import Call, Channel, Failed, Message, Reply, Told, error_of
 from service.settings import Settings
 from service.store.catalogue import Catalogue
 from service.store.demo import publish_demo

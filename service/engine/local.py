@@ -23,11 +23,12 @@ from adapters.forward.banked import BankedForward
 from service.engine.batch import BatchReport
 from service.engine.engine import CLOSE_S, Engine
 from service.engine.health import Health
-from service.engine.interface import Answer, Facts, Item, Readiness
+from service.engine.interface import Answer, Facts, Readiness
 from service.engine.loading import Load, Loading
 from service.engine.pixels import Framed
 from service.engine.room import Room
 from service.limits import file_limits
+from service.messages import Item
 from service.pool import Pool
 from service.settings import Settings
 from service.watch.metrics import Metrics, Snapshot

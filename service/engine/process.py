@@ -23,7 +23,11 @@ from service.engine import memory
 from service.engine.heap import keep_freed_memory
 from service.engine.interface import Answer
 from service.engine.local import LocalEngine, local_engine
-from service.engine.messages import (
+from service.engine.pixels import array_of, gathered
+from service.engine.room import CELLS, Room, cells_of
+from service.engine.watchdog import watching
+from service.exits import DEVICE_LOST
+from service.messages import (
     RESIDENTS,
     Answered,
     Ask,
@@ -37,10 +41,6 @@ from service.engine.messages import (
     Told,
     failed,
 )  # fmt: skip
-from service.engine.pixels import array_of, gathered
-from service.engine.room import CELLS, Room, cells_of
-from service.engine.watchdog import watching
-from service.exits import DEVICE_LOST
 from service.watch.metrics import Metrics
 
 

@@ -268,7 +268,8 @@ class Supervisor:
             if ending:
                 await asyncio.wait([one.ended for one in ending], timeout=seconds)
                 for one in ending:
-                    self._worst = max(self._worst, abs(one.ended.result()) if one.ended.done() else CUT_OFF)
+                    code = one.ended.result() if one.ended.done() else -1
+                    self._worst = max(self._worst, code if code >= 0 else CUT_OFF)
 
     def _kill(self) -> None:
         for one in self._children.values():

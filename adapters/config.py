@@ -6,7 +6,7 @@ It does not know tensors or files; ``layout.py`` turns it into tensor names and 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,6 +19,8 @@ MAX_FRAMES = 128
 
 SiteName = Literal["parallel", "sequential", "output", "qkv", "q", "k", "v", "proj", "fc1", "fc2"]
 Activation = Literal["none", "relu", "gelu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+"""In the order of the numbers that a batch's table has for them."""
 Modality = Literal["image", "video"]
 Pool = Literal["backbone", "cls", "avg"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -28,6 +30,12 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 def is_task_name(name: str) -> bool:
     """True for a public task name: lower case, digits, ``.``, ``_``, ``-``; never a path."""
     return re.fullmatch(TASK_PATTERN[1:-1], name) is not None
+
+
+def task_name(file: str) -> str:
+    """A task name from a file's: lower case, other characters as ``-``; ``task`` where nothing is left."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", file.removesuffix(".safetensors").lower()).strip("._-")
+    return plain[:64] or "task"
 
 
 class _Frozen(BaseModel):

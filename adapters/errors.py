@@ -14,6 +14,7 @@ AdaptError
 │   ├── BrokenAdapter        safetensors, but truncated, wrongly named, wrongly shaped, not finite
 │   ├── WrongBase            made for another backbone
 │   └── AdapterTooLarge      more bytes, rank or classes than the server has room for
+├── UnknownTask              no adapter is held under that name
 ├── ImportRefused            another tool's file that cannot become an adapter of this backbone
 ├── NoRoom                   no slot, cache or disk space left
 │   └── LoadsBehind          more adapters wait to be loaded than can be in time
@@ -90,6 +91,10 @@ class WrongBase(AdapterError):
 
 class AdapterTooLarge(AdapterError):
     """The adapter is larger than a limit."""
+
+
+class UnknownTask(AdaptError):
+    """There is no such task."""
 
 
 class ImportRefused(AdaptError):

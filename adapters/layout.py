@@ -52,8 +52,8 @@ class Layout:
         if config.base.fingerprint != self.fingerprint:
             raise WrongBase(
                 f"the adapter was made for {config.base.model} with fingerprint {config.base.fingerprint[:12]}, "
-                f"this server holds {self.model} with fingerprint {self.fingerprint[:12]}; "
-                "train it on this backbone or start a server with that one",
+                f"the backbone here is {self.model} with fingerprint {self.fingerprint[:12]}; "
+                "train it on this one, or load that one",
                 field="base.fingerprint", expected=self.fingerprint, got=config.base.fingerprint,
             )  # fmt: skip
         if config.input.size != self.input_size:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from adapters.backbone import Backbone
-from adapters.bank import AdapterMeta, Slabs, pack
+from adapters.bank import SimpleBank, Slabs
 from adapters.config import AdapterConfig, BaseModelConfig, SiteConfig
 from adapters.file import Adapter
+from adapters.meta import AdapterMeta
 
 
 def random_adapter(backbone: Backbone, seed: int, classes: int = 10, task: str = "bench", first: int = 0) -> Adapter:
@@ -35,14 +36,9 @@ def fill(
     backbone: Backbone, count: int, first: int = 0
 ) -> tuple[Slabs, list[tuple[int, tuple[int, ...], AdapterMeta]]]:
     """``count`` slots, each with its own random adapter from block ``first`` on: (slot, head pages, meta)."""
-    rank = backbone.layout.default_rank()
-    slabs = Slabs(backbone.layout, slots=count, rank=rank, pages=count, dtype=backbone.dtype, device=backbone.device)
-    held: list[tuple[int, tuple[int, ...], AdapterMeta]] = []
-    for slot in range(1, count + 1):
-        packed = pack(random_adapter(backbone, slot, first=first), backbone.layout, rank, backbone.dtype)
-        slabs.write(slot, (slot,), packed)
-        held.append((slot, (slot,), packed.meta))
-    return slabs, held
+    adapters = {str(seed): random_adapter(backbone, seed, first=first) for seed in range(1, count + 1)}
+    bank = SimpleBank(backbone.layout, adapters, dtype=backbone.dtype, device=backbone.device)
+    return bank.slabs, [(held.slot, held.pages, held.meta) for held in map(bank.__getitem__, adapters)]
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

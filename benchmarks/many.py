@@ -28,7 +28,8 @@ import httpx
 import numpy as np
 import torch
 
-from adapters.file import FileLimits, read_header
+from adapters.header import read_header
+from adapters.limits import FileLimits
 from benchmarks.common import machine
 from benchmarks.uploads import free_port
 from service.store.demo import DEMO, samples

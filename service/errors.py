@@ -9,7 +9,6 @@ AdaptError (adapters.errors)
 ├── Unauthorised             401
 ├── Forbidden                403
 │   └── ForeignOrigin        403  a page of another origin wants to change something
-├── UnknownTask              404
 ├── UnknownVersion           404
 ├── RequestTimeout           408  headers or a body came too slowly
 ├── Conflict                 409  the state forbids it (deleting the active version, a locked folder)
@@ -23,6 +22,7 @@ AdaptError (adapters.errors)
 ├── ClientGone               499  never sent: there is nobody to send it to
 ├── ComputeFailed            500  our own fault
 ├── NotReady                 503
+│   └── EngineLost           503  the engine's process ended; another is being started
 ├── Draining                 503
 ├── StorageReadOnly          503
 ├── StorageFailed            503  the disk reports an error of its own
@@ -51,6 +51,7 @@ from adapters.errors import (
     WrongBase,
     WrongModality,
 )
+from adapters.errors import UnknownTask as UnknownTask  # of a server's store and of a Predictor alike
 
 
 class BadKeys(AdaptError):
@@ -79,10 +80,6 @@ class ForeignOrigin(Forbidden):
 
 class UnknownHost(AdaptError):
     """The request's ``Host`` is no name of this server."""
-
-
-class UnknownTask(AdaptError):
-    """There is no such task."""
 
 
 class UnknownVersion(AdaptError):
@@ -141,6 +138,10 @@ class NotReady(AdaptError):
     """The server is starting, or its device does not answer."""
 
 
+class EngineLost(NotReady):
+    """The engine's process has ended; another one is being started."""
+
+
 class Draining(AdaptError):
     """The server is stopping."""
 
@@ -197,12 +198,24 @@ STATUS: dict[type[AdaptError], int] = {
     ClientGone: 499,
     ComputeFailed: 500,
     NotReady: 503,
+    EngineLost: 503,
     Draining: 503,
     StorageReadOnly: 503,
     StorageFailed: 503,
     DeadlineExceeded: 504,
     StorageFull: 507,
 }
+
+
+def _kinds(base: type[AdaptError]) -> dict[str, type[AdaptError]]:
+    found = {base.__name__: base}
+    for kind in base.__subclasses__():
+        found |= _kinds(kind)
+    return found
+
+
+KINDS = _kinds(AdaptError)
+"""Every class of ours by its name."""
 
 
 def status_of(error: AdaptError) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 
 from adapters.limits import MEDIA_SETTINGS, FileLimits, MediaLimits
@@ -23,3 +24,13 @@ def file_limits(settings: Settings, max_rank: int) -> FileLimits:
         max_classes=settings.max_classes,
         max_frames=min(settings.max_clip_frames, settings.max_batch_rows),  # a clip's rows go in one batch
     )
+
+
+def pixel_rows(settings: Settings) -> int:
+    """Frames that a front end may hold: as many as may be queued, and a clip for each body that is being decoded."""
+    return settings.max_queue_rows + settings.max_batch_rows * (decode_workers(settings) + 1)
+
+
+def decode_workers(settings: Settings) -> int:
+    """Threads that decode in one process."""
+    return settings.decode_workers or len(os.sched_getaffinity(0))

@@ -58,7 +58,18 @@ class Settings(BaseSettings):
         description="Empty for the model's own pretrained weights; a .safetensors or .pth file; "
         "`random:SEED` for tests and benchmarks only.",
     )
-    device: str = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.")
+    device: str = Field(
+        "auto",
+        description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`; several, separated by commas, get an "
+        "engine each.",
+    )
+    front_ends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Processes that speak HTTP and decode; 0 takes one without a GPU, else the cores less one, at "
+        "most 16.",
+    )
     dtype: str = Field(
         "auto",
         description="`auto` (bfloat16 on CUDA and on processors with AVX-512 BF16 or AMX, else float32), `float32`, "
@@ -66,6 +77,9 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of a forward pass; 0 leaves torch's default.")
     cuda_graphs: bool = Field(True, description="Replay batches from CUDA graphs; no effect on the CPU.")
+    compile: bool = Field(
+        False, description="Compile the usual batches at start with torch.compile; takes minutes, and a C++ compiler."
+    )
 
     slots: int = Field(64, ge=1, le=65_536, description="Adapters resident on the device at once.")
     max_rank: int = Field(
@@ -145,7 +159,7 @@ class Settings(BaseSettings):
     )
     max_tasks_per_request: int = Field(64, ge=1, le=1024, description="Tasks that one request may ask.")
 
-    max_connections: int = Field(1024, ge=1, description="Connections at once; beyond it, 503.")
+    max_connections: int = Field(1024, ge=1, description="Connections of one front end at once; beyond it, 503.")
     reserved_connections: int = Field(
         32, ge=1, description="Connections beyond those, for /livez, /readyz, /metrics and refusals."
     )
@@ -171,7 +185,8 @@ class Settings(BaseSettings):
     device_lost_s: float = Field(
         60.0,
         ge=0,
-        description="Time without a sign of life of the device until the process ends (exit code 3); 0 is never.",
+        description="Time without a sign of life of the device until its engine's process ends and another is started; "
+        "if that does not compute either, the server ends (exit code 3). 0 is never.",
     )
     drain_s: float = Field(
         20.0, ge=0, description="Time for accepted requests after SIGTERM, in seconds; 5 s later it is over."

@@ -26,8 +26,9 @@ import psutil
 from PIL import Image
 
 from adapters.errors import AdaptError
-from adapters.file import FileLimits, read_adapter, write_adapter
+from adapters.file import read_adapter, write_adapter
 from adapters.layout import Layout
+from adapters.limits import FileLimits
 from adapters.media import MediaLimits, decode_clip, decode_image
 from adapters.media.quiet import silence_libtiff
 from tests.houses import CLIP, IMAGE

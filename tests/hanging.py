@@ -11,10 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adapters.forward.banked import BankedForward
-from service.cli import main
-from service.store.catalogue import Catalogue
-from service.web.decoding import Decoder
+from tests import children
 
 FOLDER = "TEST_HANG"
 """The variable that names the folder of the files."""
@@ -43,11 +40,20 @@ def _slow(seconds: float, inner: Callable[..., Any]) -> Callable[..., Any]:
     return outer
 
 
-if __name__ == "__main__":
+def _change(process: str) -> None:
     folder = Path(os.environ.get(FOLDER, "/nowhere"))
-    Catalogue.load = _slow(float(os.environ.get(LOAD_S, "0")), Catalogue.load)  # type: ignore[method-assign]
-    for name, owner, method in (
-        ("device", BankedForward, "__call__"), ("load", Catalogue, "load"), ("decode", Decoder, "_decode"),
-    ):  # fmt: skip
-        setattr(owner, method, _hang(folder / name, getattr(owner, method)))
-    main()
+    if process == children.FRONT_END:
+        from service.web.decoding import Decoder
+
+        Decoder._decode = _hang(folder / "decode", Decoder._decode)  # type: ignore[method-assign]
+        return
+    from adapters.forward.banked import BankedForward
+    from service.engine.loading import Loading
+
+    slow = _slow(float(os.environ.get(LOAD_S, "0")), Loading.load)
+    Loading.load = _hang(folder / "load", slow)  # type: ignore[method-assign]
+    BankedForward.__call__ = _hang(folder / "device", BankedForward.__call__)  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    children.run("tests.hanging", _change)

@@ -17,23 +17,23 @@ from typing import Any
 
 import httpx
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from adapters.backbone import Backbone, load_backbone
-from adapters.bank import Slabs, pack
+from adapters import Adapter, Backbone, Predictor, load_backbone
 from adapters.config import SiteConfig
-from adapters.file import Adapter, write_adapter
-from adapters.forward.banked import BankedForward, Job
-from adapters.media import MediaLimits, Preprocess, decode, rows
+from adapters.file import write_adapter
+from service.alone import alone
+from service.engine.local import LocalEngine
 from service.settings import Settings
-from service.web.app import build, create_app
-from service.web.parts import Parts
+from service.watch.metrics import Snapshot
+from service.web.app import FrontEnd
 from service.web.server import Server, server_config
 from tests.models import Spec, random_adapter, small_backbone
 
 WAIT = 30.0
+STARTED_S = 90.0
+"""An engine imports torch and a model, on whatever machine this is."""
 
 
 def sites(rank: int = 4, temporal: bool = False) -> tuple[SiteConfig, ...]:
@@ -68,15 +68,7 @@ class Kit:
 
     def alone(self, adapter: Adapter, body: bytes) -> NDArray[np.float64]:
         """Probabilities by label index, from that adapter alone in a bank of one slot."""
-        layout = self.backbone.layout
-        packed = pack(adapter, layout, 8, torch.float32)
-        slabs = Slabs(layout, slots=1, rank=8, pages=len(packed.pages), dtype=torch.float32, device=torch.device("cpu"))
-        pages = tuple(range(1, 1 + len(packed.pages)))
-        slabs.write(1, pages, packed)
-        pixels = rows(decode(body, adapter.config, MediaLimits()), Preprocess(adapter.config.input))
-        logits = BankedForward(self.backbone, slabs)([Job(pixels, 1, pages, packed.meta)])[0].astype(np.float64)
-        scores: NDArray[np.float64] = np.exp(logits - logits.max())
-        return scores / scores.sum()
+        return Predictor(self.backbone, adapter)(body).scores
 
 
 def scores_of(answer: dict[str, Any]) -> NDArray[np.float64]:
@@ -94,11 +86,22 @@ def photograph(seed: int = 0, kind: str = "JPEG", size: tuple[int, int] = (90, 7
 
 @dataclass
 class House:
-    """A server in this process: ``url`` for clients, ``parts`` to look inside."""
+    """A server in this process: ``url`` for clients, the rest to look inside."""
 
     url: str
-    parts: Parts
     client: httpx.Client
+    settings: Settings
+    local: LocalEngine
+    front: FrontEnd
+
+    @property
+    def built(self) -> Any:
+        """What the endpoints use."""
+        return self.front.app.state
+
+    def metrics(self) -> str:
+        """What /metrics says of requests, without a request."""
+        return self.front.app.state.metrics.render(Snapshot.nothing(), {}).decode()
 
     def put(self, task: str, content: bytes, **params: Any) -> httpx.Response:
         return self.client.put(f"/v1/tasks/{task}/adapter", content=content, params=params)
@@ -109,8 +112,8 @@ class House:
 
 @contextmanager
 def house(settings: Settings) -> Iterator[House]:
-    with build(settings) as parts:
-        config = server_config(settings, create_app(parts))
+    with alone(settings) as home:
+        config = server_config(settings, home.front_end.app)
         config.port = 0
         server = Server(config)
         thread = threading.Thread(target=server.run)
@@ -120,7 +123,7 @@ def house(settings: Settings) -> Iterator[House]:
         url = f"http://127.0.0.1:{port}"
         try:
             with httpx.Client(base_url=url, timeout=WAIT) as client:
-                yield House(url, parts, client)
+                yield House(url, client, settings, home.engine, home.front_end)
         finally:
             server.should_exit = True
             thread.join(WAIT)
@@ -136,7 +139,7 @@ class Process:
         environment = {"ADAPTSERVE_DTYPE": "float32"} | os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-        assert until(lambda: self._url() is not None or self.process.poll() is not None, 90), self.output
+        assert until(lambda: self._url() is not None or self.process.poll() is not None, STARTED_S), self.output
         assert self.process.poll() is None, self.output
         self.url = self._url() or ""
         self.client = httpx.Client(base_url=self.url, timeout=WAIT)

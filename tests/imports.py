@@ -12,11 +12,12 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from adapters.backbone import Backbone, load_backbone
-from adapters.file import Adapter, FileLimits, read_adapter
+from adapters.file import Adapter, read_adapter
+from adapters.limits import FileLimits
+from adapters.predictor import Predictor
 from service.cli.main import app
 from tests.models import small_backbone
 from tests.official import save_checkpoint
-from tests.test_backbone import Bench
 
 LABELS = ("cat", "dog", "a/b", "été", "[x")
 
@@ -63,5 +64,4 @@ class Bed:
 
 def served(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
     """Logits as a server computes them: packed, in a slot, through the banked forward."""
-    bench = Bench(backbone, [adapter])
-    return torch.from_numpy(np.stack(bench.forward([bench.job(0, image[None]) for image in images])))
+    return torch.from_numpy(np.stack(Predictor(backbone, adapter).logits(images[:, None].numpy())))

@@ -6,24 +6,24 @@ It stands in for a CUDA error that sticks, which no test can cause for real.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from adapters.forward.banked import BankedForward, Job
-from service.cli import main
+from tests import children
 
 LOST = "TEST_DEVICE_LOST"
 """The variable that names the file."""
 MESSAGE = "CUDA error: an illegal memory access was encountered"
 
 
-def _lose(sign: Path) -> None:
-    inner = BankedForward.__call__
+def _lose(process: str) -> None:
+    if process == children.FRONT_END:
+        return
+    from adapters.forward.banked import BankedForward
 
-    def forward(self: BankedForward, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
+    inner, sign = BankedForward.__call__, Path(os.environ[LOST])
+
+    def forward(self: BankedForward, jobs: Any) -> Any:
         if sign.exists():
             raise RuntimeError(f"{MESSAGE}\nSearch for `cudaErrorIllegalAddress' in the manual.")
         return inner(self, jobs)
@@ -32,5 +32,4 @@ def _lose(sign: Path) -> None:
 
 
 if __name__ == "__main__":
-    _lose(Path(os.environ[LOST]))
-    main()
+    children.run("tests.lost_device", _lose)

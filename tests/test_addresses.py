@@ -38,11 +38,11 @@ def test_head_tells_what_get_would(home: House, path: str) -> None:
 
 
 def test_head_of_a_download_opens_no_file(home: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(home.parts.catalogue, "open", None)
+    monkeypatch.setattr(home.front.catalogue, "open", None)
     path = "/v1/tasks/pets/versions/1/adapter"
     told = home.client.head(path, headers={"Range": "bytes=0-1"})
     assert (told.status_code, told.headers["accept-ranges"]) == (200, "bytes")
-    assert int(told.headers["content-length"]) == home.parts.repository.version("pets", 1).size
+    assert int(told.headers["content-length"]) == home.front.catalogue.repository.version("pets", 1).size
     assert home.client.head(path, headers={"If-None-Match": told.headers["etag"]}).status_code == 304
 
 

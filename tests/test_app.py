@@ -187,7 +187,7 @@ def test_tasks_share_the_picture_they_are_asked_about(home: House, kit: Kit) -> 
         home.put(name, content).raise_for_status()
     photo = photograph(5)
     rows: dict[int, list[int]] = {0: [], 2: []}
-    blocks = home.parts.backbone._blocks
+    blocks = home.local.backbone._blocks
     hooks = [
         blocks[i].module.register_forward_hook(lambda _m, _a, out, i=i: rows[i].append(out.shape[0])) for i in rows
     ]

@@ -23,14 +23,14 @@ class Held:
 
     def __init__(self, made: House) -> None:
         self.gate, self.entered = threading.Event(), threading.Event()
-        inner = made.parts.engine._forward
+        inner = made.local.engine._forward
 
         def forward(jobs):  # type: ignore[no-untyped-def]
             self.entered.set()
             assert self.gate.wait(WAIT)
             return inner(jobs)
 
-        self._put = lambda f: setattr(made.parts.engine, "_forward", f)
+        self._put = lambda f: setattr(made.local.engine, "_forward", f)
         self._inner, self._held = inner, forward
 
     def __enter__(self) -> Held:
@@ -54,7 +54,7 @@ def small(kit: Kit, tmp_path: Path) -> Iterator[House]:
 def test_a_full_queue_is_429_and_says_when(small: House) -> None:
     with Held(small) as held, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(small.ask, "t", photograph(i)) for i in range(4)]
-        assert until(lambda: small.parts.engine.queued_rows == 4)
+        assert until(lambda: small.local.engine.queued_rows == 4)
         refused = small.ask("t", photograph())
         assert problem(refused, 429)["limit"] == 4
         assert int(refused.headers["retry-after"]) >= 1
@@ -71,7 +71,7 @@ def test_a_deadline_fires_on_time_and_takes_its_rows_back(small: House) -> None:
         late = small.client.post("/v1/tasks/t/predict", content=photograph(), headers={"X-Deadline-Ms": "300"})
         problem(late, 504)
         assert time.monotonic() - start < 3
-        assert until(lambda: small.parts.engine.queued_rows == 1)
+        assert until(lambda: small.local.engine.queued_rows == 1)
         held.gate.set()
         assert first.result(WAIT).status_code == 200
 
@@ -85,11 +85,11 @@ def test_a_client_that_leaves_takes_its_rows_along(small: House) -> None:
         with socket.create_connection((host, int(port))) as raw:
             head = f"POST /v1/tasks/t/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             raw.sendall(head.encode() + body)
-            assert until(lambda: small.parts.engine.queued_rows == 2)
-        assert until(lambda: small.parts.engine.queued_rows == 1)
+            assert until(lambda: small.local.engine.queued_rows == 2)
+        assert until(lambda: small.local.engine.queued_rows == 1)
         held.gate.set()
         assert first.result(WAIT).status_code == 200
-    assert until(lambda: small.parts.bank.stats().pinned == 0)
+    assert until(lambda: small.local.bank.stats().pinned == 0)
 
 
 def test_a_body_over_its_bound_is_413_however_it_comes(small: House) -> None:
@@ -106,14 +106,14 @@ def test_all_bodies_together_are_bounded(kit: Kit, tmp_path: Path) -> None:
         with socket.create_connection((host, int(port))) as slow:
             head = "POST /v1/tasks/t/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000\r\n\r\n"
             slow.sendall(head.encode() + bytes(20_000 - len(body) + 1))
-            assert until(lambda: made.parts.bodies.held > 20_000 - len(body))
+            assert until(lambda: made.built.bodies.held > 20_000 - len(body))
             refused = made.ask("t", body)
             assert problem(refused, 429)["field"] == "max_bodies_bytes"
             assert int(refused.headers["retry-after"]) >= 1
-        assert until(lambda: made.parts.bodies.held == 0)
+        assert until(lambda: made.built.bodies.held == 0)
         assert made.ask("t", body).status_code == 200
         problem(made.ask("t", body + bytes(20_000)), 429)
-        assert until(lambda: made.parts.bodies.held == 0)
+        assert until(lambda: made.built.bodies.held == 0)
 
 
 def test_answers_stay_right_while_their_tasks_are_replaced(kit: Kit, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_answers_stay_right_while_their_tasks_are_replaced(kit: Kit, tmp_path: P
         stop.set()
         for thread in threads:
             thread.join(WAIT)
-        assert until(lambda: made.parts.bank.stats().pinned == 0)
+        assert until(lambda: made.local.bank.stats().pinned == 0)
     assert not failures
     for answer in answers:
         np.testing.assert_allclose(scores_of(answer), expected[answer["digest"]], rtol=1e-3, atol=1e-5)
@@ -162,13 +162,13 @@ def test_concurrent_tasks_share_batches(kit: Kit, tmp_path: Path) -> None:
         for i in range(10):
             made.put(f"task-{i}", kit.file(200 + i)[0]).raise_for_status()
         seen: list[int] = []
-        inner = made.parts.engine._on_batch
-        made.parts.engine._on_batch = lambda report: (seen.append(report.adapters), inner(report))[1]
+        inner = made.local.engine._on_batch
+        made.local.engine._on_batch = lambda report: (seen.append(report.adapters), inner(report))[1]
         with Held(made) as held, ThreadPoolExecutor(11) as pool:
             first = pool.submit(made.ask, "task-0", photograph())
             assert held.entered.wait(WAIT)
             rest = [pool.submit(made.ask, f"task-{i}", photograph(i)) for i in range(10)]
-            assert until(lambda: made.parts.engine._scheduler.waiting_rows == 10)
+            assert until(lambda: made.local.engine._scheduler.waiting_rows == 10)
             held.gate.set()
             assert all(f.result(WAIT).status_code == 200 for f in [first, *rest])
         assert seen == [1, 10]

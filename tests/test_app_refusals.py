@@ -73,7 +73,7 @@ def test_a_bad_upload_is_explained_and_changes_nothing(home: House, kit: Kit, na
     answer = home.ask("steady", photograph(6)).json()
     assert (answer["version"], answer["digest"]) == (1, adapter.digest)
     np.testing.assert_allclose(scores_of(answer), kit.alone(adapter, photograph(6)), rtol=1e-4, atol=1e-6)
-    assert until(lambda: not list((home.parts.settings.data_dir / "staging").iterdir()))
+    assert until(lambda: not list((home.settings.data_dir / "staging").iterdir()))
 
 
 def test_a_pickle_by_name_is_refused(home: House, kit: Kit) -> None:
@@ -90,7 +90,7 @@ def test_names_that_are_no_names(home: House, kit: Kit, name: str) -> None:
     ):
         assert response.status_code in (400, 404)
         problem(response, response.status_code)
-    assert home.parts.settings.data_dir.is_dir()
+    assert home.settings.data_dir.is_dir()
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from service.web.caller import Caller
 from tests.houses import House, Kit, house, photograph, until
 from tests.test_app_load import Held
 from tests.wire import Wire, chunked, post
@@ -107,8 +108,8 @@ def test_a_trickle_ends_in_a_problem_that_names_the_setting(home: House, name: s
         assert "body_grace_s" in document["detail"]
         assert answer.headers["connection"] == "close"
         assert 0.4 < time.monotonic() - start < 5
-    assert until(lambda: home.parts.bodies.held == 0)
-    assert 'code="408",task="t"' in home.parts.metrics.render().decode()
+    assert until(lambda: home.built.bodies.held == 0)
+    assert 'code="408",task="t"' in home.metrics()
 
 
 def test_a_pause_within_the_grace_is_forgiven(home: House) -> None:
@@ -133,13 +134,18 @@ def test_no_body_takes_longer_than_its_time(home: House) -> None:
 def test_a_body_that_found_the_server_busy_meanwhile_is_refused_before_it_is_decoded(home: House) -> None:
     """Room is asked for twice: before the body is read, as if it were there, and when it is."""
     asked: list[float] = []
-    inner = home.parts.predictor.check_room
-    home.parts.predictor.check_room = lambda n, caller: (asked.append(caller.left), inner(n, caller))[1]  # type: ignore[method-assign,func-returns-value]
+    inner = home.built.answers.check_room
+
+    async def noted(digests: Sequence[str], caller: Caller) -> None:
+        asked.append(caller.left)
+        await inner(digests, caller)
+
+    home.built.answers.check_room = noted
     try:
         with Wire.to(home.url) as wire:
             slowly(wire, post(PREDICT, photograph(size=(400, 300))), 1)
             assert wire.answer().status == 200
     finally:
-        home.parts.predictor.check_room = inner  # type: ignore[method-assign]
+        home.built.answers.check_room = inner
     assert len(asked) == 2
     assert min(asked) > 0.5

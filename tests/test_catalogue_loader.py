@@ -19,35 +19,35 @@ def home(kit: Kit, tmp_path: Path) -> Iterator[House]:
     with house(kit.settings(data_dir=tmp_path / "data", slots=1, host_cache_bytes=0)) as made:
         for task, number in (("first", 1), ("second", 1), ("other", 2)):
             made.put(task, kit.file(number)[0]).raise_for_status()
-        assert made.parts.bank.tier(kit.file(1)[1].digest) == "disk"
+        assert made.local.bank.tier(kit.file(1)[1].digest) == "disk"
         yield made
 
 
 def meanwhile(home: House, act: Callable[[], object]) -> tuple[object, object]:
     """Ask both tasks, ``act`` while their shared load is about to read the first one's file; both responses."""
-    gate, reached, read = threading.Event(), threading.Event(), home.parts.catalogue.read
+    gate, reached, read = threading.Event(), threading.Event(), home.local.loading.read
 
-    def slow(path: Path) -> Adapter:
+    def slow(path: Path, digest: str = "") -> Adapter:
         reached.set()
         assert gate.wait(WAIT)
-        return read(path)
+        return read(path, digest)
 
-    home.parts.catalogue.read = slow  # type: ignore[method-assign]
+    home.local.loading.read = slow  # type: ignore[method-assign]
     try:
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(home.ask, "first", photograph())
             assert reached.wait(WAIT)
             second = pool.submit(home.ask, "second", photograph())
-            assert until(lambda: home.parts.engine.queued_rows == 2)
+            assert until(lambda: home.local.engine.queued_rows == 2)
             act()
             gate.set()
             return first.result(WAIT), second.result(WAIT)
     finally:
-        home.parts.catalogue.read = read  # type: ignore[method-assign]
+        home.local.loading.read = read  # type: ignore[method-assign]
 
 
 def path_of(home: House, task: str) -> Path:
-    return home.parts.repository.path(task, 1)
+    return home.front.catalogue.repository.path(task, 1)
 
 
 def rot(path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_task_is_answered_though_another_ones_file_is_gone(home: House, kit: K
     _, second = meanwhile(home, acts[what])
     assert second.status_code == 200, second.text  # type: ignore[attr-defined]
     assert second.json()["digest"] == kit.file(1)[1].digest  # type: ignore[attr-defined]
-    assert until(lambda: home.parts.bank.stats().pinned == 0)
+    assert until(lambda: home.local.bank.stats().pinned == 0)
 
 
 @pytest.mark.parametrize(("what", "status"), [("deleted", 404), ("changed", 422)])

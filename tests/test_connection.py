@@ -39,7 +39,7 @@ def door(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         max_bodies_bytes=100_000, max_adapter_bytes=MIB, keep_alive_s=60,
     )  # fmt: skip
     with house(settings) as made:
-        opened = Door(made.url, made.parts, made.client)
+        opened = Door(made.url, made.client, made.settings, made.local, made.front)
         opened.boss, opened.pets = f"Authorization: Bearer {boss[0]}", f"Authorization: Bearer {pets[0]}"
         opened.client.headers["Authorization"] = f"Bearer {boss[0]}"
         opened.put("pets", kit.file(1)[0]).raise_for_status()
@@ -187,7 +187,7 @@ def test_what_is_thrown_away_is_not_kept(strict: House) -> None:
 
 
 def held_files(home: House) -> int:
-    folder = str(home.parts.settings.data_dir)
+    folder = str(home.settings.data_dir)
     return sum(
         file.path.startswith(folder) and file.path.endswith(".safetensors") for file in psutil.Process().open_files()
     )

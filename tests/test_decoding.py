@@ -9,24 +9,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from service.serving import decoding
 
 from adapters.config import AdapterConfig
 from adapters.errors import MediaTooLarge, WrongModality
-from adapters.media import MediaLimits, Preprocess, decode, rows
+from adapters.media import MediaLimits, Pixels, Preprocess, decode, rows
 from adapters.training.data import Example
 from adapters.training.decoding import Reader
+from service.engine.pixels import PixelMemory
+from service.pool import Pool
+from service.web import decoding
 from service.web.decoding import Decoder
-from service.web.pool import Pool
 from tests.media_samples import clip, encode, scene
 
 LIMITS = MediaLimits()
 PICTURE = encode(scene(90, 70), "PNG")
+MEMORY = PixelMemory.private(64, 32)
 
 
 def task(frames: int = 0, **changes: Any) -> AdapterConfig:
@@ -63,29 +65,30 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def alone(body: bytes, config: AdapterConfig) -> torch.Tensor:
+def alone(body: bytes, config: AdapterConfig) -> Pixels:
     return rows(decode(body, config, LIMITS), Preprocess(config.input))
 
 
 def test_tasks_that_differ_in_mean_and_deviation_share_all_work(pool: Pool, calls: Counter[str]) -> None:
     configs = [task(mean=(i / 100, 0.5, 0.5), std=(0.5, 0.1 + i / 100, 0.5)) for i in range(32)]
-    decoded = Decoder(pool, LIMITS).submit(PICTURE, configs, 9).result()
+    decoded = Decoder(pool, LIMITS, MEMORY).submit(PICTURE, configs, 9).result()
     assert calls == {"decoded": 1, "resized": 1}
-    assert len({seen.pixels.data_ptr() for seen in decoded.seen}) == 1
+    assert len({id(seen.pixels) for seen in decoded.seen}) == 1
     calls.clear()
-    assert all(torch.equal(decoded.seen[i].pixels, alone(PICTURE, configs[i])) for i in (0, 31))
+    assert all(np.array_equal(decoded.seen[i].pixels.array, alone(PICTURE, configs[i])) for i in (0, 31))
 
 
-def test_sizes_share_the_decoding(pool: Pool, calls: Counter[str]) -> None:
-    configs = [task(size=size, crop_mode=mode) for size in (16, 32) for mode in ("center", "squash")] * 2
-    decoded = Decoder(pool, LIMITS).submit(PICTURE, configs, 9).result()
+def test_crops_share_the_decoding(pool: Pool, calls: Counter[str]) -> None:
+    configs = [task(crop_pct=crop, crop_mode=mode) for crop in (0.875, 1.0) for mode in ("center", "squash")] * 2
+    decoded = Decoder(pool, LIMITS, MEMORY).submit(PICTURE, configs, 9).result()
     assert calls == {"decoded": 1, "resized": 4}
-    assert [seen.pixels.shape[-1] for seen in decoded.seen] == [16, 16, 32, 32] * 2
+    assert [seen.digest for seen in decoded.seen[:4]] == [seen.digest for seen in decoded.seen[4:]]
+    assert len({seen.digest for seen in decoded.seen}) == 4
 
 
 def test_the_padding_has_each_tasks_mean(pool: Pool, calls: Counter[str]) -> None:
     configs = [task(mean=(mean, 0.5, 0.5), crop_mode="border") for mean in (0.0, 1.0)]
-    black, red = (seen.pixels for seen in Decoder(pool, LIMITS).submit(PICTURE, configs, 9).result().seen)
+    black, red = (seen.pixels.array for seen in Decoder(pool, LIMITS, MEMORY).submit(PICTURE, configs, 9).result().seen)
     assert calls == {"decoded": 1, "resized": 2}
     assert (black[0, 0, 0, 0], red[0, 0, 0, 0]) == (0, 255)
 
@@ -93,7 +96,7 @@ def test_the_padding_has_each_tasks_mean(pool: Pool, calls: Counter[str]) -> Non
 def test_each_sampling_of_a_clip_is_decoded_once(pool: Pool, calls: Counter[str]) -> None:
     body = clip(count=8)
     configs = [task(frames, mean=(mean, 0.5, 0.5)) for mean in (0.1, 0.2, 0.3) for frames in (2, 4)]
-    decoded = Decoder(pool, LIMITS).submit(body, configs, 9).result()
+    decoded = Decoder(pool, LIMITS, MEMORY).submit(body, configs, 9).result()
     assert calls == {"decoded": 2, "resized": 6}
     assert [len(seen.pixels) for seen in decoded.seen] == [2, 4] * 3
 
@@ -103,7 +106,6 @@ def test_each_sampling_of_a_clip_is_decoded_once(pool: Pool, calls: Counter[str]
     st.lists(
         st.builds(
             task,
-            size=st.sampled_from([16, 32]),
             mean=st.sampled_from([(0.0, 0.0, 0.0), (0.3, 0.6, 0.9)]),
             crop_pct=st.sampled_from([0.875, 1.0]),
             crop_mode=st.sampled_from(["center", "squash", "border"]),
@@ -114,11 +116,11 @@ def test_each_sampling_of_a_clip_is_decoded_once(pool: Pool, calls: Counter[str]
     )
 )
 def test_pixels_are_those_of_decoding_alone(pool: Pool, configs: list[AdapterConfig]) -> None:
-    decoded = Decoder(pool, LIMITS).submit(PICTURE, configs, 9).result()
+    decoded = Decoder(pool, LIMITS, MEMORY).submit(PICTURE, configs, 9).result()
     for seen, config in zip(decoded.seen, configs, strict=True):
-        assert torch.equal(seen.pixels, alone(PICTURE, config))
+        assert np.array_equal(seen.pixels.array, alone(PICTURE, config))
     for one, other in itertools.pairwise(decoded.seen):
-        assert (one.digest == other.digest) == torch.equal(one.pixels, other.pixels)
+        assert (one.digest == other.digest) == np.array_equal(one.pixels.array, other.pixels.array)
 
 
 def test_the_time_is_that_of_all_tasks_together(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,15 +129,15 @@ def test_the_time_is_that_of_all_tasks_together(pool: Pool, monkeypatch: pytest.
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     resize = Preprocess.__call__
 
-    def slow(self: Preprocess, picture: Image.Image) -> torch.Tensor:
+    def slow(self: Preprocess, picture: Image.Image, out: Pixels | None = None) -> Pixels:
         now[0] += 1
-        return resize(self, picture)
+        return resize(self, picture, out)
 
     monkeypatch.setattr(Preprocess, "__call__", slow)
-    decoder = Decoder(pool, MediaLimits(decode_timeout_s=2.5))
-    assert len(decoder._decode(PICTURE, [task(size=size) for size in (8, 16, 24)]).seen) == 3
+    decoder = Decoder(pool, MediaLimits(decode_timeout_s=2.5), MEMORY)
+    assert len(decoder._decode(PICTURE, [task(crop_pct=crop) for crop in (0.5, 0.6, 0.7)]).seen) == 3
     with pytest.raises(MediaTooLarge) as caught:
-        decoder._decode(PICTURE, [task(size=size) for size in (8, 16, 24, 32)])
+        decoder._decode(PICTURE, [task(crop_pct=crop) for crop in (0.5, 0.6, 0.7, 0.8)])
     assert caught.value.facts["field"] == "decode_timeout_s"
     with pytest.raises(MediaTooLarge):
         decoder._decode(clip(count=4), [task(frames) for frames in (1, 2, 3)])
@@ -143,7 +145,7 @@ def test_the_time_is_that_of_all_tasks_together(pool: Pool, monkeypatch: pytest.
 
 def test_a_task_of_another_kind_among_them(pool: Pool) -> None:
     with pytest.raises(WrongModality, match="takes clips"):
-        Decoder(pool, LIMITS).submit(PICTURE, [task(), task(2)], 9).result()
+        Decoder(pool, LIMITS, MEMORY).submit(PICTURE, [task(), task(2)], 9).result()
 
 
 def test_training_sees_what_the_server_sees_through_a_transparent_picture(pool: Pool, tmp_path: Path) -> None:
@@ -152,13 +154,13 @@ def test_training_sees_what_the_server_sees_through_a_transparent_picture(pool: 
     (tmp_path / "clear.png").write_bytes(encode(clear, "PNG"))
     example, found = Example(tmp_path / "clear.png", "clear.png", "a", "a"), []
     for limits in (LIMITS, MediaLimits(transparent_background="#2080f0")):
-        (seen,) = Decoder(pool, limits).submit(example.path.read_bytes(), [task()], 9).result().seen
-        assert torch.equal(seen.pixels, Reader(task(), limits)(example))
-        found.append(seen.pixels)
-    assert not torch.equal(*found)
+        (seen,) = Decoder(pool, limits, MEMORY).submit(example.path.read_bytes(), [task()], 9).result().seen
+        assert np.array_equal(seen.pixels.array, Reader(task(), limits)(example).numpy())
+        found.append(seen.pixels.array.copy())
+    assert not np.array_equal(*found)
 
 
 def test_transforms_are_kept_by_geometry(pool: Pool) -> None:
-    decoder = Decoder(pool, LIMITS)
+    decoder = Decoder(pool, LIMITS, MEMORY)
     decoder.submit(PICTURE, [task(mean=(i / 999, 0.5, 0.5)) for i in range(300)], 9).result()
     assert len(decoder._preprocesses) == 1

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import TensorDataset
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.backbone.weights import DEMO_BACKBONE
-from adapters.file import Adapter, FileLimits, read_adapter
-from adapters.media import MediaLimits, Preprocess, decode, rows
+from adapters.file import Adapter, read_adapter
+from adapters.limits import FileLimits
+from adapters.predictor import Predictor
 from adapters.training.demo import digits, photos
 from adapters.training.demo.build import score_file
 from adapters.training.demo.tasks import DIGIT_TASKS
-from adapters.training.score import served_logits
 
 DEMO = DEMO_BACKBONE.parent
 FILES = sorted((DEMO / "tasks").glob("*.safetensors"))
@@ -44,18 +43,16 @@ def test_the_demo_is_whole_and_small(backbone: Backbone, adapters: dict[str, Ada
 
 def test_the_samples_are_what_their_names_say(backbone: Backbone, adapters: dict[str, Adapter]) -> None:
     """Held-out examples as they came, not chosen by their answer: some may be mistakes, most must not."""
+    predictor = Predictor(backbone, *adapters.values())
     right: dict[str, list[float]] = {name: [] for name in adapters}
     for path in SAMPLES:
         name = max((name for name in adapters if path.name.startswith(f"{name}-")), key=len)
-        config = adapters[name].config
-        pixels = rows(decode(path.read_bytes(), config, MediaLimits()), Preprocess(config.input))
-        logits = served_logits(adapters[name], backbone, TensorDataset(pixels[None], torch.zeros(1)))[0]
-        truth = path.stem.removeprefix(f"{name}-")
-        if config.score == "sigmoid":
-            wanted = torch.tensor([label in truth.split("-") for label in config.labels])
-            right[name].append(((logits > 0) == wanted).float().mean().item())
+        found, truth = predictor(path, name), path.stem.removeprefix(f"{name}-")
+        if found.score == "sigmoid":
+            wanted = np.array([label in truth.split("-") for label in found.labels])
+            right[name].append(float(((found.scores > 0.5) == wanted).mean()))
         else:
-            right[name].append(float(config.labels[int(logits.argmax())] == truth))
+            right[name].append(float(found.best.label == truth))
     assert all(len(found) >= 2 and np.mean(found) >= 0.75 for found in right.values()), right
 
 

@@ -124,7 +124,7 @@ def test_every_metric_of_ours_is_watched(home: House) -> None:
 
 def test_an_idle_server_is_ready_in_every_scrape(home: House) -> None:
     # A scrape must not depend on whether somebody asked for something within the last seconds.
-    assert until(lambda: home.parts.health.age > 0.1)
+    assert until(lambda: home.local.health.age > 0.1)
     assert samples(home)["adaptserve_ready"] == 1
 
 

@@ -26,7 +26,7 @@ def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def files(home: House) -> set[Path]:
     """Everything in the data folder, uploads under way too."""
-    return set(home.parts.settings.data_dir.rglob("*"))
+    return set(home.settings.data_dir.rglob("*"))
 
 
 def at_mkstemp(patch: pytest.MonkeyPatch, fail: Callable[..., None]) -> None:

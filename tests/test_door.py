@@ -183,7 +183,7 @@ def test_such_a_page_may_read_errors_too(told: House, method: str, path: str, st
 
 
 def test_an_unforeseen_error_can_be_read_too(told: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(told.parts.repository), "task", lambda *_: 1 / 0)
+    monkeypatch.setattr(type(told.front.catalogue.repository), "task", lambda *_: 1 / 0)
     answer = told.client.get("/v1/tasks/pets", headers={"Origin": PAGE})
     problem(answer, 500)
     assert answer.headers["access-control-allow-origin"] == PAGE

@@ -24,7 +24,8 @@ from adapters.bank import PAGE, Bank, PackedAdapter, Slabs, pack
 from adapters.config import SiteConfig
 from adapters.errors import AdaptError, BrokenAdapter, BrokenMedia, MediaTooLarge
 from adapters.forward.banked import BankedForward, Job
-from service.engine.engine import Answer, BatchReport, Engine
+from service.engine.engine import BatchReport, Engine
+from service.engine.interface import Answer
 from service.errors import BadScores, ComputeFailed, DeadlineExceeded, Draining, QueueFull
 from tests.models import Spec, random_adapter, small_backbone
 
@@ -77,7 +78,7 @@ class House:
         self, value: int, task: str = "1", rows: int = 1, seconds: float = WAIT,
         load: Callable[[], PackedAdapter] | None = None,
     ) -> Future[Answer]:  # fmt: skip
-        pixels = torch.full((rows, 3, 2, 2), value, dtype=torch.uint8)
+        pixels = np.full((rows, 3, 2, 2), value, np.uint8)
         return self.engine.submit(task, task, load or (lambda: self.packs[task]), pixels, time.monotonic() + seconds)
 
     def hold(self) -> Future[Answer]:
@@ -173,7 +174,7 @@ def test_cancelling_during_the_load_holds_nothing(house: House) -> None:
     try:
         pixels = []
         for task in ("4", "4", "5"):
-            mine = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+            mine = np.zeros((1, 3, 2, 2), np.uint8)
             future = house.engine.submit(task, task, slow, mine, time.monotonic() + WAIT)
             assert reading.wait(WAIT)
             pixels.append(weakref.ref(mine))
@@ -193,7 +194,7 @@ def test_answered_rows_keep_nothing_alive(house: House) -> None:
     gc.collect()
     gc.disable()
     try:
-        mine = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+        mine = np.zeros((1, 3, 2, 2), np.uint8)
         gone = weakref.ref(mine)
         future = house.engine.submit("1", "1", lambda: house.packs["1"], mine, time.monotonic() + WAIT)
         del mine
@@ -208,7 +209,7 @@ def test_rows_that_fit_no_batch_are_refused_at_once(house: House, rows: int, kin
     with pytest.raises(kind, match="frames"):
         house.submit(1, rows=rows)
     with pytest.raises(kind, match="frames"):
-        house.engine.probe(torch.zeros(rows, 3, 2, 2, dtype=torch.uint8), time.monotonic() + WAIT)
+        house.engine.probe(np.zeros((rows, 3, 2, 2), np.uint8), time.monotonic() + WAIT)
     assert house.engine.queued_rows == 0
     assert house.bank.stats().pinned == 0
     assert house.submit(2, rows=8).result(WAIT).logits[0] == 2
@@ -227,7 +228,7 @@ def test_an_error_of_the_scheduler_reaches_its_caller_and_leaks_nothing(
         for future in (house.submit(1), house.submit(2, task="5")):
             with pytest.raises(ComputeFailed, match="queueing the rows failed: ValueError"):
                 future.result(WAIT)
-    assert (house.engine.queued_rows, house.engine._room.ready) == (0, 0)
+    assert (house.engine.queued_rows, house.engine.room.ready) == (0, 0)
     assert house.bank.stats().pinned == 0
     assert house.submit(2).result(WAIT).logits[0] == 2
 
@@ -287,7 +288,7 @@ def test_the_versions_of_one_request_do_not_count_against_each_other(tmp_path: P
     house.submit(1, task="7", load=lambda: slow("7")).result(WAIT)  # how long a load takes is known
     deadline = time.monotonic() + 2.0
     house.engine.check_room(8, deadline, tasks)
-    pixels = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    pixels = np.zeros((1, 3, 2, 2), np.uint8)
     futures = [
         house.engine.submit(task, task, lambda task=task: slow(task), pixels, deadline, admitted=True)  # type: ignore[misc]
         for task in tasks
@@ -319,7 +320,7 @@ def test_a_storm_of_cancellations_leaves_nothing_behind(house: House) -> None:
         seen = sum(pool.map(calls, range(4)), Counter[str]())
     assert seen.total() == 400
     assert seen["left"] > 0
-    assert wait_for(lambda: (house.engine.queued_rows, house.engine._room.ready) == (0, 0))
+    assert wait_for(lambda: (house.engine.queued_rows, house.engine.room.ready) == (0, 0))
     assert wait_for(lambda: house.bank.stats().pinned == 0)
     assert house.submit(9).result(WAIT).logits[0] == 9
 
@@ -435,7 +436,7 @@ def test_draining_finishes_what_was_accepted(house: House) -> None:
 
 
 def test_a_probe_is_a_real_forward_without_an_adapter(house: House) -> None:
-    answer = house.engine.probe(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), time.monotonic() + WAIT).result(WAIT)
+    answer = house.engine.probe(np.zeros((1, 3, 2, 2), np.uint8), time.monotonic() + WAIT).result(WAIT)
     assert answer.logits[1] == 0
 
 
@@ -443,7 +444,7 @@ def test_the_real_forward_in_a_real_engine(tmp_path: Path) -> None:
     house = House(tmp_path / "vit")
     house.engine = house.make(BankedForward(house.backbone, house.slabs))
     house.engine.start()
-    pixels = [torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8) for _ in range(12)]
+    pixels = [torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).numpy() for _ in range(12)]
     deadline = time.monotonic() + WAIT
     futures = [
         house.engine.submit(str(i % 6), str(i % 6), lambda i=i: house.packs[str(i % 6)], p, deadline)

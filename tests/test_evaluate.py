@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from adapters.training import progress
 from adapters.training.data import Example
-from service.cli.evaluate import Reply, _compare
+from service.cli.evaluate import Evaluated, _compare
 from service.cli.main import app
 from tests.houses import House, Kit, house, photograph, scores_of
 
@@ -117,7 +117,7 @@ def test_a_report_that_is_not_kept_names_the_file(home: House, data: Path) -> No
 )
 def test_a_report_is_kept_within_what_the_server_rounds(reported: dict[str, float], dtype: str, kept: bool) -> None:
     line = {"predicted": max(reported, key=reported.__getitem__), "correct": True, "scores": reported}
-    reply = Reply(Example(Path("1.jpg"), "1.jpg", "a", "a"), {"a": 0.55, "b": 0.45})
+    reply = Evaluated(Example(Path("1.jpg"), "1.jpg", "a", "a"), {"a": 0.55, "b": 0.45})
     assert _compare([reply], {"1.jpg": line}, dtype) is kept
 
 

@@ -42,5 +42,5 @@ def test_full_size(name: str) -> None:
         alone = bench.forward([job])[0]
         scale = np.abs(alone).max()
         np.testing.assert_allclose(logits / scale, alone / scale, atol=1e-4)
-        expected = reference(backbone, adapter, job.pixels)[0].numpy()
+        expected = reference(backbone, adapter, torch.from_numpy(job.pixels))[0].numpy()
         np.testing.assert_allclose(alone / scale, expected / scale, atol=1e-4)

@@ -23,10 +23,10 @@ from adapters.backbone import load_backbone
 from adapters.config import SiteConfig
 from adapters.file import write_adapter
 from adapters.forward.banked import Job
-from service.cli.console import DEVICE_LOST
-from service.watch.watchdog import TRIES, watching
+from service.engine.watchdog import TRIES, watching
+from service.exits import DEVICE_LOST
 from tests import lost_device
-from tests.houses import WAIT, House, Kit, Process, house, photograph, problem, scores_of, until
+from tests.houses import STARTED_S, WAIT, House, Kit, Process, house, photograph, problem, scores_of, until
 from tests.models import Spec, random_adapter
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -44,7 +44,7 @@ def home(kit: Kit, tmp_path: Path) -> Iterator[House]:
 @contextmanager
 def failing(home: House, fails: Callable[[Sequence[Job]], Exception | None]) -> Iterator[list[int]]:
     """The engine's forward raises what ``fails`` says; yields the sizes of the batches that came."""
-    inner, batches = home.parts.engine._forward, list[int]()
+    inner, batches = home.local.engine._forward, list[int]()
 
     def forward(jobs):  # type: ignore[no-untyped-def]
         batches.append(len(jobs))
@@ -53,11 +53,11 @@ def failing(home: House, fails: Callable[[Sequence[Job]], Exception | None]) -> 
             raise error
         return inner(jobs)
 
-    home.parts.engine._forward = forward  # type: ignore[assignment]
+    home.local.engine._forward = forward  # type: ignore[assignment]
     try:
         yield batches
     finally:
-        home.parts.engine._forward = inner
+        home.local.engine._forward = inner
 
 
 @pytest.mark.parametrize("error", [OUT_OF_MEMORY, NO_HOST_MEMORY, BROKEN], ids=["cuda memory", "memory", "broken"])
@@ -71,7 +71,7 @@ def test_a_batch_that_raises_is_split_and_answered(home: House, kit: Kit, error:
     bodies = [photograph(seed) for seed in range(6)]
     with failing(home, too_many) as batches, ThreadPoolExecutor(6) as pool:
         waiting = [pool.submit(home.ask, "t", body) for body in bodies]
-        assert until(lambda: home.parts.engine.queued_rows == len(bodies))
+        assert until(lambda: home.local.engine.queued_rows == len(bodies))
         gate.set()
         answers = [done.result(WAIT) for done in waiting]
     assert max(batches) > 1
@@ -93,7 +93,7 @@ def test_what_fails_twice_is_answered_with_its_problem(home: House, error: Excep
     assert document["type"] == f"urn:adaptserve:problem:{kind}"
     assert batches == [1, 1]  # tried once more, and not for ever
     assert home.ask("t", photograph()).status_code == 200
-    assert home.parts.engine.queued_rows == 0
+    assert home.local.engine.queued_rows == 0
 
 
 def test_a_load_that_the_device_refuses_is_a_problem_of_that_call(
@@ -103,7 +103,7 @@ def test_a_load_that_the_device_refuses_is_a_problem_of_that_call(
         raise BROKEN
 
     with monkeypatch.context() as patch:
-        patch.setattr(home.parts.bank.slabs, "write", refuse)
+        patch.setattr(home.local.bank.slabs, "write", refuse)
         assert "adapter" in str(problem(home.put("new", kit.file(2)[0]), 500)["detail"])
     assert home.client.get("/v1/tasks/new").status_code == 404
     assert home.put("new", kit.file(2)[0]).status_code == 201
@@ -126,7 +126,7 @@ LOST_S = 0.6
 @contextmanager
 def watched(home: House) -> Iterator[list[str]]:
     said: list[str] = []
-    with watching(home.parts.engine, home.parts.health, LOST_S, said.append):
+    with watching(home.local.engine, home.local.health, LOST_S, said.append):
         yield said
 
 
@@ -146,12 +146,12 @@ def test_the_watchdog_tells_a_forward_pass_that_hangs(home: House) -> None:
         assert until(lambda: bool(said))
         gate.set()
     assert "did not end within" in said[0]
-    assert until(lambda: home.parts.engine.queued_rows == 0)
+    assert until(lambda: home.local.engine.queued_rows == 0)
 
 
 def slowly(home: House, seconds: float) -> Callable[[Sequence[Job]], None]:
     """A forward pass of that length in which a block is computed every 50 ms."""
-    inner = home.parts.engine._forward
+    inner = home.local.engine._forward
 
     def forward(jobs: Sequence[Job]) -> None:
         end, pause = time.monotonic() + seconds, threading.Event()
@@ -201,10 +201,10 @@ def test_all_who_ask_readyz_share_one_probe(kit: Kit, tmp_path: Path) -> None:
     settings = kit.settings(data_dir=tmp_path / "data", ready_fresh_s=0.05, ready_timeout_s=timeout_s)
     with house(settings) as home, ThreadPoolExecutor(6) as pool:
         gate, asked = threading.Event(), []
-        asking = home.parts.engine.probe
-        home.parts.engine.probe = lambda *args: (asked.append(args), asking(*args))[1]  # type: ignore[method-assign]
+        asking = home.local.engine.probe
+        home.local.engine.probe = lambda *args: (asked.append(args), asking(*args))[1]  # type: ignore[method-assign]
         with failing(home, lambda jobs: None if gate.wait(WAIT) else BROKEN):
-            assert until(lambda: not home.parts.health.ready(home.parts.engine))
+            assert until(lambda: not home.local.health.ready(home.local.engine))
             start = time.monotonic()
             waiting = [pool.submit(httpx.get, f"{home.url}/readyz", timeout=WAIT) for _ in range(6)]
             for done in waiting:
@@ -217,7 +217,7 @@ def test_all_who_ask_readyz_share_one_probe(kit: Kit, tmp_path: Path) -> None:
 
 
 def test_the_watchdog_tells_an_engine_whose_thread_ended(home: House) -> None:
-    home.parts.engine.close()
+    home.local.engine.close()
     with watched(home) as said:
         assert until(lambda: bool(said))
     assert "thread has ended" in said[0]
@@ -235,7 +235,9 @@ def test_the_watchdog_forgives_a_device_that_comes_back(home: House) -> None:
     assert said == []
 
 
-def test_a_lost_device_ends_the_process(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_device_ends_its_engine_and_at_last_the_server(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sign = tmp_path / "lost"
     monkeypatch.setenv(lost_device.LOST, str(sign))
     monkeypatch.setenv("ADAPTSERVE_DEVICE_LOST_S", "3")
@@ -247,11 +249,12 @@ def test_a_lost_device_ends_the_process(kit: Kit, tmp_path: Path, monkeypatch: p
         problem(server.client.post("/v1/tasks/t/predict", content=photograph()), 500)
         problem(server.client.get("/readyz"), 503)
         assert server.client.get("/v1/tasks").status_code == 200
-        assert server.process.wait(WAIT) == DEVICE_LOST
-    last = [json.loads(line) for line in server.output.splitlines()][-1]
-    assert last["level"] == "critical"
-    assert lost_device.MESSAGE in last["message"]
-    assert f"exit code {DEVICE_LOST}" in last["message"]
+        assert server.process.wait(3 * STARTED_S) == DEVICE_LOST  # another engine is tried, and computes nothing either
+    told = [line for line in map(json.loads, server.output.splitlines()) if line["level"] == "critical"]
+    assert [f"exit code {DEVICE_LOST}" in line["message"] for line in told] == [True, True]
+    engine, server_itself = (line["message"] for line in told)
+    assert lost_device.MESSAGE in engine
+    assert "cannot be started again" in server_itself
 
 
 def test_sigterm_answers_what_was_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

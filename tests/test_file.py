@@ -16,17 +16,10 @@ from safetensors.torch import save_file
 
 from adapters.config import AdapterConfig, SiteConfig, is_task_name
 from adapters.errors import AdapterError, AdapterTooLarge, BrokenAdapter, NotAnAdapter, WrongBase
-from adapters.file import (
-    METADATA_KEY,
-    Adapter,
-    FileLimits,
-    digest_of,
-    read_adapter,
-    read_header,
-    refuse_pickle_name,
-    write_adapter,
-)
+from adapters.file import Adapter, read_adapter, write_adapter
+from adapters.header import METADATA_KEY, check_header, digest_of, read_header, refuse_pickle_name
 from adapters.layout import Layout
+from adapters.limits import FileLimits
 from tests.models import Spec, random_adapter, small_backbone
 
 LIMITS = FileLimits(max_rank=16, max_classes=50)
@@ -77,6 +70,8 @@ def test_what_is_written_reads_back(sample: Sample) -> None:
     assert read.tensors.keys() == sample.adapter.tensors.keys()
     assert all(torch.equal(t, read.tensors[n]) for n, t in sample.adapter.tensors.items())
     assert read_header(sample.path, LIMITS).parameters == read.parameters
+    assert check_header(sample.path, sample.layout, LIMITS) == read_header(sample.path, LIMITS)
+    assert read_adapter(sample.path, sample.layout, LIMITS, digest="0" * 64).digest == "0" * 64  # its caller knows it
 
 
 def test_half_precision_is_accepted(sample: Sample) -> None:
@@ -88,7 +83,7 @@ def test_half_precision_is_accepted(sample: Sample) -> None:
 @pytest.mark.parametrize(
     ("config", "error", "words"),
     [
-        ({"base/fingerprint": "0" * 64}, WrongBase, "fingerprint 000000000000, this server holds"),
+        ({"base/fingerprint": "0" * 64}, WrongBase, "fingerprint 000000000000, the backbone here is"),
         ({"base/fingerprint": "zz"}, BrokenAdapter, "base.fingerprint"),
         ({"sites/0/rank": 5}, BrokenAdapter, r"parallel\.0\.down\.weight has shape \[4, 48\], expected \[5, 48\]"),
         ({"sites/0/rank": 17}, AdapterTooLarge, "rank 17, this server takes at most 16"),
@@ -109,8 +104,10 @@ def test_half_precision_is_accepted(sample: Sample) -> None:
     ],
 )
 def test_a_wrong_config_is_named(sample: Sample, config: dict[str, Any], error: type[AdapterError], words: str) -> None:
-    with pytest.raises(error, match=words):
-        read_adapter(sample.spoilt(config), sample.layout, LIMITS)
+    path = sample.spoilt(config)
+    for check in (read_adapter, check_header):
+        with pytest.raises(error, match=words):
+            check(path, sample.layout, LIMITS)
 
 
 def test_wrong_tensors_are_named(sample: Sample) -> None:
@@ -126,6 +123,17 @@ def test_wrong_tensors_are_named(sample: Sample) -> None:
     for tensors, words in cases:
         with pytest.raises(BrokenAdapter, match=words):
             read_adapter(sample.spoilt(**tensors), sample.layout, LIMITS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(sample: Sample, dtype: torch.dtype, value: float) -> None:
+    for at in (0, 1, 95, 96, 191):
+        weight = sample.adapter.tensors["parallel.1.down.weight"].to(dtype, copy=True)
+        weight.view(-1)[at] = value
+        path = sample.spoilt(**{"parallel.1.down.weight": weight})
+        with pytest.raises(BrokenAdapter, match=r"parallel\.1\.down\.weight holds 1 values .* out of 192"):
+            read_adapter(path, sample.layout, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +152,10 @@ def test_wrong_tensors_are_named(sample: Sample) -> None:
     ],
 )
 def test_what_is_not_an_adapter_is_named(sample: Sample, content: bytes, error: type[AdapterError], words: str) -> None:
-    with pytest.raises(error, match=words):
-        read_adapter(sample.written(content), sample.layout, LIMITS)
+    path = sample.written(content)
+    for check in (read_adapter, check_header):
+        with pytest.raises(error, match=words):
+            check(path, sample.layout, LIMITS)
 
 
 @pytest.mark.parametrize("length", [0x0380, 0x0480, 0x0580, 0x1480, 0x8B1F])

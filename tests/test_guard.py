@@ -12,7 +12,6 @@ import pytest
 from fastapi.routing import APIRoute
 
 from service.keys import create, dump
-from service.web.app import create_app
 from service.web.routes.guard import NEEDS
 from tests.houses import House, Kit, house, photograph
 
@@ -184,7 +183,7 @@ def test_refused_calls_name_no_task_in_the_metrics(door: Door) -> None:
 
 def test_every_endpoint_is_in_the_table_or_needs_admin(door: Door) -> None:
     """The table has no entry for an endpoint that is not there, and only known ones are open."""
-    app = create_app(door.home.parts)
+    app = door.home.front.app
     there = {(method, path) for path, calls in app.openapi()["paths"].items() for method in map(str.upper, calls)}
     assert set(NEEDS) <= there
     assert {path for (_, path), scope in NEEDS.items() if scope is None} == {"/livez", "/readyz"}

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from adapters.backbone import load_backbone
 from adapters.config import InputConfig
-from adapters.file import FileLimits, read_adapter
+from adapters.file import read_adapter
+from adapters.limits import FileLimits
 from tests.imports import LABELS, Base, Bed, served
 from tests.models import close, small_backbone
 from tests.official import official_logits, random_state

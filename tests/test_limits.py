@@ -11,11 +11,12 @@ import pytest
 from adapters.backbone import Backbone
 from adapters.config import SiteConfig
 from adapters.errors import AdapterTooLarge, MediaTooLarge
-from adapters.file import read_adapter, refusals, write_adapter
+from adapters.file import read_adapter, write_adapter
+from adapters.header import refusals
 from adapters.layout import MIN_SLOT_RANK
 from adapters.limits import MEDIA_SETTINGS, FileLimits, MediaLimits, bound, needed, variable
 from adapters.media import decode_clip, decode_image
-from adapters.training.run import MAX_HISTORY, Plan
+from adapters.training.run import MAX_HISTORY, TrainingPlan
 from service.limits import file_limits, media_limits
 from service.settings import Settings, read_settings
 from tests.houses import CLIP, Kit, house, problem
@@ -39,8 +40,9 @@ def named(message: str) -> set[str]:
 
 
 def test_training_and_a_server_without_settings_have_the_same_bounds() -> None:
-    assert media_limits(Settings()) == MediaLimits() == Plan.__dataclass_fields__["limits"].default_factory()
-    assert file_limits(Settings(), 0) == FileLimits(max_rank=0) == Plan.__dataclass_fields__["served"].default_factory()
+    plan = TrainingPlan.__dataclass_fields__
+    assert media_limits(Settings()) == MediaLimits() == plan["limits"].default_factory()
+    assert file_limits(Settings(), 0) == FileLimits(max_rank=0) == plan["served"].default_factory()
 
 
 def test_every_bound_on_media_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,30 +3,36 @@
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
 
+from adapters.backbone.inputs import input_config, normalise
 from adapters.config import AdapterConfig, InputConfig
 from adapters.errors import BackboneError, BrokenMedia, MediaTooLarge, WrongModality
-from adapters.media import MediaLimits, Preprocess, decode, input_config, normalise, rows
+from adapters.media import MediaLimits, Pixels, Preprocess, decode, rows
 from tests.media_samples import clip, encode, levels, scene
 
 LIMITS = MediaLimits()
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = [(500, 375), (97, 331), (33, 32), (301, 10), (7, 9)]
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MODES = ("center", "squash", "border")
 
 
 def config(**changes: Any) -> InputConfig:
     return InputConfig(**{"size": 32, "mean": MEAN, "std": STD, **changes})
 
 
-def timms(wanted: InputConfig) -> Any:
+def timms(wanted: InputConfig, *, normalize: bool = True) -> Any:
     return create_transform(
         (3, wanted.size, wanted.size), is_training=False, interpolation=wanted.interpolation, mean=wanted.mean,
-        std=wanted.std, crop_pct=wanted.crop_pct, crop_mode=wanted.crop_mode,
+        std=wanted.std, crop_pct=wanted.crop_pct, crop_mode=wanted.crop_mode, normalize=normalize,
     )  # fmt: skip
 
 
@@ -34,26 +40,84 @@ def noise(size: tuple[int, int]) -> Image.Image:
     return Image.merge("RGB", [Image.effect_noise(size, 90) for _ in range(3)])
 
 
+NOISE = noise((700, 700))
+
+
 @pytest.mark.parametrize(
-    ("interpolation", "crop_pct", "crop_mode"),
-    list(
-        product(
-            ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"],
-            [1.0, 0.875, 0.9, 0.55],
-            ["center", "squash", "border"],
-        )
-    ),
+    ("interpolation", "crop_pct", "crop_mode"), list(product(INTERPOLATIONS, [1.0, 0.875, 0.9, 0.55], MODES))
 )
 def test_equal_to_timm_to_the_last_bit(interpolation: str, crop_pct: float, crop_mode: str) -> None:
     wanted = config(interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode)
     pre, reference = Preprocess(wanted), timms(wanted)
     pictures = [noise(size) for size in SIZES]
     pixels = rows(pictures, pre)
-    assert (pixels.dtype, pixels.shape) == (torch.uint8, (len(SIZES), 3, 32, 32))
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (len(SIZES), 3, 32, 32))
     mean = torch.tensor([wanted.mean] * len(SIZES))
     std = torch.tensor([wanted.std] * len(SIZES))
     expected = torch.stack([reference(picture) for picture in pictures])
-    assert torch.equal(normalise(pixels, mean, std), expected)
+    assert torch.equal(normalise(torch.from_numpy(pixels), mean, std), expected)
+
+
+SIDES = st.integers(1, 700)
+CONFIGS = st.builds(
+    config,
+    size=st.integers(8, 260),
+    interpolation=st.sampled_from(INTERPOLATIONS),
+    crop_mode=st.sampled_from(MODES),
+    crop_pct=st.sampled_from([1.0, 0.875, 0.9, 0.95, 0.965, 0.55]) | st.floats(0.2, 1.0),
+    mean=st.tuples(*[st.floats(-0.5, 1.5)] * 3),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(width=SIDES, height=SIDES, wanted=CONFIGS)
+@example(width=255, height=2, wanted=config(size=64, crop_mode="border"))  # half a pixel
+@example(width=127, height=64, wanted=config(size=33, crop_mode="border"))  # an odd border
+@example(width=255, height=512, wanted=config(size=33, crop_pct=0.9))
+def test_any_size_and_config_as_timm(width: int, height: int, wanted: InputConfig) -> None:
+    picture = NOISE.crop((0, 0, width, height))
+    try:
+        found = Preprocess(wanted)(picture)
+    except (BrokenMedia, MediaTooLarge):
+        found = None
+    if found is None:
+        assert max(width, height) >= 16 * min(width, height)
+        return
+    assert np.array_equal(found, timms(wanted, normalize=False)(picture).numpy())
+
+
+@settings(max_examples=400, deadline=None)
+@given(width=st.integers(1, 2**14), height=st.integers(1, 2**14), wanted=CONFIGS)
+def test_what_is_to_be_resized_is_what_timm_and_torchvision_resize(
+    width: int, height: int, wanted: InputConfig
+) -> None:
+    """By their own arithmetic, for sides too long to draw."""
+    from timm.data.transforms import ResizeKeepRatio
+    from torchvision.transforms.functional import _compute_resized_output_size as torchvisions
+
+    scaled, blank = int(wanted.size / wanted.crop_pct), Image.new("1", (width, height))
+    asked = {"center": [scaled], "squash": [scaled, scaled]}
+    if wanted.crop_mode == "border":
+        expected = ResizeKeepRatio.get_params(blank, (scaled, scaled), 1.0)
+    else:
+        expected = torchvisions((height, width), asked[wanted.crop_mode])
+    assert Preprocess(wanted)._wanted(width, height) == tuple(reversed(expected))
+
+
+def test_a_mean_without_bounds_pads_with_the_nearest_colour() -> None:
+    wanted = config(crop_mode="border", mean=(1e308, -1e308, 0.5))
+    assert Preprocess(wanted)(noise((64, 16)))[:, 0, 0].tolist() == [255, 0, 128]
+
+
+def test_pixels_are_written_where_they_are_wanted() -> None:
+    """As into shared memory: also where rows do not follow one another."""
+    pictures, pre = [noise((50, 40)), noise((40, 50))], Preprocess(config())
+    place = np.zeros((8, 3, 32, 32), np.uint8)
+    found = rows([*pictures, pictures[0]], pre, place[1:7:2])
+    assert np.shares_memory(found, place)
+    assert np.array_equal(place[[1, 3, 5]], rows([*pictures, pictures[0]], pre))
+    assert not place[::2].any()
+    assert not place[7].any()
 
 
 def test_rows_of_different_tasks_are_normalised_each_their_own_way() -> None:
@@ -80,15 +144,15 @@ def test_a_repeated_picture_is_resized_once() -> None:
     calls: list[Image.Image] = []
 
     class Counted(Preprocess):
-        def __call__(self, picture: Image.Image) -> torch.Tensor:
+        def __call__(self, picture: Image.Image, out: Pixels | None = None) -> Pixels:
             calls.append(picture)
-            return super().__call__(picture)
+            return super().__call__(picture, out)
 
     one, two = noise((40, 40)), noise((40, 40))
     pixels = rows([one, one, two, one], Counted(config()))
     assert len(calls) == 2
-    assert torch.equal(pixels[0], pixels[3])
-    assert not torch.equal(pixels[0], pixels[2])
+    assert np.array_equal(pixels[0], pixels[3])
+    assert not np.array_equal(pixels[0], pixels[2])
 
 
 @pytest.mark.parametrize("size", [(16_384, 1), (1, 16_384)])

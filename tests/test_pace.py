@@ -6,26 +6,26 @@ import threading
 
 import pytest
 
-from service.engine.pace import Pace
 from service.errors import QueueFull
-from service.web.pool import Pool
+from service.pace import Pace, seconds
+from service.pool import Pool
 from tests.houses import WAIT, until
 
 
 def test_nothing_is_known_before_a_batch_was_half_full() -> None:
     pace = Pace(8)
     pace.saw(3, 0.0, 1.0)
-    assert pace.seconds(10) is None
+    assert seconds(10, pace.rows_per_s) is None
     pace.saw(4, 1.0, 2.0)
-    assert pace.seconds(8) == pytest.approx(2.0)
-    assert pace.seconds(0) == 0
+    assert seconds(8, pace.rows_per_s) == pytest.approx(2.0)
+    assert seconds(0, pace.rows_per_s) == 0
 
 
 def test_time_without_work_does_not_count() -> None:
     pace = Pace(8)
     pace.saw(8, 0.0, 1.0)
     pace.saw(8, 100.0, 101.0)
-    assert pace.seconds(8) == pytest.approx(1.0)
+    assert seconds(8, pace.rows_per_s) == pytest.approx(1.0)
 
 
 def test_back_to_back_batches_count_from_end_to_end() -> None:
@@ -33,16 +33,16 @@ def test_back_to_back_batches_count_from_end_to_end() -> None:
     pace.saw(8, 0.0, 1.0)
     for end in range(2, 50):
         pace.saw(8, 0.0, 2.0 * end - 1)  # all came long ago; each batch takes two seconds
-    assert pace.seconds(8) == pytest.approx(2.0, rel=0.01)
+    assert seconds(8, pace.rows_per_s) == pytest.approx(2.0, rel=0.01)
 
 
 def test_one_stall_is_forgotten_through_small_batches_too() -> None:
     pace = Pace(8)
     pace.saw(8, 0.0, 100.0)
-    assert pace.seconds(8) == pytest.approx(100)
+    assert seconds(8, pace.rows_per_s) == pytest.approx(100)
     for i in range(60):  # so few rows are let in now that no batch is ever half full again
         pace.saw(2, 101.0 + i, 101.1 + i)
-    assert pace.seconds(8) < 1
+    assert seconds(8, pace.rows_per_s) < 1
 
 
 def test_a_pool_refuses_what_would_come_too_late() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import BadRequest, Draining, QueueFull
-from service.web.pool import Pool
+from service.pool import Pool
 from tests.houses import WAIT, until
 
 
@@ -103,7 +103,7 @@ def test_whoever_leaves_a_running_job_gets_its_place_back_when_it_ends(pool: Poo
 
 
 def test_a_closed_pool_refuses_and_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.web.pool.CLOSE_S", 0.05)
+    monkeypatch.setattr("service.pool.CLOSE_S", 0.05)
     pool, gate = Pool("test", workers=2, max_waiting=4, setting="max_jobs"), threading.Event()
     running = occupy(pool, gate)
     waiting = pool.submit(lambda: True)

@@ -73,6 +73,15 @@ def test_no_file_outgrows_its_bound() -> None:
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in python_files(*RUN_TIME):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(named(path))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_import_contracts_hold() -> None:
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
     command = [sys.executable, "-c", code]
@@ -81,9 +90,28 @@ def test_import_contracts_hold() -> None:
     assert "0 broken" in done.stdout
 
 
+def test_the_pure_parts_of_adapters_load_no_torch() -> None:
+    """Front ends consist of them: a fresh interpreter imports all that the contract names, and all that is in those."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (pure,) = (c for c in contracts if c["name"] == "the pure parts of adapters know no torch")
+    names = [m for name in pure["source_modules"] for m in modules_of(name)]
+    assert "adapters.media.preprocess" in names
+    code = f"import sys, {', '.join(names)}; print(sorted(set({pure['forbidden_modules']}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def modules_of(name: str) -> list[str]:
+    """A module, and those in it if it is a package."""
+    folder = ROOT / name.replace(".", "/")
+    return [name, *(f"{name}.{path.stem}" for path in sorted(folder.glob("[!_]*.py")))]
+
+
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(RUN_TIME, ("train", "otel", "heic")), (CODE, ("test", "train"))],
+    [(RUN_TIME, ("train", "otel", "heic")), (CODE, ("test", "train", "peers"))],
     ids=["run time", "tests and benchmarks"],
 )
 def test_every_import_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
@@ -109,7 +137,7 @@ def test_only_training_imports_the_train_extra() -> None:
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
     pinned = pins()
-    for requirement in requirements("test", "train", "otel", "heic"):
+    for requirement in requirements("test", "train", "otel", "heic", "peers"):
         name = canonicalize_name(requirement.name)
         assert name in pinned, f"constraints.txt lacks {name}"
         assert pinned[name] in requirement.specifier, f"{name} is pinned to {pinned[name]}, outside {requirement}"

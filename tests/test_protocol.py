@@ -33,7 +33,7 @@ def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def counted(home: House, code: int) -> float:
     """Requests refused before their address came."""
-    text = home.parts.metrics.render().decode()
+    text = home.metrics()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     found = [s.value for s in samples if s.name == "adaptserve_requests_total" and s.labels["code"] == str(code)]
     return sum(found)
@@ -125,7 +125,7 @@ def test_a_chunked_body_that_breaks_is_a_problem_of_its_request(home: House, nam
         if early:
             assert wire.answer().status == 404
         else:
-            assert until(lambda: home.parts.bodies.held)  # what comes with a whole chunk is another segment's matter
+            assert until(lambda: home.built.bodies.held)  # what comes with a whole chunk is another segment's matter
         wire.send(*[BROKEN[name][i : i + 4000] for i in range(0, len(BROKEN[name]), 4000)])
         if not early:
             answer = wire.answer()
@@ -208,7 +208,7 @@ def full(kit: Kit, tmp_path: Path) -> Iterator[House]:
     with house(settings) as made:
         made.put("t", kit.file(1)[0]).raise_for_status()
         made.client.close()
-        assert until(lambda: not made.parts.engine.queued_rows)
+        assert until(lambda: not made.local.engine.queued_rows)
         yield made
 
 

@@ -11,49 +11,44 @@ from unittest.mock import patch
 
 import pytest
 
+from service.alone import Alone, alone
 from service.settings import Settings
 from service.store.catalogue import Catalogue
 from service.store.demo import publish_demo
-from service.web.app import build
-from service.web.parts import Parts
 
 DEMO_TASKS = ["animal-or-vehicle", "digit-collage", "digits", "moving-digit"]
 
 
-@contextmanager
-def started(data: Path) -> Iterator[Parts]:
-    with build(Settings(data_dir=data, device="cpu", threads=1, decode_workers=1)) as parts:
-        yield parts
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
     """For its backbone and bank; each test has a repository of its own."""
-    with started(tmp_path_factory.mktemp("data")) as parts:
-        yield parts
+    data = tmp_path_factory.mktemp("data")
+    with alone(Settings(data_dir=data, device="cpu", threads=1, decode_workers=1)) as home:
+        yield home
 
 
 @contextmanager
-def catalogue(server: Parts, data: Path) -> Iterator[Catalogue]:
+def catalogue(server: Alone, data: Path) -> Iterator[Catalogue]:
     """A start on ``data``, with the demo published."""
     from service.store.repository import Repository
 
     repository = Repository(data)
     try:
         repository.recover()
-        made = Catalogue(repository, server.bank, server.catalogue._limits, cache_bytes=2**20)
+        known = server.front_end.catalogue
+        made = Catalogue(repository, known.layout, known._limits, known.release, cache_bytes=2**20)
         publish_demo(made)
         yield made
     finally:
         repository.close()
 
 
-def test_a_server_without_data_has_them(server: Parts) -> None:
-    assert list(server.catalogue.names()) == DEMO_TASKS
+def test_a_server_without_data_has_them(server: Alone) -> None:
+    assert list(server.front_end.catalogue.names()) == DEMO_TASKS
 
 
 @pytest.mark.parametrize("gone", [DEMO_TASKS, DEMO_TASKS[:1]], ids=["all", "one"])
-def test_deleted_ones_stay_deleted(server: Parts, tmp_path: Path, gone: list[str]) -> None:
+def test_deleted_ones_stay_deleted(server: Alone, tmp_path: Path, gone: list[str]) -> None:
     with catalogue(server, tmp_path) as first:
         for name in gone:
             first.delete_task(name)
@@ -62,7 +57,7 @@ def test_deleted_ones_stay_deleted(server: Parts, tmp_path: Path, gone: list[str
             assert list(again.names()) == [name for name in DEMO_TASKS if name not in gone]
 
 
-def test_a_folder_from_before_the_mark_stays_as_it_was_left(server: Parts, tmp_path: Path) -> None:
+def test_a_folder_from_before_the_mark_stays_as_it_was_left(server: Alone, tmp_path: Path) -> None:
     with catalogue(server, tmp_path) as first:
         for name in DEMO_TASKS:
             first.delete_task(name)
@@ -72,7 +67,7 @@ def test_a_folder_from_before_the_mark_stays_as_it_was_left(server: Parts, tmp_p
         assert not (tmp_path / "demo").exists()
 
 
-def test_a_first_start_that_was_cut_off_is_ended_by_the_next(server: Parts, tmp_path: Path) -> None:
+def test_a_first_start_that_was_cut_off_is_ended_by_the_next(server: Alone, tmp_path: Path) -> None:
     with (
         patch.object(Catalogue, "publish", autospec=True, side_effect=[KeyboardInterrupt]),
         pytest.raises(KeyboardInterrupt),
@@ -83,7 +78,7 @@ def test_a_first_start_that_was_cut_off_is_ended_by_the_next(server: Parts, tmp_
         assert list(again.names()) == DEMO_TASKS
 
 
-def test_a_disk_that_refused_some_is_asked_again_and_deleted_ones_stay_away(server: Parts, tmp_path: Path) -> None:
+def test_a_disk_that_refused_some_is_asked_again_and_deleted_ones_stay_away(server: Alone, tmp_path: Path) -> None:
     inner = Catalogue.publish
 
     def publish(self: Catalogue, staging, task, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -102,7 +97,7 @@ def test_a_disk_that_refused_some_is_asked_again_and_deleted_ones_stay_away(serv
         assert list(again.names()) == ["animal-or-vehicle", "moving-digit"]
 
 
-def test_a_folder_in_use_gets_none(server: Parts, tmp_path: Path) -> None:
+def test_a_folder_in_use_gets_none(server: Alone, tmp_path: Path) -> None:
     manifest = tmp_path / "tasks/mine/manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps({"next": 4, "active": None, "versions": {}}))  # a task that was deleted
@@ -110,7 +105,7 @@ def test_a_folder_in_use_gets_none(server: Parts, tmp_path: Path) -> None:
         assert list(found.names()) == []
 
 
-def test_they_come_back_with_a_new_folder(server: Parts, tmp_path: Path) -> None:
+def test_they_come_back_with_a_new_folder(server: Alone, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         with catalogue(server, tmp_path / folder) as found:
             assert list(found.names()) == DEMO_TASKS

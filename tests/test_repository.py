@@ -30,6 +30,7 @@ from service.errors import (
     UnknownTask,
     UnknownVersion,
 )
+from service.store.locks import FolderLock
 from service.store.repository import Repository, VersionInfo
 
 
@@ -151,9 +152,12 @@ def test_bounds(repository: Repository) -> None:
         put(repository, "a", b"z")
 
 
-def test_one_server_per_folder(repository: Repository) -> None:
-    with pytest.raises(Conflict, match="another server owns"):
-        Repository(repository.root)
+def test_one_server_per_folder(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "data"):
+        for _ in range(2):
+            with pytest.raises(Conflict, match="another server owns"):
+                FolderLock(tmp_path / "data")
+    FolderLock(tmp_path / "data").close()
 
 
 @pytest.mark.parametrize(("code", "error"), [(28, StorageFull), (30, StorageReadOnly), (122, StorageFull)])
@@ -205,6 +209,7 @@ def test_recovery_sets_aside_what_no_manifest_names(repository: Repository) -> N
 WRITER = """
 import sys
 from pathlib import Path
+from service.store.locks import FolderLock
 from service.store.repository import Repository
 repository = Repository(Path(sys.argv[1]))
 repository.recover()
@@ -274,7 +279,7 @@ def test_reading_never_fails_while_others_write(repository: Repository) -> None:
             assert "kept" in names
             assert {task.name for task in repository.tasks()} >= {"kept"}
             assert all(task.versions and task.shown for task in repository.tasks())
-            assert repository.path("kept", 1) in repository.paths(kept)
+            assert repository.path("kept", 1) in repository.paths(kept, 1000)
             assert repository.version("kept").digest == kept
             for name in names:
                 with suppress(UnknownTask, UnknownVersion):
@@ -324,13 +329,13 @@ def test_the_files_of_a_digest(repository: Repository) -> None:
     for name in ("dogs", "cats"):
         put(repository, name, b"same")
     digest = repository.version("dogs").digest
-    assert set(repository.paths(digest)) == {repository.path("dogs", 1), repository.path("cats", 1)}
+    assert set(repository.paths(digest, 9)) == {repository.path("dogs", 1), repository.path("cats", 1)}
     repository.delete_task("dogs")
-    assert repository.paths(digest) == [repository.path("cats", 1)]
+    assert repository.paths(digest, 9) == [repository.path("cats", 1)]
     assert repository.holds(digest)
     put(repository, "cats", b"other")
     repository.delete_version("cats", 1)
-    assert repository.paths(digest) == []
+    assert repository.paths(digest, 9) == []
     assert not repository.holds(digest)
 
 

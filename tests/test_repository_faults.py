@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from adapters.errors import AdaptError
 from service.errors import Conflict, StorageFailed, StorageFull, StorageReadOnly, UnknownTask, UnknownVersion
-from service.store import staging
+from service.store import recovery, staging
 from service.store.repository import Repository
 
 STORAGE = (StorageFailed, StorageFull, StorageReadOnly)
@@ -67,6 +67,12 @@ def failing(at: int, code: int, mode: str) -> Iterator[Disk]:
     def fdopen(handle: int, how: str) -> io.BufferedWriter:
         return io.BufferedWriter(File(handle, how))
 
+    inner_write = Path.write_bytes
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        written: int = disk.call("write", inner_write, path, data)
+        return written
+
     def wrapped(name: str) -> Callable[..., Any]:
         inner = getattr(os, name)
         return lambda *args, **kwargs: disk.call(name, inner, *args, **kwargs)
@@ -75,6 +81,7 @@ def failing(at: int, code: int, mode: str) -> Iterator[Disk]:
         for name in CALLS:
             stack.enter_context(patch.object(os, name, wrapped(name)))
         stack.enter_context(patch.object(os, "fdopen", fdopen))
+        stack.enter_context(patch.object(Path, "write_bytes", write_bytes))
         yield disk
 
 
@@ -136,7 +143,7 @@ def check_whole(repository: Repository) -> None:
     for version in versions:
         path = repository.path(version.task, version.number)
         assert path.stat().st_size == version.size
-        assert path in repository.paths(version.digest)
+        assert path in repository.paths(version.digest, 1000)
     assert list(repository.names) == sorted({version.task for version in versions})
     assert set(repository._digests) == {v.digest for v in versions}
     assert sum(map(len, repository._digests.values())) == len(versions)
@@ -275,26 +282,29 @@ def test_an_interrupt_after_the_commit_takes_nothing_back(tmp_path: Path) -> Non
 
 def test_a_task_that_could_not_be_read_at_the_start_is_not_written_over(tmp_path: Path) -> None:
     filled(tmp_path / "data").close()
-    inner = os.scandir
+    inner = recovery._manifest
 
-    def scandir(path: str) -> Any:
-        if str(path).endswith("dogs/versions"):
+    def manifest(folder: str) -> bytes:
+        if folder.endswith("/dogs"):
             raise OSError(errno.EIO, "Input/output error")
-        return inner(path)
+        return inner(folder)
 
-    with closing(Repository(tmp_path / "data")) as repository:
-        with patch.object(os, "scandir", scandir):
-            (said,) = repository.recover()
-        assert "task 'dogs' is not served" in said
-        assert "Input/output error" in said
-        with pytest.raises(UnknownTask):
-            repository.task("dogs")
-        with pytest.raises(StorageFailed, match="cannot be changed"):
-            put(repository, "dogs", b"other")
-        assert repository.path("dogs", 1).read_bytes() == b"one"
-        put(repository, "cats", b"one")
-        assert repository.recover() == []
-        assert repository.version("dogs").number == 2
+    for start in (Repository.recover, Repository.load):
+        with closing(Repository(tmp_path / "data")) as repository:
+            with patch.object(recovery, "_manifest", manifest):
+                (said,) = start(repository)
+                assert "task 'dogs' is not served" in said
+                assert "Input/output error" in said
+                with pytest.raises(UnknownTask):
+                    repository.task("dogs")
+                with pytest.raises(StorageFailed, match="cannot be changed"):
+                    put(repository, "dogs", b"other")
+                put(repository, "cats", b"one")
+            assert repository.path("dogs", 1).read_bytes() == b"one"
+            repository.activate("dogs", 1)  # the disk is well again
+            repository.activate("dogs", 2)
+            assert repository.recover() == []
+            assert repository.version("dogs").number == 2
 
 
 NAMES, CONTENTS = st.sampled_from("ab"), st.sampled_from([b"1", b"2", b"3"])

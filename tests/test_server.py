@@ -16,7 +16,6 @@ import httpx
 import pytest
 
 from service.settings import Settings
-from service.web.app import create_app
 from service.web.server import DRAINING, Server, server_config
 from tests.houses import WAIT, House, Kit, house, problem, until
 from tests.wire import Wire, post
@@ -41,7 +40,7 @@ def request(header: bytes = b"") -> bytes:
 
 
 def test_a_stopping_server_refuses_with_a_problem(home: House) -> None:
-    app = create_app(home.parts)
+    app = home.front.app
 
     async def stopping(scope: Any, receive: Any, send: Any) -> None:
         await app(scope | {"state": {DRAINING: True}}, receive, send)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from adapters.bank import Slabs, pack
-from adapters.config import SiteConfig
+from adapters.config import ACTIVATIONS, SiteConfig
 from adapters.file import Adapter
 from adapters.layout import Layout
-from adapters.sites import ACTIVATIONS, ClipRows, LowRankResidual, SiteRows, SlotWeights, banked_residual
+from adapters.sites import ClipRows, LowRankResidual, SiteRows, SlotWeights, banked_residual
 from tests.models import Spec, close, config_of, random_adapter, small_backbone
 
 WIDTH, TOKENS = 24, 7

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.console import CUT_OFF
 from service.cli.serve import STOP_S
+from service.exits import CUT_OFF
 from tests import hanging
 from tests.houses import Kit, Process, photograph, problem, until
 

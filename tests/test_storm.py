@@ -27,7 +27,8 @@ from adapters.config import SiteConfig
 from adapters.errors import AdaptError
 from adapters.file import write_adapter
 from adapters.forward.banked import Job
-from service.engine.engine import Answer, Engine
+from service.engine.engine import Engine
+from service.engine.interface import Answer
 from service.errors import QueueFull, status_of
 from service.store.repository import Repository
 from tests import hanging
@@ -130,7 +131,7 @@ class Rig:
     def ask(self, task: int, deadline: float) -> Future[Answer]:
         """As a request does: ask for room, then submit."""
         self.engine.check_room(1, deadline, [str(task)])
-        pixels = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+        pixels = np.zeros((1, 3, 2, 2), np.uint8)
         return self.engine.submit(str(task), str(task), self._load, pixels, deadline)
 
     def run(self, phases: Sequence[tuple[float, float]], tally: Tally) -> None:

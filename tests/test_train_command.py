@@ -21,11 +21,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from adapters.file import FileLimits, Header, read_header
+from adapters.config import task_name
+from adapters.header import Header, read_header
+from adapters.limits import FileLimits
 from adapters.training import run as training_run
 from adapters.training.checkpoint import Checkpoint, CheckpointFile
 from service.cli.main import app
-from service.cli.train import task_name
 from tests.houses import House, Kit, house
 from tests.media_samples import clip, encode
 
@@ -384,8 +385,8 @@ def test_the_history_in_a_file_is_bounded(
 
 
 def test_names_of_tasks() -> None:
-    assert task_name(Path("x/My Flowers (2).safetensors")) == "my-flowers-2"
-    assert task_name(Path("___.safetensors")) == "task"
+    assert task_name("My Flowers (2).safetensors") == "my-flowers-2"
+    assert task_name("___.safetensors") == "task"
 
 
 def test_help_teaches() -> None:

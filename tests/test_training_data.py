@@ -8,6 +8,7 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,12 +18,12 @@ from adapters.backbone import Backbone
 from adapters.errors import TrainingError
 from adapters.media import MediaLimits, Preprocess, decode_image
 from adapters.training.batches import Batches
-from adapters.training.data import Listing, check_classes, find_examples, split
+from adapters.training.data import DataListing, check_classes, find_examples, split
 from adapters.training.decoding import MediaExamples, Reader, Scanned, scan
 from adapters.training.fit import FitConfig
 from adapters.training.progress import Teller
 from adapters.training.recipe import Recipe
-from adapters.training.run import Plan, train
+from adapters.training.run import TrainingPlan, train
 from tests.media_samples import clip, encode, scene
 from tests.models import Spec, config_of, small_backbone
 
@@ -174,7 +175,7 @@ def test_a_split_needs_enough_of_each_class(tmp_path: Path) -> None:
         split(lost, 0.2, 0)
 
 
-def scanned(listing: Listing, reader: Reader, **options: int) -> Scanned:
+def scanned(listing: DataListing, reader: Reader, **options: int) -> Scanned:
     return scan(listing.examples, reader, threads=2, **options)
 
 
@@ -188,7 +189,7 @@ def test_pixels_are_those_that_the_server_sees(tmp_path: Path, backbone: Backbon
     assert len(data) == 2
     for (pixels, label), example in zip((data[0], data[1]), data.examples, strict=True):
         expected = Preprocess(backbone.input)(decode_image(example.path.read_bytes(), MediaLimits()))
-        assert torch.equal(pixels, expected[None])
+        assert np.array_equal(pixels, expected[None])
         assert pixels.dtype == torch.uint8
         assert label == (example.label == "b")
 
@@ -252,7 +253,7 @@ def test_nothing_is_decoded_in_processes_or_shared_memory(
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
     (tmp_path / "d").mkdir()
-    plan = Plan(fill(tmp_path / "d", a=6, b=6), tmp_path / "a.safetensors", Recipe("t"),
+    plan = TrainingPlan(fill(tmp_path / "d", a=6, b=6), tmp_path / "a.safetensors", Recipe("t"),
                 FitConfig(epochs=1, batch=4, workers=3), cache_bytes=0)  # fmt: skip
     assert train(plan, backbone, Teller()).config.labels == ("a", "b")
 

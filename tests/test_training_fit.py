@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 from adapters.backbone import Backbone, fingerprint_of
-from adapters.bank import Slabs, pack
 from adapters.config import AdapterConfig, SiteConfig
 from adapters.errors import TrainingError
-from adapters.file import FileLimits, read_adapter, write_adapter
-from adapters.forward.banked import BankedForward, Job
+from adapters.file import read_adapter, write_adapter
+from adapters.limits import FileLimits
+from adapters.predictor import Predictor
 from adapters.training.augment import mixing_weight
 from adapters.training.checkpoint import CheckpointFile, FitResult
 from adapters.training.fit import FitConfig, _mixed_loss, accuracy_of, fit, images_of, predict, trainable
@@ -63,10 +63,7 @@ def test_the_written_file_answers_as_the_trained_model(
     expected, _ = predict(model, data, FitConfig())
     write_adapter(tmp_path / "a.safetensors", model.exported_config(), model.tensors())
     adapter = read_adapter(tmp_path / "a.safetensors", backbone.layout, FileLimits())
-    packed = pack(adapter, backbone.layout, 8, torch.float32)
-    slabs = Slabs(backbone.layout, slots=1, rank=8, pages=1, dtype=torch.float32, device=torch.device("cpu"))
-    slabs.write(1, [1], packed)
-    found = BankedForward(backbone, slabs)([Job(p, 1, (1,), packed.meta) for p in data.tensors[0]])
+    found = Predictor(backbone, adapter).logits(data.tensors[0].numpy())
     torch.testing.assert_close(torch.from_numpy(np.stack(found)), expected, rtol=1e-4, atol=1e-4)
 
 

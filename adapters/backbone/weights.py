@@ -22,9 +22,9 @@ from torch import nn
 
 from adapters.backbone.checkpoint import compare, load, read
 from adapters.backbone.families import blocks_of
+from adapters.backbone.inputs import input_config
 from adapters.config import InputConfig
 from adapters.errors import BackboneError
-from adapters.media import input_config
 
 DEMO_BACKBONE = Path(__file__).parent.parent / "demo" / "backbone"
 REACH_S = 2.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -17,7 +17,7 @@ from adapters.bank.host import HostCache
 from adapters.bank.pack import PackedAdapter
 from adapters.bank.policy import LoadPace, LoadQueue, Usage, due
 from adapters.bank.slabs import Slabs
-from adapters.bank.slots import BankStats, Lease, Resident, Slots
+from adapters.bank.slots import BankStats, Lease, Resident, Slots, refuse
 from adapters.errors import LoadsBehind, NoRoom
 
 Loader = Callable[[], PackedAdapter]
@@ -117,6 +117,12 @@ class Bank:
         """Whether a slot holds the key; it may lose it the next moment."""
         return key in self._slots.resident
 
+    @property
+    def residents(self) -> list[str]:
+        """The keys that slots hold now."""
+        with self._change:
+            return list(self._slots.resident)
+
     def forget(self, key: str) -> None:
         """Drop a key from both caches; requests that run on it end first."""
         with self._change:
@@ -133,9 +139,9 @@ class Bank:
 
     def stats(self) -> BankStats:
         with self._change:
-            slots, host = self._slots, self._host
+            slots, host, loads = self._slots, self._host, dict(self._loads)
             evictions = {"host": host.evictions, "device": slots.evictions}
-            return BankStats(self.slabs.slots, slots.used, slots.pinned, host.nbytes, dict(self._loads), evictions)
+            return BankStats(self.slabs.slots, slots.used, slots.pinned, host.nbytes, loads, evictions)
 
     @property
     def alive(self) -> bool:
@@ -148,7 +154,7 @@ class Bank:
             self._closed = True
             waiting = self._queue.clear()
             self._change.notify()
-        _fail(waiting, NoRoom("the bank is closed"))
+        refuse(waiting, NoRoom("the bank is closed"))
         if self._loader is not None:
             self._loader.join(CLOSE_S)
 
@@ -179,7 +185,7 @@ class Bank:
                 behind = self._behind((len(self._queue) + 1) * self._pace.seconds) if late else None
                 self._loading, self._forgotten = key, False
                 self._pace.begin(None if key is None else self._clock())
-            _fail(late, behind)
+            refuse(late, behind)
             late, behind = [], None  # this frame lives on while nothing waits, and must hold nobody's future
             while key is not None and not self._load(key):
                 pass  # somebody came after the last other one had left
@@ -245,7 +251,7 @@ class Bank:
             failed = [f for f, own in self._queue.claims(key).items() if load is None or own == load]
             for future in failed:
                 self._queue.remove(key, future)
-        _fail(failed, error)
+        refuse(failed, error)
 
     def _bring(self, key: str, packed: PackedAdapter) -> Resident | None:
         place = self._reserve(key, len(packed.pages))
@@ -292,9 +298,3 @@ class Bank:
                 self._slots.unpin(resident)
                 if not resident.pins and self._loading is not None:
                     self._change.notify()  # a slot that is idle or free, for whoever waits for one
-
-
-def _fail(futures: Iterable[Future[Lease]], error: BaseException | None) -> None:
-    for future in futures:
-        if future.set_running_or_notify_cancel():
-            future.set_exception(error)

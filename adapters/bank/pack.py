@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.config import Activation, Pool, SiteConfig, SiteName
+from adapters.config import SiteConfig, SiteName
 from adapters.file import Adapter
 from adapters.layout import Layout
+from adapters.meta import AdapterMeta
 from adapters.sites import SlotWeights
 
 PAGE = 16
@@ -51,28 +52,6 @@ class Plane:
 
     def _sizes(self, width_in: int, width_out: int) -> tuple[int, int, int, int, int]:
         return width_in * self.rank, self.rank, self.rank * width_out, width_out, 3 * self.rank
-
-
-@dataclass(frozen=True)
-class AdapterMeta:
-    """What the engine must know of a resident adapter, without its tensors.
-
-    ``first`` is the first block that it adapts, the number of blocks if it adapts none; ``normalisation`` is the mean
-    and the standard deviation per channel.
-    """
-
-    digest: str
-    modality: str
-    frames: int
-    classes: int
-    score: str
-    pool: Pool
-    norm: str
-    acts: Mapping[SiteName, Activation]
-    temporal: frozenset[SiteName]
-    parameters: int
-    first: int = 0
-    normalisation: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -116,8 +95,9 @@ def pack(adapter: Adapter, layout: Layout, rank: int, dtype: torch.dtype, *, pin
     pages[: len(config.labels)] = adapter.tensors["head.weight"].float()
     bias[: len(config.labels)] = adapter.tensors["head.bias"].float()
     packed = PackedAdapter(
-        _meta(adapter, layout), planes, _vector(adapter, layout), pages.view(count, PAGE, -1), bias.view(count, PAGE)
-    )
+        AdapterMeta.of(config, layout, digest=adapter.digest, parameters=adapter.parameters), planes,
+        _vector(adapter, layout), pages.view(count, PAGE, -1), bias.view(count, PAGE),
+    )  # fmt: skip
     if not pinned:
         return packed
     return PackedAdapter(
@@ -146,21 +126,3 @@ def _vector(adapter: Adapter, layout: Layout) -> Tensor:
     if config.norm == "trained":
         weight, bias = adapter.tensors["norm.weight"].float(), adapter.tensors["norm.bias"].float()
     return torch.cat([torch.tensor(config.input.mean), torch.tensor(config.input.std), weight, bias])
-
-
-def _meta(adapter: Adapter, layout: Layout) -> AdapterMeta:
-    config = adapter.config
-    return AdapterMeta(
-        digest=adapter.digest,
-        modality=config.modality,
-        frames=config.frames,
-        classes=len(config.labels),
-        score=config.score,
-        pool=config.pool,
-        norm=config.norm,
-        acts={s.site: s.act for s in config.sites},
-        temporal=frozenset(s.site for s in config.sites if s.temporal),
-        parameters=adapter.parameters,
-        first=min((min(site.blocks) for site in config.sites), default=layout.blocks),
-        normalisation=(*config.input.mean, *config.input.std),
-    )

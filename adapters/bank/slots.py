@@ -5,12 +5,13 @@ Bookkeeping alone: it copies nothing and waits for nothing, and the caller holds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from adapters.bank.pack import AdapterMeta
 from adapters.bank.policy import Usage
 from adapters.errors import AdapterTooLarge
+from adapters.meta import AdapterMeta
 
 
 @dataclass(eq=False)
@@ -147,3 +148,10 @@ class Slots:
     def _evict(self, resident: Resident) -> None:
         self.evictions += 1
         self.give_back(resident.slot, resident.pages)
+
+
+def refuse(futures: Iterable[Future[Lease]], error: BaseException | None) -> None:
+    """Tell those who still wait why they get no lease."""
+    for future in futures:
+        if future.set_running_or_notify_cancel():
+            future.set_exception(error)

@@ -3,6 +3,6 @@
 It does not know HTTP or the command line.
 """
 
-from adapters.importers.common import MAX_SOURCE_BYTES, Imported, Origin, read_labels, save
+from adapters.importers.common import MAX_SOURCE_BYTES, Imported, ImportTerms, read_labels, save
 
-__all__ = ["MAX_SOURCE_BYTES", "Imported", "Origin", "read_labels", "save"]
+__all__ = ["MAX_SOURCE_BYTES", "ImportTerms", "Imported", "read_labels", "save"]

@@ -19,7 +19,7 @@ from adapters.backbone import Backbone
 from adapters.config import SiteConfig, SiteName
 from adapters.errors import ImportRefused
 from adapters.file import write_tensors
-from adapters.importers.common import MAX_SOURCE_BYTES, Imported, Origin, Residual, check_head, config_of, site_of
+from adapters.importers.common import MAX_SOURCE_BYTES, Imported, ImportTerms, Residual, check_head, config_of, site_of
 
 DEFAULT_SCALE = 0.1
 """The paper's; the official scripts use it and store it nowhere."""
@@ -36,7 +36,7 @@ _FULL = (
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class AdaptFormerCheckpoint:
     """A checkpoint taken apart, float32 on the CPU.
 
     ``backbone``: frozen tensors by timm name. ``residuals``: by block. ``learnt_scale``: each has its own scale in
@@ -57,7 +57,7 @@ class Checkpoint:
         return self.head[0].shape[0]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> AdaptFormerCheckpoint:
     """Read a ``.pth`` of the official code. Raises ImportRefused for what is not one, or cannot be served; OSError."""
     state, args = _load(path)
     _refuse_other_forms(state, args)
@@ -76,10 +76,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     head = _head(take, batch_norm="head.0.running_var" in state)
     rest = {n: t for n, t in state.items() if n not in taken and n != "head.0.num_batches_tracked"}
     site: SiteName = "sequential" if args.get("ffn_option") == "sequential" else "parallel"
-    return Checkpoint(path.name, _timm_names(rest), site, residuals, learnt, norm, head)
+    return AdaptFormerCheckpoint(path.name, _timm_names(rest), site, residuals, learnt, norm, head)
 
 
-def convert(checkpoint: Checkpoint, backbone: Backbone, origin: Origin, *, scale: float = DEFAULT_SCALE) -> Imported:
+def convert(
+    checkpoint: AdaptFormerCheckpoint, backbone: Backbone, terms: ImportTerms, *, scale: float = DEFAULT_SCALE
+) -> Imported:
     """The adapter's config and tensors. ``backbone`` is float32; ``scale`` counts where none was learnt.
 
     Raises ImportRefused if the checkpoint's backbone is not this one.
@@ -94,14 +96,14 @@ def convert(checkpoint: Checkpoint, backbone: Backbone, origin: Origin, *, scale
     if checkpoint.norm:
         tensors |= {"norm.weight": checkpoint.norm[0], "norm.bias": checkpoint.norm[1]}
     config = config_of(
-        origin, backbone.layout, backbone.input, sites,
+        terms, backbone.layout, backbone.input, sites,
         pool="avg" if checkpoint.norm else "cls", norm="trained" if checkpoint.norm else "frozen",
         training={"imported_from": "AdaptFormer checkpoint", "source": checkpoint.name},
     )  # fmt: skip
     return config, tensors
 
 
-def export_backbone(checkpoint: Checkpoint, backbone: Backbone, path: Path) -> str:
+def export_backbone(checkpoint: AdaptFormerCheckpoint, backbone: Backbone, path: Path) -> str:
     """Write the checkpoint's backbone as timm weights for the architecture of ``backbone``. Returns the digest.
 
     A checkpoint with global pooling has no last norm; the one of ``backbone`` is written. Raises ImportRefused.
@@ -199,7 +201,7 @@ def _timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _aligned(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Tensor]:
+def _aligned(checkpoint: AdaptFormerCheckpoint, backbone: Backbone) -> dict[str, Tensor]:
     """The checkpoint's tensors under the names of ``backbone``, all of them and no others. Raises ImportRefused."""
     base: dict[str, Tensor] = backbone.model.state_dict()
     last = "norm" if "norm.weight" in base else "fc_norm"  # timm puts it behind average pooling
@@ -217,7 +219,7 @@ def _aligned(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Tensor]:
     return {name: found[name] for name in base}
 
 
-def _compare(checkpoint: Checkpoint, backbone: Backbone) -> None:
+def _compare(checkpoint: AdaptFormerCheckpoint, backbone: Backbone) -> None:
     """Raise ImportRefused unless every frozen tensor equals the one that the adapter will be served on."""
     base = backbone.model.state_dict()
     found = _aligned(checkpoint, backbone)

@@ -40,7 +40,7 @@ Imported = tuple[AdapterConfig, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Origin:
+class ImportTerms:
     """What a foreign file does not tell: the task's name, its labels, and preprocessing other than the base's.
 
     ``preprocessing`` holds fields of InputConfig, such as ``mean``; those that are None count as not given.
@@ -130,7 +130,7 @@ def site_of(
 
 
 def config_of(
-    origin: Origin,
+    terms: ImportTerms,
     layout: Layout,
     base_input: InputConfig,
     sites: tuple[SiteConfig, ...],
@@ -140,10 +140,10 @@ def config_of(
     training: Mapping[str, object],
 ) -> AdapterConfig:
     """The config of an imported image adapter. Raises ImportRefused where a value is not allowed in one."""
-    given = {name: value for name, value in origin.preprocessing.items() if value is not None}
+    given = {name: value for name, value in terms.preprocessing.items() if value is not None}
     fields = {
-        "task": origin.task,
-        "labels": origin.labels,
+        "task": terms.task,
+        "labels": terms.labels,
         "base": BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
         "sites": sites,
         "pool": pool,

@@ -22,7 +22,7 @@ from torch import Tensor
 from adapters.backbone import Backbone
 from adapters.config import MAX_RANK, Pool, SiteConfig, SiteName
 from adapters.errors import ImportRefused
-from adapters.importers.common import MAX_SOURCE_BYTES, Imported, Origin, Residual, check_head, config_of, site_of
+from adapters.importers.common import MAX_SOURCE_BYTES, Imported, ImportTerms, Residual, check_head, config_of, site_of
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MAX_CONFIG_BYTES = 2**20
@@ -125,7 +125,7 @@ def read_folder(folder: Path) -> LoraFolder:
     return LoraFolder(folder.name, settings.base_model_name_or_path, residuals, whole, _POOLS[kind])
 
 
-def convert(source: LoraFolder, backbone: Backbone, origin: Origin) -> Imported:
+def convert(source: LoraFolder, backbone: Backbone, terms: ImportTerms) -> Imported:
     """The adapter's config and tensors for ``backbone``. Raises ImportRefused."""
     sites: list[SiteConfig] = []
     tensors = {"head.weight": source.head[0], "head.bias": source.head[1]}
@@ -135,7 +135,7 @@ def convert(source: LoraFolder, backbone: Backbone, origin: Origin) -> Imported:
         tensors |= more
     told = {"imported_from": "PEFT LoRA", "source": source.name, "trained_on": source.trained_on or "not told"}
     config = config_of(
-        origin, backbone.layout, backbone.input, tuple(sites), pool=source.pool, norm="frozen", training=told
+        terms, backbone.layout, backbone.input, tuple(sites), pool=source.pool, norm="frozen", training=told
     )
     return config, tensors
 

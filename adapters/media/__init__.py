@@ -1,16 +1,16 @@
 """Bytes -> pictures -> pixels: sniffing, bounded decoding, and the preprocessing that training and serving share.
 
-It does not know HTTP, adapters' tensors or the device.
+It does not know HTTP, adapters' tensors or the device, and imports no torch.
 """
 
 from adapters.limits import Deadline, MediaLimits
-from adapters.media.decode import decode
+from adapters.media.decode import Source, decode, take
 from adapters.media.images import decode_image
-from adapters.media.preprocess import Preprocess, geometry, input_config, normalise, rows
+from adapters.media.preprocess import Pixels, Preprocess, geometry, rows
 from adapters.media.sniff import sniff
-from adapters.media.video import decode_clip
+from adapters.media.video import Frames, decode_clip
 
 __all__ = [
-    "Deadline", "MediaLimits", "Preprocess", "decode", "decode_clip", "decode_image", "geometry", "input_config",
-    "normalise", "rows", "sniff",
+    "Deadline", "Frames", "MediaLimits", "Pixels", "Preprocess", "Source", "decode", "decode_clip", "decode_image",
+    "geometry", "rows", "sniff", "take",
 ]  # fmt: skip

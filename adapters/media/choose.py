@@ -13,7 +13,7 @@ from av.video.frame import VideoFrame
 
 from adapters.errors import BrokenMedia
 from adapters.limits import MediaLimits, check_missed
-from adapters.media.decoder import Decoder, TimesLie
+from adapters.media.decoder import FrameDecoder, TimesLie
 from adapters.media.packets import Clip, VideoPacket
 from adapters.media.timeline import Timeline
 
@@ -58,7 +58,7 @@ def _ascend(times: list[int]) -> bool:
 
 
 def _by_time(clip: Clip, times: list[int], last_duration: int, frames: int) -> Chosen:
-    decoder, kept, order, missed = Decoder(clip), _Kept(clip.limits), [], []
+    decoder, kept, order, missed = FrameDecoder(clip), _Kept(clip.limits), [], []
     start = clip.packets[0].pts or 0
     if times[0] < start:
         # Pictures shown before the keyframe that comes first, which may lean on what is not there.
@@ -78,7 +78,7 @@ def _by_time(clip: Clip, times: list[int], last_duration: int, frames: int) -> C
 def _by_count(clip: Clip, timeline: Timeline, frames: int) -> Chosen:
     """Decode all and keep the wanted; once more where packets and frames turn out not to be one to one."""
     for _ in range(2):
-        decoder, kept, wanted = Decoder(clip), _Kept(clip.limits), timeline.uniform(frames)
+        decoder, kept, wanted = FrameDecoder(clip), _Kept(clip.limits), timeline.uniform(frames)
         order: list[int] = []
         shown: tuple[int, VideoFrame] | None = None
         count = 0

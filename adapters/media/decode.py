@@ -1,18 +1,26 @@
-"""decode: a body -> the pictures that a task takes, one or T.
+"""decode: a body -> the pictures that a task takes, one or T; ``take`` does so for files and opened pictures too.
 
 It does not know formats; it compares what came with what the task wants.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
 from adapters.clip_formats import ANIMATED
 from adapters.config import AdapterConfig
-from adapters.errors import WrongModality
-from adapters.limits import Deadline, MediaLimits
-from adapters.media.images import decode_image
+from adapters.errors import BrokenMedia, UnsupportedMedia, WrongModality
+from adapters.limits import Deadline, MediaLimits, bound
+from adapters.media.images import decode_image, opened_image
 from adapters.media.sniff import media_format
 from adapters.media.video import Frames, decode_clip
 
+Source = str | os.PathLike[str] | bytes | Image.Image | list[Image.Image] | tuple[Image.Image, ...]
+"""One picture or clip: a path, a file's bytes, a picture that Pillow opened, or such pictures for a clip."""
 _NOUNS = {"image": "picture", "video": "clip"}
 
 
@@ -31,6 +39,45 @@ def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: De
         return decode_clip(data, config.video.frames, limits, config.video.sampling, deadline)
     except WrongModality as error:  # a picture of a kind that may move, and does not
         raise _wrong(config, kind) from error
+
+
+def take(source: Source, config: AdapterConfig, limits: MediaLimits) -> Frames:
+    """``decode`` for a path, for bytes, for a picture that Pillow opened, or for a clip as a list of such pictures.
+
+    Of a list the pictures at the middles of equal parts are taken, as of a clip. Raises a MediaError, and OSError
+    for a file that cannot be read.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return decode(_read(Path(source), limits), config, limits)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return decode(bytes(source), config, limits)
+    if isinstance(source, Image.Image):
+        if config.video is not None:
+            raise _wrong(config, "image")
+        return Frames([opened_image(source, limits)])
+    if not isinstance(source, list | tuple) or not all(isinstance(picture, Image.Image) for picture in source):
+        raise UnsupportedMedia.named(
+            f"an object of type {type(source).__name__}", "a path, bytes, a PIL picture, or a list of them for a clip"
+        )
+    if config.video is None:
+        raise _wrong(config, "video")
+    return _of_list(source, config.video.frames, limits)
+
+
+def _read(path: Path, limits: MediaLimits) -> bytes:
+    """A file's bytes, and of one that is too large no more than shows that it is. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(limits.max_bytes + 1)
+
+
+def _of_list(pictures: Sequence[Image.Image], frames: int, limits: MediaLimits) -> Frames:
+    if not pictures:
+        raise BrokenMedia("the clip has no pictures; send at least one", field="frames", got=0)
+    bound("max_frames", "{value} frames of one clip were asked for", frames, limits.max_frames)
+    chosen = [(2 * part + 1) * len(pictures) // (2 * frames) for part in range(frames)]
+    limits.check_clip(sum(pictures[i].width * pictures[i].height for i in chosen))
+    taken = {i: opened_image(pictures[i], limits) for i in set(chosen)}
+    return Frames([taken[i] for i in chosen])
 
 
 def _wrong(config: AdapterConfig, kind: str) -> WrongModality:

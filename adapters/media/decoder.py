@@ -1,4 +1,4 @@
-"""Decoder: frames out of a clip's packets, past those that do not decode, from the start or from a keyframe.
+"""FrameDecoder: frames out of a clip's packets, past those that do not decode, from the start or from a keyframe.
 
 It does not know which frames are wanted.
 """
@@ -18,7 +18,7 @@ class TimesLie(Exception):  # for choose.py, never seen outside
     """The decoder's frames do not come at the times that the packets promised."""
 
 
-class Decoder:
+class FrameDecoder:
     """A codec fed with packets one by one, from the start or from a keyframe, past those that do not decode.
 
     ``bad``: the times of frames that did not decode; below zero the packet's number, where it has no time.

@@ -53,6 +53,19 @@ def decode_image(data: bytes, limits: MediaLimits, deadline: Deadline | None = N
         return rgb if transpose is None else rgb.transpose(transpose)
 
 
+def opened_image(picture: Image.Image, limits: MediaLimits) -> Image.Image:
+    """A picture that Pillow opened or made, as ``decode_image`` gives it from a file: upright, in mode RGB.
+
+    Raises UnsupportedMedia, BrokenMedia or MediaTooLarge.
+    """
+    limits.check_picture(*picture.size)
+    with quiet(), _our_errors(picture.format or "picture", limits):
+        picture.load()
+        transpose = _UPRIGHT.get(orientation(picture.info.get("exif"), picture.info.get("xmp")))
+        rgb = flattened(picture, limits.transparent_background)
+        return rgb if transpose is None else rgb.transpose(transpose)
+
+
 @contextmanager
 def _our_errors(name: str, limits: MediaLimits) -> Iterator[None]:
     """Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error, zlib.error, IndexError and more."""

@@ -1,63 +1,105 @@
-"""Preprocess: a picture -> pixels of the backbone's size, and their normalisation; as timm's eval transform does.
+"""Preprocess: a picture -> pixels of the backbone's size, with Pillow and numpy, as timm's eval transform makes them.
 
-It does not know formats, clips or tasks. Training and serving share it.
+It does not know formats, clips or tasks, and knows no torch: front ends have none. Training and serving share it.
 """
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Sequence
+from typing import Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from pydantic import ValidationError
-from timm.data import create_transform, resolve_model_data_config
-from torch import Tensor
 
 from adapters.config import InputConfig
-from adapters.errors import BackboneError, BrokenMedia, MediaTooLarge
+from adapters.errors import BrokenMedia, MediaTooLarge
+
+Pixels = NDArray[np.uint8]
+"""(3, size, size) of a picture or (frames, 3, size, size) of what a task sees, values 0 to 255."""
 
 MAX_RESIZED_PIXELS = 50_000_000
 
 
 class Preprocess:
-    """Callable: RGB picture of any size -> uint8 tensor (3, size, size), values 0 to 255.
+    """Callable: RGB picture of any size -> uint8 array (3, size, size), values 0 to 255.
 
-    It is timm's own transform, stopped before the division by 255. Immutable, so safe across threads.
+    Equal to the last bit to timm's eval transform before its division by 255, and so to torchvision's resizing and
+    cropping of Pillow's pictures. Immutable, so safe across threads.
     """
 
     def __init__(self, config: InputConfig, max_resized_pixels: int = MAX_RESIZED_PIXELS) -> None:
         self.config = config
         self._max_resized_pixels = max_resized_pixels
-        self._transform = create_transform(
-            config.size,
-            is_training=False,
-            interpolation=config.interpolation,
-            mean=config.mean,  # 'border' pads with it
-            std=config.std,
-            crop_pct=config.crop_pct,
-            crop_mode=config.crop_mode,
-            normalize=False,
-        )
+        self._scaled = math.floor(config.size / config.crop_pct)
+        """The side that is resized to, before the crop."""
+        self._filter = Image.Resampling[config.interpolation.upper()]
+        # Pillow clips a colour too, but takes no number beyond 32 bits.
+        self._padding = tuple(round(min(255.0, max(0.0, 255 * value))) for value in config.mean)
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Raises MediaTooLarge or BrokenMedia for a picture too long and thin to be resized."""
+    def __call__(self, picture: Image.Image, out: Pixels | None = None) -> Pixels:
+        """The pixels, written into ``out`` where that is given.
+
+        Raises MediaTooLarge or BrokenMedia for a picture too long and thin to be resized.
+        """
         self._check_shape(*picture.size)
-        pixels: Tensor = self._transform(picture)
+        size = self.config.size
+        pixels = np.empty((3, size, size), np.uint8) if out is None else out
+        square = self._cropped(self._resized(picture))
+        # Plane after plane: Pillow unpacks one twice as fast as numpy turns (size, size, 3) around.
+        for plane, channel in zip(pixels, "RGB", strict=True):
+            plane[...] = np.frombuffer(square.tobytes("raw", channel), np.uint8).reshape(size, size)
         return pixels
+
+    def _resized(self, picture: Image.Image) -> Image.Image:
+        wanted = self._wanted(*picture.size)
+        return picture if picture.size == wanted else picture.resize(wanted, self._filter)
+
+    def _wanted(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height before the crop, each rounded as timm or torchvision round it."""
+        scaled = self._scaled
+        if self.config.crop_mode == "squash":
+            return scaled, scaled
+        if self.config.crop_mode == "border":
+            ratio = max(height / scaled, width / scaled)
+            return round(width / ratio), round(height / ratio)
+        if width <= height:
+            return scaled, int(scaled * height / width)
+        return int(scaled * width / height), scaled
+
+    def _cropped(self, picture: Image.Image) -> Image.Image:
+        """The square in the middle; a side that is shorter gets a border, which only mode ``border`` brings about."""
+        size = self.config.size
+        left, top = (self._start(side) for side in picture.size)
+        box = (left, top, left + size, top + size)
+        if picture.width >= size and picture.height >= size:
+            return picture if picture.size == (size, size) else picture.crop(box)
+        framed = Image.new("RGB", (size, size), self._padding)
+        framed.paste(picture, (-left, -top))
+        return framed
+
+    def _start(self, side: int) -> int:
+        """Where the square begins on a side of so many pixels; below 0 where it begins with a border."""
+        spare = side - self.config.size
+        return round(spare / 2) if spare > 0 else -(-spare // 2)
 
     def _check_shape(self, width: int, height: int) -> None:
         """A strip of 16384 x 1 pixels would be resized to 57344 x 224 and more before it is cropped."""
         if self.config.crop_mode == "squash":
             return
-        scaled = int(self.config.size / self.config.crop_pct)
+        scaled = self._scaled
         shape = f"a picture of {width}x{height} pixels is too long and thin"
-        short, long = min(width, height), max(width, height)
         if self.config.crop_mode == "border":
-            if round(short * scaled / long) < 1:
+            if min(self._wanted(width, height)) < 1:
                 raise BrokenMedia(f"{shape} to fit into {scaled} pixels; crop it", field="size", got=[width, height])
-        elif scaled * scaled * long // short > self._max_resized_pixels:
+            return
+        resized = scaled * scaled * max(width, height) // min(width, height)
+        if resized > self._max_resized_pixels:
             raise MediaTooLarge(
                 f"{shape}: with the short side at {scaled} it has over {self._max_resized_pixels} pixels, "
                 "which no setting changes; crop it",
-                field="size", limit=self._max_resized_pixels, value=scaled * scaled * long // short,
+                field="size", limit=self._max_resized_pixels, value=resized,
             )  # fmt: skip
 
 
@@ -70,41 +112,25 @@ def geometry(config: InputConfig) -> InputConfig:
     return config.model_copy(update={"mean": mean, "std": (1.0, 1.0, 1.0)})
 
 
-def rows(pictures: list[Image.Image], pre: Preprocess) -> Tensor:
-    """T RGB pictures -> uint8 (T, 3, size, size). A picture that repeats is resized once."""
-    done: dict[int, Tensor] = {}
-    for picture in pictures:
-        if id(picture) not in done:
-            done[id(picture)] = pre(picture)
-    return torch.stack([done[id(picture)] for picture in pictures])
+class Places(Protocol):
+    """Where pixels are written: an array (T, 3, size, size), or whatever gives (3, size, size) by number."""
+
+    def __getitem__(self, frame: int, /) -> Pixels: ...
 
 
-def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, 3, S, S), float32 (B, 3) and (B, 3) -> float32 (B, 3, S, S): (pixels / 255 - mean) / std.
-
-    On the CPU equal to timm's eval transform to the last bit: the same operations in the same order. On
-    a GPU too the division is by a tensor, since one by a number would multiply by its rounded inverse.
-    """
-    full = torch.full((1,), 255.0, dtype=torch.float32, device=pixels.device)
-    scaled = pixels.to(torch.float32).div_(full)
-    return scaled.sub_(mean[:, :, None, None]).div_(std[:, :, None, None])
-
-
-def input_config(model: torch.nn.Module) -> InputConfig:
-    """The preprocessing that a timm model was trained with; raises BackboneError where we cannot express it."""
-    data = resolve_model_data_config(model)
-    channels, height, width = data["input_size"]
-    if channels != 3 or height != width:
-        raise BackboneError(
-            f"the backbone takes {channels} channels of {height}x{width} pixels, expected 3 and a square",
-            field="input_size", expected="(3, S, S)", got=list(data["input_size"]),
-        )  # fmt: skip
-    fields = {name: data[name] for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
-    try:
-        return InputConfig(size=height, **fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BackboneError(
-            f"the backbone's preprocessing cannot be used: {where}: {first['msg']}", field=where
-        ) from error
+@overload
+def rows(pictures: Sequence[Image.Image], pre: Preprocess) -> Pixels: ...
+@overload
+def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places) -> Places: ...
+def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places | None = None) -> Places:
+    """T RGB pictures -> uint8 (T, 3, size, size), in ``out`` if it is given. A picture that repeats is resized once."""
+    size = pre.config.size
+    pixels: Places = np.empty((len(pictures), 3, size, size), np.uint8) if out is None else out
+    done: dict[int, int] = {}
+    for number, picture in enumerate(pictures):
+        first = done.setdefault(id(picture), number)
+        if first == number:
+            pre(picture, pixels[number])
+        else:
+            pixels[number][...] = pixels[first]
+    return pixels

@@ -6,7 +6,6 @@ It knows a fitted model and its examples; it trains and writes nothing.
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from adapters.training.checkpoint import FitResult
 from adapters.training.decoding import MediaExamples
 from adapters.training.fit import parameters_of
 from adapters.training.model import HeadedModel
+from adapters.version import installed_version
 
 
 def account_of(model: HeadedModel, result: FitResult, train: MediaExamples, held_out: MediaExamples) -> dict[str, Any]:
@@ -51,7 +51,4 @@ def peak_memory(device: torch.device) -> int:
 
 def tool() -> str:
     """This program and its version."""
-    try:
-        return f"adaptserve {version('adaptserve')}"
-    except PackageNotFoundError:
-        return "adaptserve from source"
+    return f"adaptserve {installed_version()}"

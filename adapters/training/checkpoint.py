@@ -6,8 +6,6 @@ It knows tensors and generators; it does not know data, losses or how an epoch g
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.atomic import replacing
 from adapters.errors import TrainingError
 
 MAX_CHECKPOINT_BYTES = 64 * 2**30
@@ -90,16 +89,8 @@ class CheckpointFile:
         """Write atomically. Raises OSError or RuntimeError, torch's word for a full disk; the old file then stays."""
         state = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
         state |= {"result": asdict(checkpoint.result), "identity": self._identity}
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(self.path) as temporary:
+            torch.save(state, temporary)
 
     def load(self) -> Checkpoint:
         """Only tensors and plain values are read. Raises TrainingError for a file that is not this training's."""

@@ -49,7 +49,7 @@ class BadFile:
 
 
 @dataclass(frozen=True)
-class Place:
+class ClassPlace:
     """A class, or its folder in one part of a split, which must not be empty."""
 
     label: str
@@ -57,11 +57,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Listing:
+class DataListing:
     """What a data set holds; ``places`` by the name of a class or of its folder. ``notes``: how it was understood."""
 
     modality: Modality
-    places: Mapping[str, Place]
+    places: Mapping[str, ClassPlace]
     examples: tuple[Example, ...]
     bad: tuple[BadFile, ...]
     notes: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class Listing:
         return digest.hexdigest()
 
 
-def find_examples(data: Path, held_out: Part | None = None) -> Listing:
+def find_examples(data: Path, held_out: Part | None = None) -> DataListing:
     """What training uses of the data: where it brings a split, ``train`` and the part that is held out.
 
     ``held_out`` names that part; otherwise it is ``val``, or ``test`` where there is no ``val``. Files whose first
@@ -92,7 +92,7 @@ def find_examples(data: Path, held_out: Part | None = None) -> Listing:
     return listing
 
 
-def list_examples(data: Path) -> Listing:
+def list_examples(data: Path) -> DataListing:
     """All labelled files: ``DATA/<class>/*``, ``DATA/{train,val,test}/<class>/*``, or a table of paths and labels.
 
     Raises TrainingError as ``find_examples`` does, but for a class that has no files or no other beside it.
@@ -109,10 +109,10 @@ def list_examples(data: Path) -> Listing:
         )  # fmt: skip
     examples, bad, kinds = _sniffed(found.files)
     modality = _modality(data, kinds, [*found.bad, *bad])
-    return Listing(modality, found.places, tuple(examples), (*found.bad, *bad), tuple(found.notes))
+    return DataListing(modality, found.places, tuple(examples), (*found.bad, *bad), tuple(found.notes))
 
 
-def _without_the_third_part(listing: Listing, held_out: Part | None) -> Listing:
+def _without_the_third_part(listing: DataListing, held_out: Part | None) -> DataListing:
     """Leave out what is neither trained on nor held out, and say so."""
     there = {e.part for e in listing.examples} - {None}
     if held_out and held_out not in there:
@@ -131,7 +131,7 @@ def _without_the_third_part(listing: Listing, held_out: Part | None) -> Listing:
     return replace(listing, examples=tuple(used), places=places, notes=tuple(notes))
 
 
-def check_classes(listing: Listing, readable: Iterable[Example]) -> None:
+def check_classes(listing: DataListing, readable: Iterable[Example]) -> None:
     """Raise TrainingError unless there are two classes, and every place has a readable file."""
     full = {example.place for example in readable}
     for place in listing.places:
@@ -192,7 +192,7 @@ class _Found:
     """Files before any is opened."""
 
     files: list[Example] = field(default_factory=list)
-    places: dict[str, Place] = field(default_factory=dict)
+    places: dict[str, ClassPlace] = field(default_factory=dict)
     bad: list[BadFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -202,7 +202,7 @@ def _folders(root: Path) -> _Found:
     found = _Found(notes=layout.notes)
     for folder, label, part in layout.classes:
         place = folder.relative_to(root).as_posix()
-        found.places[place] = Place(label, part)
+        found.places[place] = ClassPlace(label, part)
         for path in files_in(folder):
             _bound(len(found.files))
             found.files.append(Example(path, path.relative_to(root).as_posix(), label, place, part))
@@ -228,7 +228,7 @@ def _add_table(found: _Found, table: Path, place: Path = Path(), part: Part | No
                 field="data", line=row.line,
             )  # fmt: skip
         _bound(len(found.files))
-        found.places[row.label] = Place(row.label)
+        found.places[row.label] = ClassPlace(row.label)
         name, given = (place / row.name).as_posix(), part or row.part
         if given is None and table.name in TABLES and len(parts := Path(row.name).parts) > 1:
             given = part_of(parts[0])

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from adapters.config import AdapterConfig
 from adapters.errors import MediaError
-from adapters.media import MediaLimits, Preprocess, decode, rows
+from adapters.media import MediaLimits, Preprocess, rows, take
 from adapters.training.data import BadFile, Example, reason_of
 
 CACHE_BYTES = 2**30
@@ -38,9 +38,7 @@ class Reader:
 
     def __call__(self, example: Example) -> Tensor:
         """Raises MediaError, or OSError where the file is gone."""
-        with example.path.open("rb") as file:
-            body = file.read(self._limits.max_bytes + 1)
-        return rows(decode(body, self._config, self._limits), self._prepare)
+        return torch.from_numpy(rows(take(example.path, self._config, self._limits), self._prepare))
 
 
 @dataclass

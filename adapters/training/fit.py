@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from adapters.backbone.inputs import normalise
 from adapters.errors import TrainingError
-from adapters.media import normalise
 from adapters.training.augment import Crop, mixing_weight
 from adapters.training.batches import Batches, Examples
 from adapters.training.checkpoint import Checkpoint, FitResult
@@ -52,11 +52,11 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Pixels uint8 (items, frames, 3, size, size) -> the same shape, changed at random."""
 
 
-def learning_rate(progress: float, config: FitConfig) -> float:
-    """Linear warm-up, then cosine to zero; ``progress`` runs from 0 to 1."""
-    if progress < config.warmup:
-        return config.lr * progress / config.warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+def learning_rate(progress: float, peak: float, warmup: float) -> float:
+    """Linear warm-up for a share of ``warmup``, then cosine to zero; ``progress`` runs from 0 to 1."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def fit(
@@ -140,7 +140,7 @@ def _epoch(
     for step, (pixels, truth) in enumerate(loader):
         progress = (epoch + step / len(loader)) / config.epochs
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, config)
+            group["lr"] = learning_rate(progress, config.lr, config.warmup)
         here = pixels.to(device)
         images = images_of(model, augment(here, generator) if augment else here)
         loss = _mixed_loss(model, images, truth.to(device), config, generator)

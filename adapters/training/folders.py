@@ -29,7 +29,7 @@ EXPECTED = "expected DATA/train/<class>/* and DATA/val/<class>/* (and test), or 
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """``classes``: folder, label and part of each class. ``tables``: tables of labels and their parts."""
 
     classes: list[tuple[Path, str, Part | None]] = field(default_factory=list)
@@ -38,13 +38,13 @@ class Layout:
     stray: list[Path] = field(default_factory=list)
 
 
-def layout_of(data: Path) -> Layout:
+def layout_of(data: Path) -> FolderLayout:
     """How a folder is laid out. Raises TrainingError for folders that look like a split and are not understood."""
     root = _unwrapped(data)
     children = subfolders(root)
     table = _table_in(root)
     if table and all(part_of(child.name) and not subfolders(child) for child in children):
-        return Layout(tables=[(table, None)])
+        return FolderLayout(tables=[(table, None)])
     among_others = not all(part_of(child.name) for child in children)
     parts = {
         child: part
@@ -54,14 +54,14 @@ def layout_of(data: Path) -> Layout:
     if parts:
         return _split(root, parts, [child for child in children if child not in parts])
     if table and len(children) == 1:
-        return Layout(tables=[(table, None)])
+        return FolderLayout(tables=[(table, None)])
     _refuse_parts_as_classes(root, children)
     stray = _files(root)
     if len(children) > 1 and all(_is_class_first(child) for child in children):
         labels = {child: label_of(child.name, str(child)) for child in children}
         classes = [(part, label, part_of(part.name)) for child, label in labels.items() for part in subfolders(child)]
-        return Layout(classes, stray=stray)
-    return Layout([(child, label_of(child.name, str(child)), None) for child in children], stray=stray)
+        return FolderLayout(classes, stray=stray)
+    return FolderLayout([(child, label_of(child.name, str(child)), None) for child in children], stray=stray)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -110,9 +110,9 @@ def _unwrapped(data: Path) -> Path:
     return data
 
 
-def _split(root: Path, parts: dict[Path, Part], others: Sequence[Path]) -> Layout:
+def _split(root: Path, parts: dict[Path, Part], others: Sequence[Path]) -> FolderLayout:
     """``root/{train,val,test}/<class>/*``, or a table of labels in each."""
-    found = Layout()
+    found = FolderLayout()
     for other in others:
         if part_of(other.name) and part_of(other.name) not in parts.values():
             found.notes.append(f"{other.name}/ has no class folders and is left alone")

@@ -2,7 +2,7 @@
 
 Supervised classification from scratch; the classifier is thrown away and the rest is written in
 timm's own hub layout (``config.json`` and ``model.safetensors``), which ``--backbone FOLDER`` reads.
-It knows nothing of adapters. Patches are dropped at random for most of the schedule (Hou et al.,
+No adapter is in it. Patches are dropped at random for most of the schedule (Hou et al.,
 "Token Dropping"; He et al., MAE, sec. 3), which halves the cost of a step on a CPU.
 """
 
@@ -23,6 +23,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adapters.backbone.inputs import normalise
+from adapters.training.fit import learning_rate
 from adapters.training.progress import Teller, telling
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -71,27 +73,18 @@ def augment(images: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
     return padded[torch.arange(batch)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, cols]
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Pixels 0..255 to the model's input range."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
-
-
-def learning_rate(progress: float, config: PretrainConfig) -> float:
-    """Linear warm-up, then cosine to zero; progress runs from 0 to 1."""
-    if progress < config.warmup:
-        return config.lr * progress / config.warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+def _mean_and_std() -> tuple[Tensor, Tensor]:
+    return torch.tensor([MEAN]), torch.tensor([STD])
 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy on (N, 3, H, W) uint8 images."""
     model.eval()
-    hits = 0.0
+    hits, pixel_scale = 0.0, _mean_and_std()
     for start in range(0, len(labels), 500):
         part = slice(start, start + 500)
-        hits += (model(normalise(images[part])).argmax(1) == labels[part]).sum().item()
+        hits += (model(normalise(images[part], *pixel_scale)).argmax(1) == labels[part]).sum().item()
     return hits / len(labels)
 
 
@@ -110,7 +103,7 @@ def pretrain(data: Path, out: Path, config: PretrainConfig, teller: Teller) -> d
         [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
         betas=(0.9, 0.99),
     )
-    steps = len(images) // config.batch
+    steps, pixel_scale = len(images) // config.batch, _mean_and_std()
     start = time.monotonic()
     log: list[dict[str, object]] = []
     epoch, done = 0, False
@@ -127,9 +120,9 @@ def pretrain(data: Path, out: Path, config: PretrainConfig, teller: Teller) -> d
             if progress > config.full_after:
                 model.patch_drop = nn.Identity()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress, config)
+                group["lr"] = learning_rate(progress, config.lr, config.warmup)
             loss = F.cross_entropy(
-                model(normalise(augment(images[index], generator))),
+                model(normalise(augment(images[index], generator), *pixel_scale)),
                 labels[index],
                 label_smoothing=config.label_smoothing,
             )

@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from adapters.atomic import replacing
 from adapters.config import AdapterConfig
 from adapters.training.data import BadFile
 from adapters.training.decoding import MediaExamples
@@ -84,12 +83,5 @@ def _picture(data: MediaExamples, index: int) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, mode=0o644) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -23,12 +23,13 @@ from safetensors import SafetensorError
 from adapters.backbone import Backbone
 from adapters.config import AdapterConfig
 from adapters.errors import AdapterTooLarge, TrainingError
-from adapters.file import Adapter, refusals, write_adapter
+from adapters.file import Adapter, write_adapter
+from adapters.header import refusals
 from adapters.limits import FileLimits, MediaLimits, foreseen, needed
 from adapters.training.account import account_of, tool
 from adapters.training.baselines import NO_FILE, check_method, model_of
 from adapters.training.checkpoint import Checkpoint, CheckpointFile, FitResult
-from adapters.training.data import NOUNS, BadFile, Listing, check_classes, find_examples, reason_of, split
+from adapters.training.data import NOUNS, BadFile, DataListing, check_classes, find_examples, reason_of, split
 from adapters.training.decoding import CACHE_BYTES, MediaExamples, Reader, Scanned, scan
 from adapters.training.fit import FitConfig, fit, predict
 from adapters.training.model import AdaptedModel, HeadedModel
@@ -47,7 +48,7 @@ MAX_HISTORY = 200
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What to train, from what, into which file.
 
     ``held_out`` is the share of a seeded split; ``part`` the one to hold out of a split that the data brings, where it
@@ -97,7 +98,7 @@ class Trained:
     report: Path | None
 
 
-def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
+def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
     """Train one adapter and write it whole or not at all; a baseline (``NO_FILE``) leaves its report alone.
 
     Raises an AdaptError with the reason. An interruption leaves ``plan.checkpoint``, from which the same plan with
@@ -159,7 +160,7 @@ def train(plan: Plan, backbone: Backbone, teller: Teller) -> Trained:
     return Trained(digest, config, accuracy(examples), recalls, bad, resumed, report)
 
 
-def _refused(plan: Plan, config: AdapterConfig, backbone: Backbone) -> list[AdapterTooLarge]:
+def _refused(plan: TrainingPlan, config: AdapterConfig, backbone: Backbone) -> list[AdapterTooLarge]:
     """Why the server that the file is meant for would not take it."""
     if plan.recipe.method in NO_FILE:
         return []
@@ -168,7 +169,7 @@ def _refused(plan: Plan, config: AdapterConfig, backbone: Backbone) -> list[Adap
 
 
 def _data(
-    plan: Plan, listing: Listing, config: AdapterConfig, teller: Teller
+    plan: TrainingPlan, listing: DataListing, config: AdapterConfig, teller: Teller
 ) -> tuple[Scanned, tuple[MediaExamples, MediaExamples]]:
     """Training and held-out examples, and what was found when every file was decoded."""
     for note in listing.notes:
@@ -212,10 +213,10 @@ def _some(labels: Sequence[str]) -> str:
 
 
 def _fit(
-    plan: Plan,
+    plan: TrainingPlan,
     backbone: Backbone,
     config: AdapterConfig,
-    listing: Listing,
+    listing: DataListing,
     data: tuple[MediaExamples, MediaExamples],
     teller: Teller,
 ) -> tuple[HeadedModel, FitResult, int]:
@@ -256,12 +257,12 @@ def _told(line: Mapping[str, float], epochs: int) -> str:
     return f"epoch {line['epoch']}/{epochs}: loss {line['loss']:.3f}, held-out accuracy {line['accuracy']:.2%}"
 
 
-def _settings(plan: Plan, data: MediaExamples) -> FitConfig:
+def _settings(plan: TrainingPlan, data: MediaExamples) -> FitConfig:
     """Workers would only copy what is in memory already."""
     return dataclasses.replace(plan.fit, workers=0) if data.in_memory else plan.fit
 
 
-def _write(plan: Plan, adapter: Adapter) -> str:
+def _write(plan: TrainingPlan, adapter: Adapter) -> str:
     try:
         return write_adapter(plan.out, adapter.config, adapter.tensors)
     except (OSError, SafetensorError) as error:
@@ -276,7 +277,7 @@ def _unwritable(path: Path, error: Exception) -> TrainingError:
     )  # fmt: skip
 
 
-def _identity(plan: Plan, listing: Listing, config: AdapterConfig) -> str:
+def _identity(plan: TrainingPlan, listing: DataListing, config: AdapterConfig) -> str:
     """All that the tensors depend on, as one digest; a resumed training must agree with it."""
     options = dataclasses.asdict(plan.fit) | {
         "held_out": plan.held_out,

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.bank import PAGE, Slabs, pack
+from adapters.config import MAX_FRAMES
 from adapters.file import Adapter
-from adapters.forward.banked import BankedForward, Job
+from adapters.limits import MediaLimits
+from adapters.predictor import Predictor
 from adapters.training.batches import Batches, Examples
 from adapters.training.decoding import MediaExamples
 
@@ -43,19 +44,11 @@ def served_logits(
     on_batch: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Logits (items, classes) float32 on the CPU, in the data's order; ``on_batch`` gets the share that is done."""
-    rank = max((site.rank for site in adapter.config.sites), default=1)
-    packed = pack(adapter, backbone.layout, rank, backbone.dtype)
-    pages = tuple(range(1, 1 + len(packed.pages)))
-    slabs = Slabs(
-        backbone.layout, slots=1, rank=rank, pages=-(-len(adapter.config.labels) // PAGE), dtype=backbone.dtype,
-        device=backbone.device,
-    )  # fmt: skip
-    slabs.write(1, pages, packed)
-    forward = BankedForward(backbone, slabs)
+    predictor = Predictor(backbone, adapter, batch_rows=BATCH_ROWS, limits=MediaLimits(max_frames=MAX_FRAMES))
     batches = Batches(data, max(1, BATCH_ROWS // adapter.config.frames), threads=workers)
     found = []
     for number, (pixels, _) in enumerate(batches, 1):
-        found += forward([Job(p, 1, pages, packed.meta) for p in pixels])
+        found += predictor.logits(pixels.numpy())
         if on_batch:
             on_batch(number / len(batches))
     return torch.from_numpy(np.stack(found))

@@ -17,8 +17,10 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
+from adapters.header import read_header
 from adapters.limits import OWN_FILE
-from service.cli.console import USAGE, accept, complain, one_line_errors, out
+from service.cli.console import accept, complain, one_line_errors, out
+from service.exits import USAGE
 
 CHUNK = 256 * 1024
 UPLOAD_TIMEOUT_S = 600.0
@@ -116,8 +118,6 @@ def predict(
 
 
 def _task_of(file: Path) -> str:
-    from adapters.file import read_header  # torch takes seconds; only needed without --task
-
     return read_header(file, OWN_FILE).config.task
 
 

@@ -16,12 +16,8 @@ from rich.console import Console
 
 from adapters.errors import AdaptError
 from adapters.limits import variable
+from service.exits import FAILED, USAGE
 from service.settings import Settings, read_settings
-
-FAILED, USAGE, DEVICE_LOST, CUT_OFF = 1, 2, 3, 4
-"""Exit codes: what was asked did not work; the command line itself is wrong; a server's device computes no more; a
-server was told to stop and something in it hung, so that it was ended.
-"""
 
 
 def out() -> Console:

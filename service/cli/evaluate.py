@@ -20,7 +20,8 @@ import typer
 
 from adapters.errors import TrainingError
 from service.cli.client import PREDICT_TIMEOUT_S, Key, headers, segment
-from service.cli.console import FAILED, accept, complain, one_line_errors, out
+from service.cli.console import accept, complain, one_line_errors, out
+from service.exits import FAILED
 
 if TYPE_CHECKING:
     from adapters.training.data import Example
@@ -34,7 +35,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Reply:
+class Evaluated:
     """What the server said of one file: its best label and every score it gave; or why it gave none."""
 
     example: Example
@@ -88,7 +89,7 @@ def evaluate(
         raise typer.Exit(FAILED)
 
 
-def _say(task: str, replies: Sequence[Reply]) -> None:
+def _say(task: str, replies: Sequence[Evaluated]) -> None:
     """How many are right: of all files, of each class alike, and of each part where the data brings a split."""
     from adapters.training.score import Recalls
 
@@ -126,10 +127,10 @@ def _expected(report: Path) -> dict[str, dict[str, Any]]:
         raise TrainingError(f"{report}/metrics.json is no report of `adaptserve train`", field="report") from error
 
 
-def _ask_all(client: httpx.Client, task: str, examples: Sequence[Example]) -> list[Reply]:
+def _ask_all(client: httpx.Client, task: str, examples: Sequence[Example]) -> list[Evaluated]:
     from adapters.training.progress import telling
 
-    replies: list[Reply] = []
+    replies: list[Evaluated] = []
     with ThreadPoolExecutor(CLIENTS) as pool, telling() as teller:
         for reply in pool.map(lambda example: _ask(client, task, example), examples):
             replies.append(reply)
@@ -137,7 +138,7 @@ def _ask_all(client: httpx.Client, task: str, examples: Sequence[Example]) -> li
     return replies
 
 
-def _ask(client: httpx.Client, task: str, example: Example) -> Reply:
+def _ask(client: httpx.Client, task: str, example: Example) -> Evaluated:
     body = example.path.read_bytes()
     for _ in range(RETRIES):
         response = client.post(f"/v1/tasks/{segment(task)}/predict", params={"top_k": 100}, content=body)
@@ -146,13 +147,13 @@ def _ask(client: httpx.Client, task: str, example: Example) -> Reply:
         time.sleep(min(10.0, float(response.headers.get("retry-after", 1))))
     if not response.is_success:
         try:
-            return Reply(example, {}, str(response.json()["detail"]))
+            return Evaluated(example, {}, str(response.json()["detail"]))
         except (ValueError, KeyError, TypeError):
-            return Reply(example, {}, f"{response.status_code} {response.reason_phrase}")
-    return Reply(example, {p["label"]: p["score"] for p in response.json()["predictions"]})
+            return Evaluated(example, {}, f"{response.status_code} {response.reason_phrase}")
+    return Evaluated(example, {p["label"]: p["score"] for p in response.json()["predictions"]})
 
 
-def _compare(replies: Sequence[Reply], expected: dict[str, dict[str, Any]], dtype: str) -> bool:
+def _compare(replies: Sequence[Evaluated], expected: dict[str, dict[str, Any]], dtype: str) -> bool:
     """Tell whether the answers are the report's, example by example; two labels that close may change places."""
     other, largest, tolerance = [], 0.0, TOLERANCES.get(dtype, TOLERANCES["float32"])
     for reply in replies:

@@ -5,12 +5,13 @@ It knows the options and what to print; reading and converting is ``adapters.imp
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapters.config import task_name
+from adapters.header import refusals
 from adapters.limits import foreseen
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.limits import file_limits
@@ -77,7 +78,7 @@ def adaptformer(
     """
     with one_line_errors():
         from adapters.backbone import load_backbone
-        from adapters.importers import Origin, read_labels
+        from adapters.importers import ImportTerms, read_labels
         from adapters.importers.adaptformer import convert, export_backbone, read_checkpoint
 
         source = read_checkpoint(checkpoint)
@@ -87,8 +88,8 @@ def adaptformer(
         if export_base:
             export_backbone(source, backbone, export_base)
             backbone = load_backbone(base, str(export_base), "cpu", "float32")
-        origin = Origin(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
-        _finish(file, convert(source, backbone, origin, scale=scale), backbone)
+        terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
+        _finish(file, convert(source, backbone, terms, scale=scale), backbone)
     if export_base:
         line = f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}"
         out().print(line, markup=False)
@@ -116,24 +117,19 @@ def peft(
     """
     with one_line_errors():
         from adapters.backbone import load_backbone
-        from adapters.importers import Origin, read_labels
+        from adapters.importers import ImportTerms, read_labels
         from adapters.importers.peft import convert, read_folder
 
         source = read_folder(folder)
         names = read_labels(labels, source.classes)
         backbone = load_backbone(base, weights, "cpu", "float32")
-        origin = Origin(task or _task_of(file), names, _given(mean, std, interpolation, crop_pct))
-        _finish(file, convert(source, backbone, origin), backbone)
+        terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
+        _finish(file, convert(source, backbone, terms), backbone)
     out().print(
         f"it was trained on {source.trained_on or 'a model that it does not name'}; "
         f"that {base} has the same weights cannot be seen from the folder",
         markup=False,
     )
-
-
-def _task_of(file: Path) -> str:
-    """A task name made of a file's name."""
-    return re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")[:64]
 
 
 def _given(
@@ -143,7 +139,6 @@ def _given(
 
 
 def _finish(file: Path, imported: Imported, backbone: Backbone) -> None:
-    from adapters.file import refusals
     from adapters.importers import save
 
     config, tensors = imported

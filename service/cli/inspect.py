@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from adapters.header import Header, digest_of, read_header
 from adapters.layout import oversized
 from adapters.limits import OWN_FILE, FileLimits, needed, raised
 from service.cli.console import one_line_errors, out
-
-if TYPE_CHECKING:
-    from adapters.file import Header
 
 MAX_LABELS_SHOWN = 10
 
@@ -35,8 +33,6 @@ def inspect(
 
     Example:  adaptserve inspect digits.safetensors
     """
-    from adapters.file import digest_of, read_header  # torch takes seconds
-
     with one_line_errors():
         header = read_header(file, OWN_FILE)
         digest = digest_of(file)

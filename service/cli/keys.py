@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated, cast
 import typer
 from rich.table import Table
 
+from adapters.atomic import replacing
 from service import keys as store
 from service.cli.console import complain, one_line_errors, out
 from service.errors import BadKeys
@@ -103,14 +103,5 @@ def _locked(folder: Path) -> Iterator[int]:
 def _replace(target: Path, text: str) -> None:
     """Readable for the server's user, who may be another; hashes of random keys tell nothing."""
     mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w") as opened:
-            opened.write(text)
-            os.fchmod(opened.fileno(), mode)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, target)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(target, mode=mode) as temporary:
+        temporary.write_text(text)

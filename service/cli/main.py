@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from adapters.version import installed_version
 from service.cli import keys
 from service.cli.client import predict, push
 from service.cli.console import out
@@ -18,7 +19,6 @@ from service.cli.inspect import inspect
 from service.cli.serve import serve
 from service.cli.top import top
 from service.cli.train import train
-from service.version import installed_version
 
 app = typer.Typer(
     name="adaptserve",

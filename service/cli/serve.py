@@ -1,11 +1,11 @@
-"""`serve`: read the settings, build the parts, say what is there, listen until told to stop.
+"""`serve`: read the settings, hold the door, run the supervisor, say what is there.
 
-It knows uvicorn and the terminal; everything else is ``service.web.app``'s.
+It knows the terminal; everything else is ``service.supervisor``'s.
 """
 
 from __future__ import annotations
 
-import gc
+import asyncio
 import ipaddress
 import logging
 import os
@@ -16,29 +16,31 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adapters.limits import variable
-from service.cli.console import CUT_OFF, DEVICE_LOST, FAILED, USAGE, complain, one_line_errors, out, settings_or_exit
+from service.cli.console import complain, one_line_errors, out, settings_or_exit
+from service.exits import CUT_OFF, FAILED, USAGE
 from service.hosts import ANY, listed
 from service.keys import Keys
 from service.settings import Settings
 from service.watch import logs
 
 if TYPE_CHECKING:
-    from service.web.parts import Parts
+    from adapters.layout import Layout
+    from service.engine.interface import Facts
 
 log = logging.getLogger(__name__)
 
 OTHER_FILES = 128
 """Open files beside the connections: the store, uploads, libraries."""
+MOST_FRONT_ENDS = 16
 STOP_S = 5.0
 """How long after the end of DRAIN_S, at most, a process that was told to stop has ended."""
-LAST_WORDS_S = 1.0
 SHOWN = 8
 """Names of one kind in the lines at the start."""
 
@@ -56,7 +58,12 @@ def serve(
     weights: Annotated[
         str | None, typer.Option(help="A .safetensors or .pth file instead of the model's pretrained weights.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.  [default: auto]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1; cuda:0,cuda:1 for an engine each.  [default: auto]")
+    ] = None,
+    front_ends: Annotated[
+        int | None, typer.Option(help="Processes that speak HTTP; 0 takes one, or with a GPU one a core.  [default: 0]")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.  [default: auto]")] = None,
     slots: Annotated[int | None, typer.Option(help="Adapters resident at once.  [default: 64]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; 0 leaves torch's default.")] = None,
@@ -79,7 +86,8 @@ def serve(
     """
     settings = settings_or_exit(
         env_file, host=host, port=port, keys_file=keys_file, data_dir=data_dir, backbone=backbone, weights=weights,
-        device=device, dtype=dtype, slots=slots, threads=threads, insecure=insecure, log_format=log_format,
+        device=device, front_ends=front_ends, dtype=dtype, slots=slots, threads=threads, insecure=insecure,
+        log_format=log_format,
     )  # fmt: skip
     with one_line_errors():
         _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
@@ -88,14 +96,21 @@ def serve(
         logs.configure(settings.log_level, settings.log_format)
         stop = _Stop(settings.drain_s)
         signal.signal(signal.SIGTERM, stop.before_serving)
-        from service.watch.watchdog import watching
-        from service.web.app import build, create_app  # torch takes seconds; the door is checked before
+        from service.supervisor import Ended, Supervisor  # half a second; the door is checked before
 
-        said = one_line_errors(log.error if settings.log_format == "json" else complain)
-        with said, build(settings) as parts, watching(parts.engine, parts.health, settings.device_lost_s, _end):
-            _say(settings, parts, listener.getsockname()[1])
-            _run(settings, create_app(parts), listener, stop)
-    _leave(parts)
+        tell = one_line_errors(log.error if settings.log_format == "json" else complain)
+        supervisor = Supervisor(settings, _devices(settings), _front_ends(settings), listener)
+        with tell:
+            try:
+                code = asyncio.run(supervisor.run(partial(_say, settings, listener.getsockname()[1]), stop.begin))
+            except Ended as error:
+                log.critical("%s; the server ends with exit code %d", error.message, error.code)
+                raise typer.Exit(error.code) from error
+    if code:
+        log.critical("not all could be ended in order; the server ends with exit code %d", code)
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)  # whatever thread may still wait
 
 
 class _Stop:
@@ -117,36 +132,26 @@ class _Stop:
         sys.exit(128 + signal.SIGTERM)
 
     def _wait(self) -> None:
+        from service import child
+
         os.read(self._told, 1)
         time.sleep(self._within)
-        _end(f"the server was told to stop and has not after {self._within:g} s (drain_s and {STOP_S:g} s)", CUT_OFF)
+        child.end(
+            f"the server was told to stop and has not after {self._within:g} s (drain_s and {STOP_S:g} s)", CUT_OFF
+        )
 
 
-def _leave(parts: Parts) -> None:
-    """All is closed. Python would now take torch apart, for seconds in which nothing answers and nothing starts."""
-    hanging = {
-        "a batch on the device": parts.engine.alive,
-        "a load": parts.bank.alive,
-        "decoding": parts.decode_pool.alive,
-        "an upload": parts.upload_pool.alive,
-    }
-    if any(hanging.values()):
-        what = " and ".join(name for name, alive in hanging.items() if alive)
-        _end(f"the server was told to stop, and {what} did not end", CUT_OFF)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+def _devices(settings: Settings) -> list[str]:
+    return [name.strip() for name in settings.device.split(",") if name.strip()] or ["auto"]
 
 
-def _end(why: str, code: int = DEVICE_LOST) -> None:
-    """End at once, so that whoever supervises this process starts it anew. Nothing can drain."""
-    line = threading.Thread(
-        target=log.critical, args=("%s; the process ends with exit code %d", why, code), daemon=True
-    )
-    line.start()
-    line.join(LAST_WORDS_S)  # whoever should read the log may hang too
-    os._exit(code)
+def _front_ends(settings: Settings) -> int:
+    """One where the engine needs the cores itself; with a GPU, whose engine needs one, all others."""
+    if settings.front_ends:
+        return settings.front_ends
+    named = any(name.startswith("cuda") for name in _devices(settings))
+    found = "auto" in _devices(settings) and any(Path("/dev").glob("nvidia[0-9]*"))
+    return max(1, min(len(os.sched_getaffinity(0)) - 1, MOST_FRONT_ENDS)) if named or found else 1
 
 
 def _is_loopback(host: str) -> bool:
@@ -209,30 +214,28 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _say(settings: Settings, parts: Parts, port: int) -> None:
+def _say(settings: Settings, port: int, facts: Facts, names: Sequence[str]) -> None:
     from service.store.demo import samples
 
-    layout, slabs = parts.backbone.layout, parts.bank.slabs
+    layout, keys = facts.layout, Keys.read(settings.keys, settings.keys_file)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else host}:{port}"  # noqa: S104
     as_json = settings.log_format == "json"  # lines for people would break its reader
-    for warning in _warnings(settings, parts):
+    for warning in _warnings(settings, layout, keys):
         log.warning(warning) if as_json else complain(warning, kind="warning")
     if as_json:
-        log.info("serving %s: %s on %s, %d tasks", url, layout.model, slabs.device, len(parts.catalogue.names()))
+        log.info("serving %s: %s on %s, %d tasks", url, layout.model, facts.device, len(names))
         return
     console = out()
-    dtype = str(slabs.dtype).removeprefix("torch.")
-    auto = settings.dtype == "auto" and dtype != "float32"
+    auto = settings.dtype == "auto" and facts.dtype != "float32"
     console.print(
         f"backbone {layout.model} ({layout.parameters / 1e6:.1f} M parameters, fingerprint {layout.fingerprint[:12]}) "
-        f"on {slabs.device}, {dtype}" + (" (by --dtype auto; float32 rounds less)" if auto else "")
+        f"on {facts.device}, {facts.dtype}" + (" (by --dtype auto; float32 rounds less)" if auto else "")
     )
-    if parts.keys:
-        holders = [f"{key.name} ({key.scope})" for key in parts.keys.all]
+    if keys:
+        holders = [f"{key.name} ({key.scope})" for key in keys.all]
         console.print(f"keys     {_some(holders)}")
-    console.print(f"bank     {slabs.slots} slots of rank {slabs.rank}, {slabs.nbytes / 2**20:.0f} MiB")
-    names = parts.catalogue.names()
+    console.print(f"bank     {facts.slots} slots of rank {facts.rank}, {facts.slot_bytes / 2**20:.0f} MiB")
     console.print(f"tasks    {_some(names) or 'none yet: adaptserve push FILE'}  (in {settings.data_dir})")
     sample = next((s for s in samples() if any(s.name.startswith(f"{n}-") for n in names)), None)
     task = next((n for n in sorted(names, key=len, reverse=True) if sample and sample.name.startswith(f"{n}-")), None)
@@ -243,10 +246,10 @@ def _say(settings: Settings, parts: Parts, port: int) -> None:
         console.print(f"try      curl {url}/v1/tasks")
 
 
-def _warnings(settings: Settings, parts: Parts) -> Iterator[str]:
-    if "+random:" in parts.backbone.layout.model:
+def _warnings(settings: Settings, layout: Layout, keys: Keys) -> Iterator[str]:
+    if "+random:" in layout.model:
         yield "the weights are random; answers mean nothing, this is for tests and benchmarks only"
-    if not parts.keys and not _is_loopback(_door(settings)):
+    if not keys and not _is_loopback(_door(settings)):
         yield f"there are no keys: whoever reaches {_door(settings)} may upload and delete tasks"
 
 
@@ -260,21 +263,3 @@ def _short(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _run(settings: Settings, app: object, listener: socket.socket, stop: _Stop) -> None:
-    from service.web.server import Server, server_config
-
-    class Told(Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            stop.begin()
-            super().handle_exit(sig, frame)
-
-    # uvicorn raises the signal again once it has stopped; the parts must still be closed then.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    # What the start made stays. Left to the collector, half a million objects of torch and the tasks' hold up the event
-    # loop whenever it looks through all of them: for 0.3 s, whatever runs.
-    gc.collect()
-    gc.freeze()
-    Told(server_config(settings, app)).run(sockets=[listener])

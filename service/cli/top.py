@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Busiest:
     """The tasks of a table as /v1/tasks tells of them, the busiest first, and how many there are in all."""
 
     tasks: list[dict[str, Any]]
@@ -115,7 +115,7 @@ def picture(client: httpx.Client, before: Sample, now: Sample, url: str, rows: i
     return Group(_server(before, now, rates, url), _stages(before, now), _tasks(shown, rates))
 
 
-def busiest(client: httpx.Client, rates: Mapping[str, float], rows: int) -> Shown:
+def busiest(client: httpx.Client, rates: Mapping[str, float], rows: int) -> Busiest:
     """The tasks that were asked most, then others by name. Of ten thousand tasks only those shown are asked about.
 
     Through the list alone: a call that names a task would count as one more of its requests.
@@ -137,7 +137,7 @@ def busiest(client: httpx.Client, rates: Mapping[str, float], rows: int) -> Show
         if len(found) >= rows or page["next"] is None:
             break
         page = listed(after=page["next"])
-    return Shown(list(found.values())[:rows], page["count"])
+    return Busiest(list(found.values())[:rows], page["count"])
 
 
 def _server(before: Sample, now: Sample, rates: Mapping[str, Counter[str]], url: str) -> str:
@@ -165,7 +165,7 @@ def _stages(before: Sample, now: Sample) -> str:
     return f"p50/p99 ms: {', '.join(told)}"
 
 
-def _tasks(shown: Shown, rates: Mapping[str, Counter[str]]) -> Table:
+def _tasks(shown: Busiest, rates: Mapping[str, Counter[str]]) -> Table:
     table = Table("task", "version", "residency")
     for name in ("requests/s", "4xx/s", "5xx/s", "answered"):
         table.add_column(name, justify="right")

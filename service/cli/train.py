@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from adapters.config import MAX_FRAMES
-from service.cli.console import FAILED, complain, one_line_errors, out, settings_or_exit
+from adapters.config import MAX_FRAMES, task_name
+from service.cli.console import complain, one_line_errors, out, settings_or_exit
+from service.exits import FAILED
 from service.limits import file_limits, media_limits
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
     from adapters.training.names import Part
-    from adapters.training.run import Plan, Trained
+    from adapters.training.run import Trained, TrainingPlan
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -122,13 +122,13 @@ def train(
         from adapters.backbone import load_backbone, resolve_device
         from adapters.training.fit import FitConfig
         from adapters.training.recipe import Recipe
-        from adapters.training.run import Plan
+        from adapters.training.run import TrainingPlan
 
         logging.getLogger("timm").setLevel(logging.WARNING)
         settings = settings_or_exit(env_file)
         share, part = _held_out(held_out)
         recipe = Recipe(
-            task=task or task_name(file), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
+            task=task or task_name(file.name), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
             pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
         )  # fmt: skip
         if crop is None:  # without crops, a frozen backbone sees every picture once and not in each epoch
@@ -137,7 +137,7 @@ def train(
             epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
             patience=patience, workers=(os.cpu_count() or 1) if workers is None else workers, seed=seed,
         )  # fmt: skip
-        plan = Plan(
+        plan = TrainingPlan(
             data, file, recipe, fit, held_out=share, part=part, limits=media_limits(settings),
             served=file_limits(settings, settings.max_rank), report=report, resume=resume,
         )  # fmt: skip
@@ -158,12 +158,6 @@ def train(
     _say(plan, trained)
 
 
-def task_name(file: Path) -> str:
-    """A task name from a file's: lower case, other characters as ``-``; ``task`` where nothing is left."""
-    plain = re.sub(r"[^a-z0-9._-]+", "-", file.name.removesuffix(".safetensors").lower()).strip("._-")
-    return plain[:64] or "task"
-
-
 def _held_out(text: str) -> tuple[float, Part | None]:
     """A share of each class, or the part of a split."""
     if text in ("val", "test"):
@@ -177,7 +171,7 @@ def _held_out(text: str) -> tuple[float, Part | None]:
     return share, None
 
 
-def _run(plan: Plan, backbone: Backbone) -> Trained:
+def _run(plan: TrainingPlan, backbone: Backbone) -> Trained:
     from adapters.training.progress import telling
     from adapters.training.run import train as train_adapter
 
@@ -185,7 +179,7 @@ def _run(plan: Plan, backbone: Backbone) -> Trained:
         return train_adapter(plan, backbone, teller)
 
 
-def _say_no_file(plan: Plan, report: Path | None = None) -> None:
+def _say_no_file(plan: TrainingPlan, report: Path | None = None) -> None:
     """One line for a method that leaves no file; nothing for the others."""
     from adapters.training.baselines import NO_FILE
 
@@ -195,7 +189,7 @@ def _say_no_file(plan: Plan, report: Path | None = None) -> None:
         out().print(f"{why}, so there is no adapter file to serve; report: {place}", markup=False, soft_wrap=True)
 
 
-def _say(plan: Plan, trained: Trained) -> None:
+def _say(plan: TrainingPlan, trained: Trained) -> None:
     told, console = trained.config.training, out()
     for bad in trained.bad[:MAX_BAD_SHOWN]:
         complain(f"{bad.name}: {bad.reason}", "left out")

@@ -1,4 +1,4 @@
-"""What goes through an engine: the work behind a ticket, the job that the device gets of it, the answer, the report.
+"""What goes through an engine: the work behind a ticket, the job that the device gets of it, the report.
 
 It decides nothing and keeps nothing.
 """
@@ -8,25 +8,14 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from adapters.bank import AdapterMeta, Lease
-from adapters.forward.banked import Job
+from adapters.bank import Lease
+from adapters.forward.plan import Job
+from adapters.media import Pixels
+from adapters.meta import AdapterMeta
+from service.engine.interface import Answer
 
 NOBODY = AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0)
 """The bare backbone in slot 0, for health probes only."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Logits (classes,) float32 and where the time went, in seconds."""
-
-    logits: NDArray[np.float32]
-    queue_s: float
-    compute_s: float
-    batch_rows: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +32,7 @@ class BatchReport:
 class Work:
     """A ticket's inside: what to compute, for whom, and the slot once there is one; all of it let go at the end."""
 
-    pixels: Tensor | None
+    pixels: Pixels | None
     future: Future[Answer]
     submitted: float
     picture: bytes | None = None

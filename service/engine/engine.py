@@ -13,19 +13,18 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 
 import numpy as np
-from torch import Tensor
 
 from adapters.bank import Bank, Lease, Loader
 from adapters.errors import AdaptError, LoadsBehind
 from adapters.forward.banked import BankedForward
+from adapters.media import Pixels
 from service.engine import faults
-from service.engine.batch import Answer, BatchReport, Work
-from service.engine.pace import HOPE
+from service.engine.batch import BatchReport, Work
+from service.engine.interface import Answer
 from service.engine.room import Room
 from service.engine.scheduler import Scheduler, Ticket
 from service.errors import BadScores, DeadlineExceeded, Draining
-
-__all__ = ["Answer", "BatchReport", "Engine"]
+from service.pace import HOPE
 
 CLOSE_S = 2.0
 """How long ``close`` waits for the batch in progress; a device that hangs is left behind on its thread."""
@@ -44,8 +43,9 @@ class Engine:
         on_batch: Callable[[BatchReport], None] | None = None,
         last_step: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
+        room: Room | None = None,
     ) -> None:
-        """``last_step`` says when a block of the forward was last computed, on the same clock.
+        """``room`` has these bounds, and cells that others read. ``last_step`` says when a block was last computed.
 
         On CUDA that is when it was put into the device's queue, or never where it is replayed from a graph.
         """
@@ -54,7 +54,7 @@ class Engine:
         self.last_step = last_step
         self._scheduler: Scheduler[Work] = Scheduler(max_batch_rows)
         self._wake = threading.Condition()
-        self._room = Room(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, clock=clock)
+        self.room = (room or Room(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, clock=clock)).begin()
         self._live: list[Ticket[Work]] = []  # the latest batch
         self._begun: float | None = None  # when the forward pass that runs now began
         self._running = True
@@ -68,7 +68,7 @@ class Engine:
     @property
     def queued_rows(self) -> int:
         """Rows accepted and not yet answered."""
-        return self._room.queued
+        return self.room.queued
 
     @property
     def alive(self) -> bool:
@@ -82,7 +82,7 @@ class Engine:
         return 0.0 if begun is None else self._clock() - begun
 
     def submit(
-        self, task: str, digest: str, load: Loader, pixels: Tensor, deadline: float, *,
+        self, task: str, digest: str, load: Loader, pixels: Pixels, deadline: float, *,
         picture: bytes | None = None, admitted: bool = False) -> Future[Answer]:  # fmt: skip
         """Queue one input, uint8 (frames, 3, size, size); never blocks. ``deadline`` is on the engine's clock.
 
@@ -107,14 +107,14 @@ class Engine:
         """
         cold = [digest for digest in dict.fromkeys(digests) if not self._bank.resident(digest)]
         with self._wake:
-            self._room.check(rows, deadline, cold=bool(cold))
+            self.room.check(rows, deadline, cold=bool(cold))
         if cold:
             try:
                 self._bank.check(cold, deadline, HOPE * (deadline - self._clock()))
             except LoadsBehind as error:
-                raise self._room.behind(error, deadline) from None
+                raise self.room.behind(error, deadline) from None
 
-    def probe(self, pixels: Tensor, deadline: float) -> Future[Answer]:
+    def probe(self, pixels: Pixels, deadline: float) -> Future[Answer]:
         """A real forward of the bare backbone, for health checks, however full the queue is. Raises Draining."""
         ticket = self._accept("", pixels, deadline, always=True)
         self._queue(ticket)
@@ -123,13 +123,13 @@ class Engine:
     def drain(self, timeout: float) -> bool:
         """Refuse new tickets and wait until nothing waits or runs; False if ``timeout`` seconds were not enough."""
         with self._wake:
-            self._room.open = False
-            return self._wake.wait_for(lambda: self._room.queued == 0, timeout)
+            self.room.open = False
+            return self._wake.wait_for(lambda: self.room.queued == 0, timeout)
 
     def close(self) -> None:
         """Stop the thread after the batch it is in, waiting at most ``CLOSE_S``; what waits gets Draining."""
         with self._wake:
-            self._room.open = self._running = False
+            self.room.open = self._running = False
             left = self._scheduler.clear()
             self._wake.notify_all()
         for ticket in left:
@@ -140,16 +140,16 @@ class Engine:
             future.set_exception(_stopped())  # its slot stays pinned: the device may still read it
 
     def _accept(
-        self, task: str, pixels: Tensor, deadline: float, *, cold: bool = False, always: bool = False
+        self, task: str, pixels: Pixels, deadline: float, *, cold: bool = False, always: bool = False
     ) -> Ticket[Work]:
         rows = pixels.shape[0]
-        self._room.check_size(rows)
+        self.room.check_size(rows)
         with self._wake:
             if always:
-                self._room.check_open()
+                self.room.check_open()
             else:
-                self._room.check(rows, deadline, cold=cold)
-            self._room.queued += rows
+                self.room.check(rows, deadline, cold=cold)
+            self.room.queued += rows
         ticket = Ticket(task, rows, deadline, Work(pixels, Future(), self._clock()))
         ticket.payload.future.add_done_callback(lambda future: self._gone(ticket) if future.cancelled() else None)
         return ticket
@@ -160,7 +160,7 @@ class Engine:
             work.coming = self._bank.acquire(digest, load, ticket.deadline, hope_s)
         except LoadsBehind as error:
             self._settle(ticket)
-            raise self._room.behind(error, ticket.deadline) from None
+            raise self.room.behind(error, ticket.deadline) from None
         except BaseException as error:
             self._fail(ticket, error)
         else:
@@ -176,7 +176,7 @@ class Engine:
                 ticket.payload.lease, ticket.payload.coming = coming.result(), None
             self._queue(ticket)
         elif isinstance(error, LoadsBehind):
-            self._fail(ticket, self._room.behind(error, ticket.deadline))
+            self._fail(ticket, self.room.behind(error, ticket.deadline))
         elif isinstance(error, AdaptError):
             self._fail(ticket, error.copy())  # others may wait for the same load, and each adds its own facts
         else:
@@ -188,7 +188,7 @@ class Engine:
             with self._wake:
                 stopped = not self._running
                 if not stopped:
-                    self._room.ready += ticket.rows
+                    self.room.ready += ticket.rows
                     ticket.payload.ready = True
                     self._scheduler.add(ticket)
                     self._wake.notify_all()
@@ -212,11 +212,11 @@ class Engine:
         with self._wake:
             if work.pixels is not None:
                 work.pixels = None
-                self._room.queued -= ticket.rows
+                self.room.queued -= ticket.rows
                 self._wake.notify_all()
             if work.ready:
                 work.ready = False
-                self._room.ready -= ticket.rows
+                self.room.ready -= ticket.rows
             lease, work.lease = work.lease, None
             coming, work.coming = work.coming, None
         if lease is not None:
@@ -246,7 +246,7 @@ class Engine:
                     self._run(self._live)
         finally:
             with self._wake:
-                self._room.open = self._running = False
+                self.room.open = self._running = False
                 left = self._scheduler.clear()
             for ticket in (*self._live, *left):  # those of the batch are answered, unless this thread ends by mistake
                 self._fail(ticket, _stopped())
@@ -285,7 +285,7 @@ class Engine:
             compute = self._clock() - start
             self._begun = None
             self._on_batch(BatchReport(rows, len({job.slot for job in jobs}), compute, failed))
-        self._room.pace.saw(rows, min(t.payload.submitted for t in batch), self._clock())
+        self.room.saw(rows, min(t.payload.submitted for t in batch), self._clock())
         for ticket, values in zip(batch, logits, strict=True):
             if ticket.payload.future.done():
                 continue  # refused by ``close``, which did not wait for the device any longer

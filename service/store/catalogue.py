@@ -1,4 +1,4 @@
-"""Catalogue: which file answers for a task now, what it says of itself, and how to bring it to the bank.
+"""Catalogue: which file answers for a task now, and what it says of itself.
 
 It knows the repository and the file format; it does not know requests, queues or HTTP.
 """
@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from adapters.bank import Bank, PackedAdapter, pack
 from adapters.config import AdapterConfig
-from adapters.errors import AdapterError, AdaptError, BrokenAdapter
-from adapters.file import Adapter, read_adapter, read_header
+from adapters.errors import AdaptError
+from adapters.header import Header, check_header, read_header
+from adapters.layout import Layout
 from adapters.limits import FileLimits
 from service.errors import StorageFailed, UnknownTask, UnknownVersion
 from service.store.descriptions import Description, Descriptions, Summary
 from service.store.repository import Repository, Staging, TaskInfo, VersionInfo
+
+MOST_FILES = 4
+"""Files that a load may look into: the version's own may be deleted meanwhile, and as many others hardly will."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +51,22 @@ class Listing:
     problem: str | None
 
 
-@dataclass(frozen=True)
-class _Load:
-    """A load of one digest; where it looks first makes no difference to who may share it."""
-
-    catalogue: Catalogue
-    digest: str
-    path: Path = field(compare=False)
-
-    def __call__(self) -> PackedAdapter:
-        return self.catalogue.load(self.digest, self.path)
-
-
 class Catalogue:
     """The repository's view for serving. Descriptions are kept by digest, so a known version costs no disk."""
 
-    def __init__(self, repository: Repository, bank: Bank, limits: FileLimits, *, cache_bytes: int) -> None:
-        self.repository, self._bank, self._limits = repository, bank, limits
-        self.layout = bank.slabs.layout
+    def __init__(
+        self, repository: Repository, layout: Layout, limits: FileLimits, on_gone: Callable[[str], None], *,
+        cache_bytes: int,
+    ) -> None:  # fmt: skip
+        """``on_gone`` is told each digest that no version has any more."""
+        self.repository, self.layout, self._limits = repository, layout, limits
+        self._on_gone = on_gone
         self._descriptions = Descriptions(cache_bytes)
+
+    async def catch_up(self) -> None:
+        """See what other processes of this server have acknowledged up to now; from memory where that is nothing."""
+        if self.repository.behind:
+            await asyncio.to_thread(self.repository.follow)
 
     def names(self) -> Sequence[str]:
         """Tasks that have a version, in order."""
@@ -115,56 +115,21 @@ class Catalogue:
             with suppress(UnknownTask):
                 yield self._short_listing(name)
 
-    def loader(self, served: Served) -> Callable[[], PackedAdapter]:
-        """What the bank calls when it lacks the version; equal for all tasks that have its bytes."""
-        return _Load(self, served.digest, served.path)
+    def files(self, served: Served) -> tuple[str, ...]:
+        """Where the version's bytes are: its own file, then some of other versions that have the same."""
+        own = str(served.path)
+        others = (str(path) for path in self.repository.paths(served.digest, MOST_FILES))
+        return (own, *(other for other in others if other != own))
 
-    def load(self, digest: str, path: Path) -> PackedAdapter:
-        """Read, check and pack whichever file holds the digest's bytes now, ``path`` first. Blocks.
+    def check(self, path: Path) -> Header:
+        """A file's header, held against this server's backbone and bounds. Blocks; raises an AdapterError."""
+        return check_header(path, self.layout, self._limits)
 
-        Raises UnknownVersion where none is left, else an AdapterError or OSError, which names no task.
-        """
-        failure: Exception | None = None
-        for candidate in self._files(digest, path):
-            try:
-                adapter = self.read(candidate)
-            except FileNotFoundError:
-                failure = failure or UnknownVersion("this version was deleted a moment ago")
-                continue
-            except (AdapterError, OSError) as error:
-                failure = error.copy() if isinstance(error, AdapterError) else error
-                continue
-            if adapter.digest == digest:
-                return self.pack(adapter)
-            failure = BrokenAdapter(
-                "the file of this version has changed on the server's disk; upload it again",
-                expected=digest, got=adapter.digest,
-            )  # fmt: skip
-        assert failure is not None
-        try:
-            raise failure
-        finally:
-            del failure  # its traceback holds this frame, which must not hold it
-
-    def _files(self, digest: str, path: Path) -> Iterator[Path]:
-        """``path``, and only if that was not it the files of other versions with the same bytes."""
-        yield path
-        yield from (other for other in self.repository.paths(digest) if other != path)
-
-    def read(self, path: Path) -> Adapter:
-        """A file checked against this server's backbone and bounds. Blocks; raises an AdapterError."""
-        return read_adapter(path, self.layout, self._limits)
-
-    def pack(self, adapter: Adapter) -> PackedAdapter:
-        """The form that this server's slots take. Blocks."""
-        slabs = self._bank.slabs
-        return pack(adapter, self.layout, slabs.rank, slabs.dtype, pinned=slabs.device.type == "cuda")
-
-    def publish(self, staging: Staging, task: str, adapter: Adapter, *, activate: bool) -> tuple[VersionInfo, bool]:
+    def publish(self, staging: Staging, task: str, header: Header, *, activate: bool) -> tuple[VersionInfo, bool]:
         """Make a checked file a version; True if it is new. Blocks until it is durable."""
-        about = Summary.of(adapter.config, adapter.parameters).text()
+        about = Summary.of(header.config, header.parameters).text()
         info, created = self.repository.publish(task, staging, activate=activate, about=about)
-        self._descriptions.keep(info.digest, Description(adapter.config, adapter.parameters, fits=True))
+        self._descriptions.keep(info.digest, Description(header.config, header.parameters, fits=True))
         return info, created
 
     def activate(self, task: str, version: int) -> None:
@@ -195,7 +160,7 @@ class Catalogue:
     def release(self, digest: str) -> None:
         """Give a digest's memory back unless some version still has those bytes."""
         if not self.repository.holds(digest):
-            self._bank.forget(digest)
+            self._on_gone(digest)
             self._descriptions.forget(digest)
 
     def _check(self, config: AdapterConfig) -> None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 
-import adapters
 from adapters.errors import AdaptError
 from service.errors import StorageFailed, StorageFull, StorageReadOnly
 from service.store.catalogue import Catalogue
 
 log = logging.getLogger(__name__)
 
-DEMO = Path(adapters.__file__).parent / "demo"
+DEMO = Path(str(files("adapters"))) / "demo"
 CHUNK = 1024 * 1024
 _BEGUN, _DONE = "begun\n", "done\n"
 
@@ -44,15 +44,15 @@ def publish_demo(catalogue: Catalogue) -> None:
 
 
 def _publish(catalogue: Catalogue, path: Path) -> None:
-    adapter = catalogue.read(path)
-    if catalogue.repository.had(adapter.config.task):
+    header = catalogue.check(path)
+    if catalogue.repository.had(header.config.task):
         return
     staging = catalogue.repository.open_staging(path.stat().st_size)
     try:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 staging.write(chunk)
-        catalogue.publish(staging, adapter.config.task, adapter, activate=True)
+        catalogue.publish(staging, header.config.task, header, activate=True)
     finally:
         staging.discard()
 

@@ -6,17 +6,16 @@ It keeps nothing in memory and decides nothing; ``service.store.repository`` doe
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
+from adapters.atomic import replacing
 from adapters.config import is_task_name
 from service.errors import BadTaskName
 from service.store.manifest import TaskInfo, VersionInfo, parse, render
-from service.store.staging import NotConfirmed, Staging, sync_folder
+from service.store.staging import NotConfirmed, Staging, left_by, sync_folder
 
 __all__ = ["NotConfirmed", "TaskFiles"]
 
@@ -24,22 +23,21 @@ __all__ = ["NotConfirmed", "TaskFiles"]
 class TaskFiles:
     """The folder of tasks under ``root``. Every method blocks and raises OSError."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, owner: str = "") -> None:
+        self._root, self._staging, self._prefix = root, root / "staging", left_by(owner)
 
-    def prepare(self) -> TextIO:
-        """Make the folders and open the lock; a read-only disk that has them already will do for serving."""
+    def prepare(self) -> None:
+        """Make the folders and the file that writers lock; a read-only disk that has folders will do for serving."""
         try:
             for folder in ("tasks", "staging", "quarantine"):
                 (self._root / folder).mkdir(parents=True, exist_ok=True)
+            (self._root / "writing").touch()
             sync_folder(self._root)
             with suppress(OSError):  # it may belong to somebody else
                 sync_folder(self._root.absolute().parent)
-            return (self._root / "lock").open("w")
         except OSError as error:
             if error.errno != errno.EROFS or not (self._root / "tasks").is_dir():
                 raise
-            return (self._root / "lock").open()
 
     def folder(self, name: str) -> Path:
         """Raises BadTaskName; so no name leaves the root."""
@@ -81,7 +79,7 @@ class TaskFiles:
         """
         files = self.folder(name) / "versions"
         try:
-            aside = Path(tempfile.mkdtemp(dir=self._root / "staging", suffix=".deleted"))
+            aside = Path(tempfile.mkdtemp(dir=self._staging, prefix=self._prefix, suffix=".deleted"))
         except OSError:
             shutil.rmtree(files, ignore_errors=True)
             return None
@@ -97,18 +95,13 @@ class TaskFiles:
         Raises OSError where the old one stands, and NotConfirmed where the new one does, or may.
         """
         folder, text = self.folder(task.name), render(task)
-        handle, temporary = tempfile.mkstemp(dir=self._root / "staging", suffix=".manifest")
+        manifest = folder / "manifest.json"
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(folder / "manifest.json")
+            with replacing(manifest, within=self._staging, prefix=self._prefix, suffix=".manifest") as temporary:
+                temporary.write_bytes(text)
             sync_folder(folder)
         except OSError as error:
-            with suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
-            if _may_hold(folder / "manifest.json", text):
+            if _may_hold(manifest, text):
                 raise NotConfirmed(error) from error
             raise
 

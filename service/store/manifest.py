@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,9 @@ class VersionInfo:
     digest: str
     size: int
     created: str
+
+
+NO_VERSIONS: Final[Mapping[int, VersionInfo]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,27 @@ class TaskInfo:
     @property
     def told(self) -> str | None:
         """What is known of ``shown``; None where the manifest tells of another version, or of none."""
-        return self.about.text if self.about is not None and self.about.digest == self.shown.digest else None
+        about = self.about
+        return about.text if about is not None and self.versions and about.digest == self.shown.digest else None
+
+    def without(self, numbers: Collection[int]) -> Self:
+        """As if these versions had never been; none is active where one of them was."""
+        if not numbers:
+            return self
+        kept = {n: v for n, v in self.versions.items() if n not in numbers}
+        return replace(self, versions=MappingProxyType(kept), active=None if self.active in numbers else self.active)
+
+    def emptied(self) -> Self:
+        """What stays of a task that is deleted: its numbers go on."""
+        return replace(self, versions=NO_VERSIONS, active=None, about=None)
 
     def telling(self, about: About | None) -> Self:
         """With what is known of ``shown``, if it is of that version; else with what was known."""
-        return self if about is None or about.digest != self.shown.digest else replace(self, about=about)
+        return (
+            self
+            if about is None or not self.versions or about.digest != self.shown.digest
+            else replace(self, about=about)
+        )
 
 
 def render(task: TaskInfo) -> bytes:

@@ -1,4 +1,4 @@
-"""Recovery: read a data folder as it was left, and set aside what no manifest names.
+"""Reading a data folder: as a server left it, setting aside what no manifest names; or while others work on it.
 
 It decides what is there; ``service.store.repository`` keeps it from then on.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from adapters.config import is_task_name
-from service.store.manifest import TaskInfo, parse
+from service.store.manifest import NO_VERSIONS, TaskInfo, VersionInfo, parse
+from service.store.staging import left_by
 
 
 @dataclass
@@ -27,40 +28,87 @@ class Recovered:
     sealed: dict[str, str] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
+    def seal(self, name: str, error: Exception) -> None:
+        """It is there, but cannot be read."""
+        self.sealed[name] = unreadable(error)
+        self.said.append(f"task '{name}' is not served: {self.sealed[name]}")
+
+    def miss(self, name: str, numbers: Iterable[int]) -> None:
+        """Versions whose file is gone."""
+        self.said.extend(f"version {n} of '{name}' is missing or has another size; it is not served" for n in numbers)
+
+
+def unreadable(error: Exception) -> str:
+    """Why a task is sealed."""
+    why = error.strerror if isinstance(error, OSError) else error
+    return f"its folder could not be read ({why})"
+
 
 def recover(root: Path) -> Recovered:
-    """Reads one small file and one folder per task. Raises OSError where the folder itself cannot be read."""
-    collecting = gc.isenabled()
-    gc.disable()  # all that is made here stays: to look through it again and again takes a third of the time
+    """Before anybody else uses the folder: what no manifest names is set aside, and staging is emptied.
+
+    Reads one small file and one folder per task. Raises OSError where the folder itself cannot be read.
+    """
+    with _no_collections():
+        found = Recovered()
+        for left in sorted((root / "staging").iterdir()):
+            _remove(left, found)
+        for name, is_folder in _folders(root):
+            if is_folder and is_task_name(name):
+                _recover_task(root, name, found)
+            else:
+                _set_aside(root, root / "tasks" / name, "it is not a task's folder", found)
+        return found
+
+
+def load(root: Path, owner: str) -> Recovered:
+    """While others use the folder: nothing is moved, and of staging only what a process of that name left is removed.
+
+    What changes meanwhile is read as it was before or after. Raises OSError where the folder itself cannot be read.
+    """
+    with _no_collections():
+        found = Recovered()
+        for left in sorted((root / "staging").iterdir()):
+            if owner and left.name.startswith(left_by(owner)):
+                _remove(left, found)
+        for name, is_folder in _folders(root):
+            if is_folder and is_task_name(name):
+                _load_task(root, name, found)
+        return found
+
+
+def read_task(root: Path, name: str, known: Mapping[int, VersionInfo] = NO_VERSIONS) -> tuple[TaskInfo, Sequence[int]]:
+    """A task as the disk has it, also while others change it, without the versions whose file is not there; and these.
+
+    The files of ``known`` versions are not looked for. Raises ValueError for what is no manifest, FileNotFoundError
+    where there is none, and OSError.
+    """
+    folder = f"{root}/tasks/{name}"
+    raw = _manifest(folder)
+    while True:
+        task = parse(name, raw)
+        lost = [n for n, v in task.versions.items() if known.get(n) != v and _size(folder, n) != v.size]
+        if not lost or (again := _manifest(folder)) == raw:
+            return task.without(lost), lost
+        raw = again  # deleted since: a manifest goes first, and its files after it
+
+
+def _load_task(root: Path, name: str, found: Recovered) -> None:
     try:
-        return _recover(root)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _recover(root: Path) -> Recovered:
-    found = Recovered()
-    for left in sorted((root / "staging").iterdir()):
-        if left.is_dir():
-            _tidy(found, partial(shutil.rmtree, left), f"removed the files of a deleted task: {left.name}")
-        else:
-            _tidy(found, left.unlink, f"removed an upload that never ended: {left.name}")
-    with os.scandir(root / "tasks") as entries:
-        folders = sorted((entry.name, entry.is_dir()) for entry in entries)
-    for name, is_folder in folders:
-        if is_folder and is_task_name(name):
-            _recover_task(root, name, found)
-        else:
-            _set_aside(root, root / "tasks" / name, "it is not a task's folder", found)
-    return found
+        task, lost = read_task(root, name)
+    except FileNotFoundError:
+        return  # its first version is just being published
+    except (ValueError, OSError) as error:
+        found.seal(name, error)
+        return
+    found.tasks[name] = task
+    found.miss(name, lost)
 
 
 def _recover_task(root: Path, name: str, found: Recovered) -> None:
     folder = f"{root}/tasks/{name}"
     try:
-        with open(f"{folder}/manifest.json", "rb", buffering=0) as file:  # noqa: PTH123 - ten thousand of them
-            task = parse(name, file.read())
+        task = parse(name, _manifest(folder))
         sizes = _sizes(f"{folder}/versions")
     except FileNotFoundError:
         _set_aside(root, Path(folder), "it has no manifest, so nothing in it was ever published", found)
@@ -69,19 +117,43 @@ def _recover_task(root: Path, name: str, found: Recovered) -> None:
         _set_aside(root, Path(folder), f"its manifest cannot be read ({error})", found)
         return
     except OSError as error:
-        # It may be whole, and come back: nothing is moved, and nothing may be written over it.
-        found.sealed[name] = f"its folder could not be read at the start ({error.strerror})"
-        found.said.append(f"task '{name}' is not served: {found.sealed[name]}")
+        found.seal(name, error)  # it may be whole, and come back: nothing is moved, and nothing may be written over it
         return
-    kept = {n: v for n, v in task.versions.items() if sizes.pop(f"{n}.safetensors", None) == v.size}
-    for number in task.versions.keys() - kept.keys():
-        found.said.append(f"version {number} of '{name}' is missing or has another size; it is not served")
+    lost = [n for n, v in task.versions.items() if sizes.pop(f"{n}.safetensors", None) != v.size]
+    found.miss(name, lost)
     for stray in sorted(sizes):
         _set_aside(root, Path(folder, "versions", stray), "no manifest names it", found)
-    if len(kept) != len(task.versions):
-        active = task.active if task.active in kept else None
-        task = replace(task, versions=MappingProxyType(kept), active=active)
-    found.tasks[name] = task
+    found.tasks[name] = task.without(lost)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """All that is made here stays: to look through it again and again takes a third of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _folders(root: Path) -> list[tuple[str, bool]]:
+    with os.scandir(root / "tasks") as entries:
+        return sorted((entry.name, entry.is_dir()) for entry in entries)
+
+
+def _manifest(folder: str) -> bytes:
+    with open(f"{folder}/manifest.json", "rb", buffering=0) as file:  # noqa: PTH123 - ten thousand of them
+        return file.read()
+
+
+def _size(folder: str, number: int) -> int:
+    """The size of a version's file; -1 where there is none."""
+    try:
+        return os.stat(f"{folder}/versions/{number}.safetensors").st_size  # noqa: PTH116
+    except FileNotFoundError:
+        return -1
 
 
 def _sizes(folder: str) -> dict[str, int]:
@@ -91,6 +163,14 @@ def _sizes(folder: str) -> dict[str, int]:
             return {e.name: e.stat().st_size if e.is_file() else -1 for e in entries}
     except FileNotFoundError:
         return {}
+
+
+def _remove(left: Path, found: Recovered) -> None:
+    """What a stop left in staging."""
+    if left.is_dir():
+        _tidy(found, partial(shutil.rmtree, left), f"removed the files of a deleted task: {left.name}")
+    else:
+        _tidy(found, left.unlink, f"removed an upload that never ended: {left.name}")
 
 
 def _set_aside(root: Path, path: Path, why: str, found: Recovered) -> None:

@@ -1,4 +1,4 @@
-"""Tasks and versions on disk: atomic publish, recovery at start, lookups from memory. The folder is the truth.
+"""Tasks and versions on disk: atomic publish, lookups from memory, several processes at once. The folder is the truth.
 
 A version exists if and only if its task's ``manifest.json`` names it; the manifest is replaced in one rename,
 which is the only commit point: before it a failure leaves what was, after it nothing is taken back. Files are opaque
@@ -10,135 +10,102 @@ bytes here: it knows no tensors and no HTTP.
     root/quarantine/                         what recovery set aside
     root/reserve                             given up on a full disk, so that tasks can be deleted
     root/demo                                whether the demo's tasks were published
-    root/lock                                held by the one server that owns the folder
+    root/lock, root/writing                  held by the one server that owns the folder; by whoever changes it
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import threading
-from bisect import bisect_left
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
 from adapters.errors import NoRoom
-from service.errors import Conflict, StorageFailed, UnknownTask, UnknownVersion
+from service.errors import Conflict, StorageFailed
 from service.store.files import NotConfirmed, TaskFiles
-from service.store.manifest import About, TaskInfo, VersionInfo
-from service.store.recovery import recover
+from service.store.journal import Journal
+from service.store.locks import write_lock
+from service.store.manifest import NO_VERSIONS, About, TaskInfo, VersionInfo
+from service.store.recovery import load, recover
 from service.store.staging import Reserve, Staging, disk_errors
+from service.store.view import View
 
 __all__ = ["Repository", "Staging", "TaskInfo", "VersionInfo"]
 
 log = logging.getLogger(__name__)
 
-_NONE: MappingProxyType[int, VersionInfo] = MappingProxyType({})
 
-
-class Repository:
+class Repository(View):
     """Blocking; callers on an event loop use threads. Lookups read memory only and take no lock.
 
-    Writers replace values and never change one that a reader may hold, so that a reader sees each task as it was
-    before a change or as it is after it.
+    Several processes may each have one over one folder, if they share the journal's buffer and one of them, or whoever
+    started them, holds the ``FolderLock``. What another did is seen after ``follow``; what was acknowledged before
+    ``behind`` was read is never missed.
     """
 
-    def __init__(self, root: Path, *, max_tasks: int = 10_000, max_versions: int = 1000) -> None:
-        self.root, self._max_tasks, self._max_versions = root, max_tasks, max_versions
-        self._writing = threading.Lock()
-        self._tasks: dict[str, TaskInfo] = {}  # deleted ones too: their numbers go on
-        self._names: tuple[str, ...] = ()  # of those with versions, in order
-        self._digests: dict[str, dict[tuple[str, int], None]] = {}
-        self._sealed: dict[str, str] = {}
-        self._unconfirmed: set[str] = set()
+    def __init__(
+        self,
+        root: Path,
+        journal: Journal | None = None,
+        *,
+        max_tasks: int = 10_000,
+        max_versions: int = 1000,
+        owner: str = "",
+    ) -> None:
+        """``owner`` names this process among those that share the folder, over its restarts too: no other has it."""
+        super().__init__(root, journal if journal is not None else Journal(bytearray(Journal.SIZE)))
+        self._max_tasks, self._max_versions, self._owner = max_tasks, max_versions, owner
+        self._writing = threading.Lock()  # this process's one writer, which then takes the folder's lock too
         self._remover = ThreadPoolExecutor(1, "remover")
         self._removal: Future[None] | None = None  # the last one; those before it are done when it is
         self._closed = False
+        self._files, self._reserve = TaskFiles(root, owner), Reserve(root, owner)
         with disk_errors():
-            self._files = TaskFiles(root)
-            self._lock_file = self._files.prepare()
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock_file.close()
-            raise Conflict(
-                f"another server owns the folder {root}; stop it or choose another --data-dir", folder=str(root)
-            ) from error
-        self._reserve = Reserve(root / "reserve")
+            self._files.prepare()
 
     def close(self) -> None:
-        """Let another server own the folder."""
+        """Stop what it does beside its callers."""
         self._closed = True
         self._remover.shutdown()
-        self._lock_file.close()
 
     def recover(self) -> list[str]:
-        """Read the folder; what no manifest names is set aside. Returns one sentence per thing found wrong."""
-        with self._writing, disk_errors():
-            found = recover(self.root)
-            digests: dict[str, dict[tuple[str, int], None]] = {}
-            for task in found.tasks.values():
-                for version in task.versions.values():
-                    digests.setdefault(version.digest, {})[task.name, version.number] = None
-            self._tasks, self._digests, self._sealed = found.tasks, digests, found.sealed
-            self._names = tuple(name for name, task in sorted(found.tasks.items()) if task.versions)
-        return found.said
+        """Read the folder and tidy it, before others use it: what no manifest names is set aside.
+
+        Returns one sentence per thing found wrong.
+        """
+        with self._begin():
+            return self._scan(lambda: recover(self.root))
+
+    def load(self) -> list[str]:
+        """Read the folder while others use it: nothing is moved, and this owner's left-overs are removed.
+
+        Returns one sentence per thing found wrong.
+        """
+        with self._begin():
+            pass  # the scan needs no lock
+        with disk_errors():
+            return self._scan(lambda: load(self.root, self._owner))
 
     def open_staging(self, max_bytes: int) -> Staging:
         """A file to write an upload into. What was deleted before has made room by then."""
         if self._removal is not None:
             self._removal.result()
         with disk_errors():
-            return Staging(self.root / "staging", max_bytes)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tasks that have a version, in order, as of now; one of them may be gone a moment later."""
-        return self._names
-
-    def had(self, name: str | None = None) -> bool:
-        """True once that task, or any, was ever published here, also when it was deleted."""
-        return bool(self._tasks or self._sealed) if name is None else name in self._tasks or name in self._sealed
-
-    def tasks(self) -> list[TaskInfo]:
-        """In the order of their names."""
-        found = (self._tasks.get(name) for name in self._names)
-        return [task for task in found if task is not None and task.versions]
-
-    def task(self, name: str) -> TaskInfo:
-        """Raises UnknownTask."""
-        info = self._tasks.get(name)
-        if info is None or not info.versions:
-            raise UnknownTask(f"there is no task '{name[:80]}'; GET /v1/tasks lists them", task=name[:80])
-        return info
-
-    def version(self, name: str, number: int | None = None) -> VersionInfo:
-        """The version of that number, or the active one. Raises UnknownTask or UnknownVersion."""
-        info = self.task(name)
-        wanted = info.active if number is None else number
-        if wanted is None:
-            raise UnknownVersion(f"task '{name}' has no active version; activate one", task=name)
-        if wanted not in info.versions:
-            raise UnknownVersion(
-                f"task '{name}' has no version {wanted}; it has {_numbers(info)}", task=name, version=wanted
-            )
-        return info.versions[wanted]
+            return Staging(self.root / "staging", max_bytes, self._owner)
 
     def path(self, name: str, number: int) -> Path:
         """Where a version's file is; ``name`` is checked, so it cannot leave the folder."""
         return self._files.path(name, number)
 
-    def holds(self, digest: str) -> bool:
-        """True while any version of any task has those bytes."""
-        return digest in self._digests
-
-    def paths(self, digest: str) -> list[Path]:
-        """Every file with those bytes, of whatever task; each may be deleted a moment later."""
-        return [self.path(name, number) for name, number in list(self._digests.get(digest, ()))]
+    def paths(self, digest: str, most: int) -> list[Path]:
+        """Files with those bytes, of whatever tasks, at most so many; each may be deleted a moment later."""
+        return [self.path(name, number) for name, number in list(islice(self._digests.get(digest, ()), most))]
 
     def publish(
         self, name: str, staging: Staging, *, activate: bool = True, about: str | None = None
@@ -150,8 +117,8 @@ class Repository:
         """
         digest = staging.finish()
         told = None if about is None else About(digest, about)
-        with self._writing, disk_errors():
-            old = self._settled(name) or TaskInfo(name, _NONE, None, 1)
+        with self._change():
+            old = self._settled(name) or TaskInfo(name, NO_VERSIONS, None, 1)
             same = next((v for v in old.versions.values() if v.digest == digest), None)
             if same is not None:
                 if activate and old.active != same.number:
@@ -174,32 +141,31 @@ class Repository:
 
     def learn(self, name: str, digest: str, about: str) -> None:
         """Keep what was found out about the version that lists show; it is written when the task next changes."""
-        with self._writing:
+        with self._indexing:
             task = self._tasks.get(name)
-            if task is not None and task.versions:
+            if task is not None:
                 self._tasks[name] = task.telling(About(digest, about))
 
     def activate(self, name: str, number: int, about: str | None = None) -> VersionInfo:
         """Roll back or forward. Raises UnknownTask or UnknownVersion."""
-        with self._writing, disk_errors():
+        with self._change():
             self._settled(name)
             info = self.version(name, number)
             told = None if about is None else About(info.digest, about)
-            self._change(replace(self.task(name), active=number).telling(told))
+            self._write(replace(self.task(name), active=number).telling(told))
             self._reserve.fill()
             return info
 
     def delete_version(self, name: str, number: int) -> VersionInfo:
         """Raises Conflict on the active version. A request that is still loading the file has it open or fails."""
-        with self._writing, disk_errors():
+        with self._change():
             self._settled(name)
             gone, task = self.version(name, number), self.task(name)
             if task.active == number:
                 raise Conflict(
                     f"version {number} of '{name}' is active; activate another one first", task=name, version=number
                 )
-            versions = {n: v for n, v in task.versions.items() if n != number}
-            self._change(replace(task, versions=MappingProxyType(versions)))
+            self._write(task.without([number]))
             try:
                 self.path(name, number).unlink(missing_ok=True)
             except OSError as error:
@@ -212,10 +178,10 @@ class Repository:
 
         The files go after this returns, beside whatever comes next.
         """
-        with self._writing, disk_errors():
+        with self._change():
             self._settled(name)
             gone = self.task(name)
-            self._change(replace(gone, versions=_NONE, active=None, about=None))
+            self._write(gone.emptied())
             aside = self._files.move_away(name)
             if aside is not None:
                 with suppress(RuntimeError):  # the server stops; the next start removes them
@@ -234,18 +200,44 @@ class Repository:
             return
         except OSError as error:
             log.warning("task '%s' is deleted, but files of it are left in %s (%s)", name, folder, error.strerror)
-        with self._writing:
+        with suppress(OSError), self._writing, write_lock(self.root):
             self._reserve.fill()
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Be the folder's one writer, who knows all that was written before."""
+        with self._writing, disk_errors(), write_lock(self.root):
+            self._mend_journal()
+            self.follow()
+            yield
+
+    @contextmanager
+    def _begin(self) -> Iterator[None]:
+        """Be the only one who might write, also where nobody can: a read-only disk is served too."""
+        with self._writing, disk_errors(), ExitStack() as stack:
+            with suppress(OSError):
+                stack.enter_context(write_lock(self.root))
+                self._mend_journal()
+                self._reserve.fill()
+            yield
+
+    def _mend_journal(self) -> None:
+        """A writer that was killed may have committed what it could not tell any more."""
+        if self._journal.begun:
+            self._journal.append(self._journal.begun, confirmed=False)
 
     def _settled(self, name: str) -> TaskInfo | None:
         """The task before a change, deleted or not; a change that the disk never confirmed is written again first."""
         self._files.folder(name)
         if name in self._sealed:
-            raise StorageFailed(f"task '{name}' cannot be changed: {self._sealed[name]}; see the log's first lines")
+            with self._indexing:
+                self._reread(name)
+        if name in self._sealed:
+            raise StorageFailed(f"task '{name}' cannot be changed: {self._sealed[name]}; see the log")
         task = self._tasks.get(name)
         if task is not None and name in self._unconfirmed:
             try:
-                self._change(task)
+                self._write(task)
             except NotConfirmed as error:  # that change; the one asked for now was not even begun
                 raise OSError(error.errno, error.strerror) from error
         return task
@@ -262,38 +254,24 @@ class Repository:
                 field="max_versions_per_task", limit=self._max_versions,
             )  # fmt: skip
 
-    def _change(self, task: TaskInfo) -> None:
+    def _write(self, task: TaskInfo) -> None:
         """Commit what must work on a full disk too."""
         self._reserve.spend(lambda: self._commit(task))
 
     def _commit(self, task: TaskInfo) -> None:
-        """Replace the manifest, then the memory, which agrees with the disk also where that failed after the rename."""
+        """Replace the manifest, then the memory, which agrees with the disk also where that failed after the rename.
+
+        When this returns, or raises NotConfirmed, every other process knows that it is behind.
+        """
+        self._journal.begin(task.name)
         try:
             self._files.write_manifest(task)
         except NotConfirmed:
-            self._remember(task)
             self._unconfirmed.add(task.name)
+            self._tell(task, confirmed=False)
             raise
-        self._remember(task)
+        except OSError:
+            self._journal.begin("")
+            raise
         self._unconfirmed.discard(task.name)
-
-    def _remember(self, task: TaskInfo) -> None:
-        """Replace what readers see. The index by digest is never short of a version that they see."""
-        old = self._tasks.get(task.name)
-        before = old.versions if old is not None else _NONE
-        for number in task.versions.keys() - before.keys():
-            self._digests.setdefault(task.versions[number].digest, {})[task.name, number] = None
-        self._tasks[task.name] = task
-        if bool(task.versions) != bool(before):
-            at = bisect_left(self._names, task.name)
-            middle, rest = ((task.name,), at) if task.versions else ((), at + 1)
-            self._names = (*self._names[:at], *middle, *self._names[rest:])
-        for number in before.keys() - task.versions.keys():
-            digest = before[number].digest
-            del self._digests[digest][task.name, number]
-            if not self._digests[digest]:
-                del self._digests[digest]
-
-
-def _numbers(info: TaskInfo) -> str:
-    return ", ".join(str(n) for n in list(info.versions)[-20:])
+        self._tell(task, confirmed=True)

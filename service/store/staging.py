@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from adapters.atomic import replacing
 from adapters.errors import AdapterTooLarge
 from service.errors import StorageFailed, StorageFull, StorageReadOnly
 
@@ -31,23 +32,18 @@ class NotConfirmed(OSError):
 class Reserve:
     """A file that is given up when a full disk refuses a small write, so that a deletion can make room again."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.fill()
+    def __init__(self, root: Path, owner: str = "") -> None:
+        self._path, self._staging, self._prefix = root / "reserve", root / "staging", left_by(owner)
 
     def fill(self) -> None:
-        """Have the reserve if the disk lets us; bytes that no file system can shrink."""
+        """Have the reserve if the disk lets us; bytes that no file system can shrink. For the write lock's holder."""
         with suppress(OSError):
             if not self._path.exists():
-                part = self._path.with_suffix(".part")
-                try:
-                    part.write_bytes(os.urandom(RESERVE_BYTES))
-                    part.replace(self._path)
-                finally:
-                    part.unlink(missing_ok=True)
+                with replacing(self._path, within=self._staging, prefix=self._prefix) as temporary:
+                    temporary.write_bytes(os.urandom(RESERVE_BYTES))
 
     def spend(self, write: Callable[[], None]) -> None:
-        """Do ``write``, once more without the reserve if the disk is full."""
+        """Do ``write``, once more without the reserve if the disk is full. For the write lock's holder."""
         try:
             write()
         except OSError as error:
@@ -57,11 +53,18 @@ class Reserve:
             write()
 
 
+def left_by(owner: str) -> str:
+    """How the names begin of what that process has in ``root/staging``. Raises ValueError for what cannot be told."""
+    if "." in owner or "/" in owner:
+        raise ValueError(f"'{owner}' has a dot or a slash; a process of the store is named without")
+    return f"{owner}." if owner else ""
+
+
 class Staging:
     """An upload in progress: bytes into a file under ``root/staging``, hashed and counted on the way."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+    def __init__(self, folder: Path, max_bytes: int, owner: str = "") -> None:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=left_by(owner), suffix=".part")
         self.path, self.size, self._max_bytes = Path(name), 0, max_bytes
         self._file = os.fdopen(handle, "wb")
         self._hash = hashlib.sha256()

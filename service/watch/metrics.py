@@ -5,17 +5,20 @@ It is told what happened; it does not know the engine, the bank or HTTP. Gauges 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-
-from service.engine.engine import BatchReport
 
 MAX_TASK_LABELS = 1000
 UNKNOWN, OTHER = "_unknown", "_other"
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The client library's own variable: processes that have it when they import the library keep their numbers there."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -32,12 +35,26 @@ class Snapshot:
     device_memory_bytes: int
     ready: bool
 
+    @classmethod
+    def nothing(cls) -> Self:
+        """Of no engine."""
+        return cls(0, {}, 0, {}, {}, 0, ready=False)
+
+    def __add__(self, other: Snapshot) -> Snapshot:
+        """Of two engines; ready if one of them is."""
+        return Snapshot(
+            self.queue_rows + other.queue_rows, _sum(self.slots, other.slots),
+            self.host_cache_bytes + other.host_cache_bytes, _sum(self.loads, other.loads),
+            _sum(self.evictions, other.evictions), self.device_memory_bytes + other.device_memory_bytes,
+            self.ready or other.ready,
+        )  # fmt: skip
+
 
 class Metrics:
-    """Counters and histograms in the registry passed in."""
+    """Counters and histograms of this process."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
         self._labels: set[str] = set()
         self._requests = Counter(
             "adaptserve_requests",
@@ -79,11 +96,11 @@ class Metrics:
         self._seconds.labels("queue").observe(queue_s)
         self._seconds.labels("compute").observe(compute_s)
 
-    def batch(self, report: BatchReport) -> None:
+    def batch(self, rows: int, adapters: int, *, failed: bool) -> None:
         """A forward pass ended; on the engine's thread."""
-        self._rows.observe(report.rows)
-        self._adapters.observe(report.adapters)
-        if report.failed:
+        self._rows.observe(rows)
+        self._adapters.observe(adapters)
+        if failed:
             self._batch_failures.inc()
 
     def loaded(self, seconds: float) -> None:
@@ -94,13 +111,18 @@ class Metrics:
         """``created``, ``same``, ``refused`` (the client's fault) or ``failed`` (ours)."""
         self._uploads.labels(outcome).inc()
 
-    def watch(self, read: Callable[[], Snapshot], build: Mapping[str, str]) -> None:
-        """Export what ``read`` says at each scrape, and ``build`` as labels of adaptserve_build_info."""
-        self._registry.register(_Gauges(read, build))
+    def render(self, now: Snapshot, build: Mapping[str, str]) -> bytes:
+        """The text that Prometheus scrapes: of all processes of the server, where they share a folder of numbers.
 
-    def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self._registry)
+        ``build`` are the labels of adaptserve_build_info. Blocks.
+        """
+        shared = os.environ.get(SHARED_FOLDER)
+        registry = CollectorRegistry()
+        registry.register(_Gauges(now, build))
+        if shared is None:
+            return generate_latest(self._registry) + generate_latest(registry)
+        MultiProcessCollector(registry, shared)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
     def _label(self, task: str) -> str:
         if task not in self._labels:
@@ -111,14 +133,14 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, read: Callable[[], Snapshot], build: Mapping[str, str]) -> None:
-        self._read, self._build = read, build
+    def __init__(self, now: Snapshot, build: Mapping[str, str]) -> None:
+        self._now, self._build = now, build
 
     def describe(self) -> list[Metric]:
         return []  # registering must not read
 
     def collect(self) -> Iterator[Metric]:
-        now = self._read()
+        now = self._now
         yield _gauge("adaptserve_queue_rows", "Rows accepted and not yet answered.", now.queue_rows)
         slots = GaugeMetricFamily("adaptserve_bank_slots", "Slots on the device.", labels=["state"])
         for state, count in now.slots.items():
@@ -143,3 +165,7 @@ def _per_tier(name: str, text: str, values: Mapping[str, int]) -> Metric:
     for tier, count in values.items():
         family.add_metric([tier], count)
     return family
+
+
+def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}

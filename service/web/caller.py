@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from service.errors import ClientGone, DeadlineExceeded
+from service.pool import heard
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ class Caller:
         """Seconds since the construction."""
         return time.monotonic() - self._made
 
-    async def wait(self, futures: Sequence[Future[T]], doing: str) -> list[T]:
+    async def wait(self, futures: Sequence[Future[T] | asyncio.Future[T]], doing: str) -> list[T]:
         """All results, in order; the first error of any. Raises DeadlineExceeded or ClientGone and cancels all."""
         waiting = [asyncio.wrap_future(future) for future in futures]
         everything = asyncio.gather(*waiting)
@@ -84,9 +85,3 @@ class Caller:
             "ask again later, or allow more time with the header X-Deadline-Ms",
             field="X-Deadline-Ms", limit=self.seconds,
         )  # fmt: skip
-
-
-def heard(future: asyncio.Future[Any]) -> None:
-    """Look at the outcome, so that asyncio does not log a wait that was given up as an error that nobody saw."""
-    if not future.cancelled():
-        future.exception()

@@ -1,11 +1,10 @@
 """Decoder: a body -> the pixels that a version wants, on the decode workers.
 
-It does not know tasks' weights, the engine or HTTP. Preprocessing objects are kept per geometry.
+It does not know tasks' weights, the device or HTTP. Preprocessing objects are kept per geometry.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import threading
 import time
@@ -15,11 +14,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from PIL import Image
-from torch import Tensor
 
 from adapters.config import AdapterConfig, InputConfig, VideoConfig
 from adapters.media import Deadline, MediaLimits, Preprocess, decode, decode_image, geometry, rows
-from service.web.pool import Pool
+from service.engine.pixels import Held, PixelMemory
+from service.pool import Pool
 
 MAX_PREPROCESSES = 256
 """Distinct geometries whose transform is kept; the least recently used one is built again."""
@@ -27,9 +26,9 @@ MAX_PREPROCESSES = 256
 
 @dataclass(frozen=True)
 class Seen:
-    """What a config sees of a body: uint8 (frames, 3, size, size), their digest, and how many frames were bad."""
+    """What a config sees of a body: its frames, their digest, and how many were bad."""
 
-    pixels: Tensor
+    pixels: Held
     digest: bytes
     bad_frames: int
 
@@ -45,8 +44,8 @@ class Decoded:
 class Decoder:
     """Decodes one body for any number of configs; those that want the same pixels share the work."""
 
-    def __init__(self, pool: Pool, limits: MediaLimits) -> None:
-        self._pool, self._limits = pool, limits
+    def __init__(self, pool: Pool, limits: MediaLimits, memory: PixelMemory) -> None:
+        self._pool, self._limits, self._memory = pool, limits, memory
         self._lock = threading.Lock()
         self._preprocesses: OrderedDict[InputConfig, Preprocess] = OrderedDict()
 
@@ -73,10 +72,9 @@ class Decoder:
                 shape = geometry(configs[i].input)
                 if shape not in resized:
                     deadline.check()
-                    pixels = rows(frames, self._preprocess(shape))
-                    # By it the device finds equal pictures; a tenth of a millisecond for a picture of 224 pixels.
-                    digest = hashlib.sha256(pixels.numpy().data).digest()
-                    resized[shape] = Seen(pixels, digest, frames.bad)
+                    pixels = self._memory.take(len(frames))
+                    rows(frames, self._preprocess(shape), pixels)
+                    resized[shape] = Seen(pixels, pixels.digest(), frames.bad)
                 seen[i] = resized[shape]
         return Decoded([seen[i] for i in range(len(configs))], time.perf_counter() - start)
 

@@ -1,6 +1,6 @@
-"""Predictor: one body and some versions in, each version's best labels out, with where the time went.
+"""Answers: one body and some versions in, each version's best labels out, with where the time went.
 
-It knows the decoder and the engine; it does not know HTTP or the disk.
+It knows the decoder and what an engine answers; it does not know HTTP, the disk or the device.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from adapters.errors import AdaptError
-from service.engine.engine import Answer, Engine
+from adapters.scores import Prediction, best
+from service.engine.interface import Answer, Answering, Link
+from service.messages import Item
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
 from service.web.decoding import Decoder, Seen
-from service.web.scores import Prediction, best
 
 LARGE_HEAD = 4096
 """Classes from which scores are computed off the event loop."""
@@ -50,19 +50,19 @@ class Outcomes:
         return max(result.compute_s for result in self.results)
 
 
-class Predictor:
-    """Decodes once, submits every version at once, and waits no longer than the caller does."""
+class Answers:
+    """Decodes once, asks for every version at once, and waits no longer than the caller does."""
 
-    def __init__(self, decoder: Decoder, engine: Engine, catalogue: Catalogue) -> None:
+    def __init__(self, decoder: Decoder, engine: Link, catalogue: Catalogue) -> None:
         self._decoder, self._engine, self._catalogue = decoder, engine, catalogue
 
-    def check_room(self, digests: Sequence[str], caller: Caller) -> None:
-        """Refuse what would be refused anyway, before its body is read and decoded. Raises QueueFull or Draining.
+    async def check_room(self, digests: Sequence[str], caller: Caller) -> None:
+        """Refuse what would be refused anyway, before its body is read and decoded. Raises QueueFull and more.
 
         ``digests`` are those of the versions that are to answer: what is not resident must be loaded in time too.
         """
         self._decoder.check_room(caller.left)
-        self._engine.check_room(len(digests), caller.deadline, digests)
+        await self._engine.check_room(len(digests), caller.deadline, digests)
 
     async def predict(self, body: bytes, versions: Sequence[Served], top_k: int, caller: Caller) -> Outcomes:
         """All or nothing: the first failure is raised, with the task's name, and the other rows are taken back."""
@@ -81,31 +81,28 @@ class Predictor:
         return Outcomes(results, decoded.seconds, decoded_ns)
 
     async def _compute(self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller) -> list[Answer]:
-        futures: list[Future[Answer]] = []
-        self._engine.check_room(len(versions), caller.deadline, [served.digest for served in versions])
+        """Those that see the same pixels are asked for together."""
+        answers: dict[int, Answering] = {}
         try:
-            for served, seen in zip(versions, decoded, strict=True):
-                futures.append(self._submit(served, seen, caller.deadline))
-            return await caller.wait(futures, "computing")
+            for seen in {id(seen): seen for seen in decoded}.values():
+                places = [place for place, other in enumerate(decoded) if other is seen]
+                items = [self._item(versions[place]) for place in places]
+                asked = self._engine.ask(items, seen.pixels, caller.deadline, seen.digest)
+                answers.update(zip(places, asked, strict=True))
+            return await caller.wait([answers[place] for place in range(len(versions))], "computing")
         except AdaptError as error:
-            for future in futures:
-                future.cancel()
-            _name_task(error, versions, futures)
+            for answer in answers.values():
+                answer.cancel()
+            _name_task(error, versions, answers)
             raise
 
-    def _submit(self, served: Served, seen: Seen, deadline: float) -> Future[Answer]:
-        load = self._catalogue.loader(served)
-        return self._engine.submit(
-            served.task, served.digest, load, seen.pixels, deadline, picture=seen.digest, admitted=True
-        )
+    def _item(self, served: Served) -> Item:
+        return Item(served.task, served.digest, self._catalogue.files(served))
 
 
-def _name_task(error: AdaptError, versions: Sequence[Served], futures: Sequence[Future[Answer]]) -> None:
-    """Say which of several tasks failed: the one whose future raised, or the one that could not be submitted."""
-    if len(futures) < len(versions):
-        error.facts.setdefault("task", versions[len(futures)].task)
-        return
-    for served, future in zip(versions, futures, strict=True):
-        if future.done() and not future.cancelled() and future.exception() is error:
-            error.facts.setdefault("task", served.task)
+def _name_task(error: AdaptError, versions: Sequence[Served], answers: dict[int, Answering]) -> None:
+    """Say which of several tasks failed."""
+    for place, answer in answers.items():
+        if answer.done() and not answer.cancelled() and answer.exception() is error:
+            error.facts.setdefault("task", versions[place].task)
             return

@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import uvicorn
@@ -50,6 +50,15 @@ class Server(uvicorn.Server):
     Requests that come after the word find ``DRAINING`` in ``scope["state"]``; refusing them is the application's part.
     Behind a proxy, Docker's among them, a closed listener is no refusal but a connection that breaks without an answer.
     """
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], object] = lambda: None) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Return when all is answered, at the latest after ``timeout_graceful_shutdown`` seconds and one."""

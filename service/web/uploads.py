@@ -1,6 +1,6 @@
 """Uploads: a staged file -> checked, tried once on the engine, published; or refused, leaving nothing behind.
 
-It knows the file format, the engine and the repository; it does not know HTTP or where the bytes came from.
+It knows what an engine answers, and the catalogue; it does not know HTTP, tensors or where the bytes came from.
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
-from adapters.bank import Bank, PackedAdapter
 from adapters.errors import AdaptError
-from adapters.file import Adapter, refuse_pickle_name
-from service.engine.engine import Engine
+from adapters.header import Header, refuse_pickle_name
+from service.engine.interface import Link
 from service.errors import ClientGone, QueueFull, status_of
+from service.pool import Pool
 from service.store.catalogue import Catalogue
 from service.store.repository import Staging, VersionInfo
 from service.watch.metrics import Metrics
 from service.web.caller import Caller
-from service.web.pool import Pool
 
 T = TypeVar("T")
 
@@ -36,7 +33,7 @@ class Published:
     """What an upload came to. ``created`` is False when the task had these very bytes before."""
 
     info: VersionInfo
-    adapter: Adapter
+    header: Header
     created: bool
 
 
@@ -62,10 +59,8 @@ class StagedFile:
 class Uploads:
     """At most ``max_uploads`` at a time; one more gets QueueFull before its body is read."""
 
-    def __init__(
-        self, catalogue: Catalogue, bank: Bank, engine: Engine, pool: Pool, metrics: Metrics, *, max_uploads: int
-    ) -> None:
-        self._catalogue, self._bank, self._engine = catalogue, bank, engine
+    def __init__(self, catalogue: Catalogue, engine: Link, pool: Pool, metrics: Metrics, *, max_uploads: int) -> None:
+        self._catalogue, self._engine = catalogue, engine
         self._pool, self._metrics = pool, metrics
         self._limit, self._running = max_uploads, 0
 
@@ -97,18 +92,20 @@ class Uploads:
         """Check, try and publish. Raises an AdapterError with what is wrong; nothing is visible before the end."""
         refuse_pickle_name(filename)
         await staged.flush()
-        ((adapter, packed),) = await caller.wait([self._pool.submit(lambda: self._read(staged))], "checking the file")
+        staging = staged.staging
+        ((digest, header),) = await caller.wait([self._pool.submit(lambda: self._check(staging))], "checking the file")
         try:
-            await self._try(task, adapter, packed, caller)
+            trial = asyncio.ensure_future(self._engine.try_file(str(staging.path), digest, task, caller.deadline))
+            await caller.wait([trial], "trying the adapter")
             # From here it is not given up: what is on the disk and what was answered must agree.
             info, created = await asyncio.shield(
-                self._work(lambda: self._catalogue.publish(staged.staging, task, adapter, activate=activate))
+                self._work(lambda: self._catalogue.publish(staging, task, header, activate=activate))
             )
         except BaseException:
-            self._catalogue.release(adapter.digest)
+            self._catalogue.release(digest)
             raise
         self._metrics.uploaded("created" if created else "same")
-        return Published(info, adapter, created)
+        return Published(info, header, created)
 
     def _enter(self) -> None:
         if self._running >= self._limit:
@@ -126,20 +123,8 @@ class Uploads:
         except AdaptError:  # the pool is full, or closed by a stop: what failed must stay the error that is told
             staging.discard()
 
-    def _read(self, staged: StagedFile) -> tuple[Adapter, PackedAdapter]:
-        staged.staging.finish()
-        adapter = self._catalogue.read(staged.staging.path)
-        return adapter, self._catalogue.pack(adapter)
-
-    async def _try(self, task: str, adapter: Adapter, packed: PackedAdapter, caller: Caller) -> None:
-        """One blank input through the adapter's own slot: it must load, run and give finite scores.
-
-        It leaves the adapter resident, so the first real request finds it there.
-        """
-        size = adapter.config.input.size
-        blank = torch.zeros(adapter.config.frames, 3, size, size, dtype=torch.uint8)
-        trial = self._engine.submit(task, adapter.digest, lambda: packed, blank, caller.deadline)
-        await caller.wait([trial], "trying the adapter")
+    def _check(self, staging: Staging) -> tuple[str, Header]:
+        return staging.finish(), self._catalogue.check(staging.path)
 
     async def _work(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._pool.submit(work))

@@ -1,4 +1,4 @@
-"""What several endpoints share: the parts at hand, names checked, problem documents and bodies for /docs.
+"""What several endpoints share: what was built, names checked, problem documents and bodies for /docs.
 
 It holds no behaviour of its own beyond that.
 """
@@ -10,11 +10,15 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Request
 
 from adapters.config import TASK_PATTERN, is_task_name
+from service.engine.interface import Link
 from service.errors import BadTaskName
-from service.watch.metrics import UNKNOWN
-from service.web.parts import Parts
+from service.settings import Settings
+from service.store.catalogue import Catalogue
+from service.watch.counts import Counting
+from service.watch.metrics import UNKNOWN, Metrics
 from service.web.problems import MEDIA_TYPE
 from service.web.schemas import Problem
+from service.web.uploads import Uploads
 
 _PROBLEMS = {
     400: "The request is malformed.",
@@ -36,13 +40,21 @@ _PROBLEMS = {
 }
 
 
-async def parts_of(request: Request) -> Parts:  # as every dependency, so that none is a job for a thread
-    """The server's parts, as built by ``service.web.app``."""
-    parts: Parts = request.app.state.parts
-    return parts
+def _built(name: str) -> Any:
+    """What ``service.web.app`` has built under that name."""
+
+    async def get(request: Request) -> Any:  # as every dependency, so that none is a job for a thread
+        return getattr(request.app.state, name)
+
+    return Depends(get)
 
 
-AtHand = Annotated[Parts, Depends(parts_of)]
+TheSettings = Annotated[Settings, _built("settings")]
+TheEngine = Annotated[Link, _built("engine")]
+TheCatalogue = Annotated[Catalogue, _built("catalogue")]
+TheUploads = Annotated[Uploads, _built("uploads")]
+TheCounts = Annotated[Counting, _built("counts")]
+TheMetrics = Annotated[Metrics, _built("metrics")]
 
 
 def checked_name(task: str) -> str:
@@ -61,12 +73,12 @@ SHAPE: dict[str, Any] = {"pattern": TASK_PATTERN}
 
 async def named(
     request: Request,
-    parts: AtHand,
+    catalogue: TheCatalogue,
     task: Annotated[str, Path(description="a task's name", examples=["digits"], json_schema_extra=SHAPE)],
 ) -> str:
     """The task in the address, checked, and put down for the metrics."""
     name = checked_name(task)
-    count_for(request, parts, [name])
+    count_for(request, catalogue, [name])
     return name
 
 
@@ -74,9 +86,9 @@ TaskName = Annotated[str, Depends(named)]
 Number = Annotated[int, Path(ge=1, description="a version's number", examples=[1])]
 
 
-def count_for(request: Request, parts: Parts, tasks: list[str]) -> None:
+def count_for(request: Request, catalogue: Catalogue, tasks: list[str]) -> None:
     """Whom this request counts for; names that do not exist count together."""
-    request.scope["state"]["tasks"] = [task if parts.catalogue.has(task) else UNKNOWN for task in tasks]
+    request.scope["state"]["tasks"] = [task if catalogue.has(task) else UNKNOWN for task in tasks]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -92,7 +92,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     """FastAPI's own without the 422 that is 400 here, and where the server has keys, with the calls that need one."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        keys = bool(app.state.parts.keys)
+        keys = bool(app.state.keys)
         for path, calls in document["paths"].items():
             for method, call in calls.items():
                 if call["responses"].get("422", {}).get("description") == "Validation Error":

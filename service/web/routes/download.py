@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import BadRange
 from service.web.addresses import HEAD
-from service.web.routes.common import AtHand, Number, TaskName, problems
+from service.web.routes.common import Number, TaskName, TheCatalogue, problems
 
 router = APIRouter(tags=["tasks"])
 
@@ -37,9 +37,9 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
         304: {"description": "You have it."},
     },
 )
-async def download(request: Request, parts: AtHand, task: TaskName, version: Number) -> Response:
+async def download(request: Request, catalogue: TheCatalogue, task: TaskName, version: Number) -> Response:
     """The file as it was uploaded, or one range of it; its digest is the ETag."""
-    info = parts.repository.version(task, version)
+    info = catalogue.repository.version(task, version)
     tag, asked = f'"{info.digest}"', request.headers
     headers = {"ETag": tag, "Cache-Control": "no-cache", "Accept-Ranges": "bytes"}
     if matches(", ".join(asked.getlist("if-none-match")), tag):
@@ -55,7 +55,7 @@ async def download(request: Request, parts: AtHand, task: TaskName, version: Num
             start, end = part
             status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{info.size}"
     # Opened before the answer starts, so a version deleted meanwhile is still sent whole.
-    file = await asyncio.to_thread(parts.catalogue.open, task, version)
+    file = await asyncio.to_thread(catalogue.open, task, version)
     headers["Content-Length"] = str(end - start)
     return _Download(file, start, end, status, headers)
 

@@ -41,11 +41,13 @@ async def still_open(request: Request) -> None:
     if request.scope["state"].get(DRAINING) and request.scope["route"].path not in WHILE_DRAINING:
         raise Draining("the server is stopping and takes no new requests; try another one, or again in a moment")
     if request.scope["state"].get(CROWDED) and request.scope["route"].path not in WHEN_CROWDED:
-        raise too_many(request.app.state.parts.settings)
+        raise too_many(request.app.state.settings)
 
 
 async def guard(request: Request) -> None:
     """Let the call pass, and note its key in the request's state. Raises Unauthorised or Forbidden.
+
+    From here on it sees what any process of this server has acknowledged before.
 
     A key that is limited to tasks hears the same of every other task, whether that exists or not.
     """
@@ -53,7 +55,7 @@ async def guard(request: Request) -> None:
     scope = NEEDS.get((request.method, path), "admin")
     if scope is None:
         return
-    keys: Keys = request.app.state.parts.keys
+    keys: Keys = request.app.state.keys
     request.state.key = key = _holder(request, keys, scope) if keys else EVERYBODY
     if not key.may(scope):
         raise Forbidden(
@@ -65,6 +67,7 @@ async def guard(request: Request) -> None:
             f"this call needs the scope '{scope}' for what it names, and key '{key.name}' is limited to other tasks",
             scope=scope,
         )  # fmt: skip
+    await request.app.state.catalogue.catch_up()
 
 
 async def caller_key(request: Request) -> Key:

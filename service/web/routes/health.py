@@ -12,7 +12,8 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from adapters.errors import AdaptError
-from service.web.routes.common import AtHand, problems
+from adapters.version import installed_version
+from service.web.routes.common import TheEngine, TheMetrics, problems
 from service.web.schemas import Live, Ready
 
 router = APIRouter(tags=["operate"])
@@ -28,18 +29,23 @@ async def livez() -> Live:
 
 
 @router.get("/readyz", responses=problems(503))
-async def readyz(parts: AtHand) -> Ready:
+async def readyz(engine: TheEngine) -> Ready:
     """The engine computed a real forward pass lately or just now for this call, or is at a long one that gets on."""
-    age = await parts.health.check(parts.engine)
-    return Ready(last_forward_s=round(age, 3), busy_s=round(parts.engine.busy_s, 3))
+    found = await engine.ready()
+    return Ready(last_forward_s=round(found.last_forward_s, 3), busy_s=round(found.busy_s, 3))
 
 
 @router.get("/metrics", response_class=Response, responses=problems(401, 403) | {200: {"content": {"text/plain": {}}}})
-async def metrics(parts: AtHand) -> Response:
+async def metrics(engine: TheEngine, metrics: TheMetrics) -> Response:
     """Prometheus' text format."""
     # An idle server has no recent batch to show: it is asked, or adaptserve_ready would say 0 of a healthy one.
     with suppress(AdaptError, TimeoutError):
         async with asyncio.timeout(SCRAPE_S):
-            await parts.health.check(parts.engine)
+            await engine.ready()
+    now, layout = await engine.snapshot(), engine.facts.layout
+    build = {
+        "version": installed_version(), "backbone": layout.model, "fingerprint": layout.fingerprint,
+        "device": engine.facts.device,
+    }  # fmt: skip
     # A thousand tasks' labels take longer to write than the event loop may be held.
-    return Response(await asyncio.to_thread(parts.metrics.render), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(metrics.render, now, build), media_type=CONTENT_TYPE_LATEST)

@@ -5,21 +5,34 @@ It does not know how an answer comes about; ``service.web.prediction`` does.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import Field
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from service.errors import BadRequest
+from service.settings import Settings
+from service.store.catalogue import Catalogue
+from service.watch.counts import Counting
+from service.watch.metrics import Metrics
+from service.watch.tracing import Tracing
+from service.web.budget import Budget
 from service.web.caller import Caller
-from service.web.parts import Parts
-from service.web.prediction import Outcome, Outcomes
+from service.web.prediction import Answers, Outcome, Outcomes
 from service.web.routes.bodies import Memory, gone, receive
-from service.web.routes.common import SHAPE, AtHand, TaskName, checked_name, count_for, file_body, problems
+from service.web.routes.common import SHAPE, TaskName, checked_name, count_for, file_body, problems
+from service.web.routes.plain import TOP_K, Asked, PlainRoute
 from service.web.schemas import LabelScore, ManyAnswer, PredictAnswer
 
-router = APIRouter(tags=["predict"])
+
+class _Route(PlainRoute):
+    async def answer(self, request: Request, asked: Asked) -> Response:
+        return await (_predict_many if asked.tasks else _predict)(request, asked)
+
+
+router = APIRouter(tags=["predict"], route_class=_Route)
 
 FIELDS = ["file", "image", "video"]
 _BODY = file_body(
@@ -47,85 +60,133 @@ Tasks = Annotated[
 ]
 
 
-@router.post("/v1/tasks/{task}/predict", openapi_extra=_BODY, responses=_PROBLEMS)
-async def predict(
-    request: Request,
-    response: Response,
-    parts: AtHand,
-    task: TaskName,
-    top_k: TopK = 5,
-    version: Version = None,
-    deadline_ms: DeadlineMs = None,
-) -> PredictAnswer:
-    """Classify a picture or clip. `Server-Timing` tells what decoding, queueing and computing took."""
-    outcomes = await _answer(request, parts, [(task, version)], top_k, deadline_ms)
-    response.headers["Server-Timing"] = _server_timing(outcomes)
-    return _wire(outcomes.results[0])
+class Calls:
+    """What both endpoints do: body, versions, pixels, scores."""
+
+    def __init__(self, state: Any) -> None:
+        """``state`` holds what ``service.web.app`` has built."""
+        self.settings: Settings = state.settings
+        self.catalogue: Catalogue = state.catalogue
+        self._answers: Answers = state.answers
+        self._bodies: Budget = state.bodies
+        self._counts: Counting = state.counts
+        self._metrics: Metrics = state.metrics
+        self._tracing: Tracing | None = state.tracing
+
+    async def answer(
+        self, request: Request, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
+    ) -> Outcomes:
+        """What is asked is looked up before the body is read, and fixed after it.
+
+        The deadline counts from the whole body; a slow sender's has bounds of its own.
+        """
+        settings, catalogue = self.settings, self.catalogue
+        async with Caller(_seconds(settings, deadline_ms)) as caller, Memory(self._bodies) as memory:
+            digests = [catalogue.repository.version(task, version).digest for task, version in asked]
+            await self._answers.check_room(digests, caller)
+            limit = settings.max_body_bytes
+            await receive(request, memory, settings, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
+            caller.restart()
+            caller.watch(gone(request))
+            await catalogue.catch_up()
+            versions = [await catalogue.resolve(task, version) for task, version in asked]
+            await self._answers.check_room([served.digest for served in versions], caller)
+            try:
+                outcomes = await self._answers.predict(memory.take(), versions, top_k, caller)
+            except Exception as error:
+                self._counts.failed(task for task, _ in asked)
+                if self._tracing is not None:
+                    self._tracing.failed(request, error, caller.spent)
+                raise
+            self._counts.answered(task for task, _ in asked)
+            self._metrics.staged(outcomes.decode_s, outcomes.queue_s, outcomes.compute_s)
+            if self._tracing is not None:
+                self._tracing.answered(request, outcomes, caller.spent)
+            return outcomes
 
 
-@router.post("/v1/predict", openapi_extra=_BODY, responses=_PROBLEMS)
-async def predict_many(
-    request: Request,
-    response: Response,
-    parts: AtHand,
-    task: Tasks,
-    top_k: TopK = 5,
-    deadline_ms: DeadlineMs = None,
-) -> ManyAnswer:
-    """Ask many tasks about one picture or clip: it is decoded once and computed in one go. All answer, or none."""
-    limit = parts.settings.max_tasks_per_request
-    if len(task) > limit:
-        raise BadRequest(
-            f"{len(task)} tasks are asked, the limit is {limit} (max_tasks_per_request); split the call", field="task",
-            limit=limit, value=len(task),
-        )  # fmt: skip
-    names = [checked_name(name) for name in task]
-    count_for(request, parts, names)
-    outcomes = await _answer(request, parts, [(name, None) for name in names], top_k, deadline_ms)
-    response.headers["Server-Timing"] = _server_timing(outcomes)
-    return ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results])
-
-
-async def _answer(
-    request: Request, parts: Parts, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
-) -> Outcomes:
-    """Body, versions, pixels, scores. What is asked is looked up before the body is read, and fixed after it.
-
-    The deadline counts from the whole body; a slow sender's has bounds of its own.
-    """
-    async with Caller(_seconds(parts, deadline_ms)) as caller, Memory(parts.bodies) as memory:
-        digests = [parts.repository.version(task, version).digest for task, version in asked]
-        parts.predictor.check_room(digests, caller)
-        limit = parts.settings.max_body_bytes
-        await receive(request, memory, parts.settings, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
-        caller.restart()
-        caller.watch(gone(request))
-        versions = [await parts.catalogue.resolve(task, version) for task, version in asked]
-        parts.predictor.check_room([served.digest for served in versions], caller)
-        try:
-            outcomes = await parts.predictor.predict(memory.take(), versions, top_k, caller)
-        except Exception as error:
-            parts.counts.failed(task for task, _ in asked)
-            if parts.tracing is not None:
-                parts.tracing.failed(request, error, caller.spent)
-            raise
-        parts.counts.answered(task for task, _ in asked)
-        parts.metrics.staged(outcomes.decode_s, outcomes.queue_s, outcomes.compute_s)
-        if parts.tracing is not None:
-            parts.tracing.answered(request, outcomes, caller.spent)
-        return outcomes
-
-
-def _seconds(parts: Parts, deadline_ms: int | None) -> float:
+def _seconds(settings: Settings, deadline_ms: int | None) -> float:
     if deadline_ms is None:
-        return parts.settings.deadline_s
-    limit = parts.settings.max_deadline_s
+        return settings.deadline_s
+    limit = settings.max_deadline_s
     if deadline_ms > 1000 * limit:
         raise BadRequest(
             f"X-Deadline-Ms is {deadline_ms}, the limit is {1000 * limit:g} (max_deadline_s)",
             field="X-Deadline-Ms", limit=1000 * limit, value=deadline_ms,
         )  # fmt: skip
     return deadline_ms / 1000
+
+
+async def calls(request: Request) -> Calls:
+    """As built for the whole server."""
+    built: Calls = request.app.state.calls
+    return built
+
+
+TheCalls = Annotated[Calls, Depends(calls)]
+
+
+@router.post("/v1/tasks/{task}/predict", openapi_extra=_BODY, responses=_PROBLEMS)
+async def predict(
+    request: Request,
+    response: Response,
+    calls: TheCalls,
+    task: TaskName,
+    top_k: TopK = TOP_K,
+    version: Version = None,
+    deadline_ms: DeadlineMs = None,
+) -> PredictAnswer:
+    """Classify a picture or clip. `Server-Timing` tells what decoding, queueing and computing took."""
+    outcomes = await calls.answer(request, [(task, version)], top_k, deadline_ms)
+    response.headers["Server-Timing"] = _server_timing(outcomes)
+    return _wire(outcomes.results[0])
+
+
+async def _predict(request: Request, asked: Asked) -> Response:
+    calls: Calls = request.app.state.calls
+    task = checked_name(request.path_params["task"])
+    count_for(request, calls.catalogue, [task])
+    outcomes = await calls.answer(request, [(task, asked.version)], asked.top_k, asked.deadline_ms)
+    return _plainly(_wire(outcomes.results[0]), outcomes)
+
+
+@router.post("/v1/predict", openapi_extra=_BODY, responses=_PROBLEMS)
+async def predict_many(
+    request: Request,
+    response: Response,
+    calls: TheCalls,
+    task: Tasks,
+    top_k: TopK = TOP_K,
+    deadline_ms: DeadlineMs = None,
+) -> ManyAnswer:
+    """Ask many tasks about one picture or clip: it is decoded once and computed in one go. All answer, or none."""
+    outcomes = await _answer_many(request, calls, task, top_k, deadline_ms)
+    response.headers["Server-Timing"] = _server_timing(outcomes)
+    return ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results])
+
+
+async def _predict_many(request: Request, asked: Asked) -> Response:
+    outcomes = await _answer_many(request, request.app.state.calls, asked.tasks, asked.top_k, asked.deadline_ms)
+    return _plainly(ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results]), outcomes)
+
+
+async def _answer_many(
+    request: Request, calls: Calls, tasks: Sequence[str], top_k: int, deadline_ms: int | None
+) -> Outcomes:
+    limit = calls.settings.max_tasks_per_request
+    if len(tasks) > limit:
+        raise BadRequest(
+            f"{len(tasks)} tasks are asked, the limit is {limit} (max_tasks_per_request); split the call",
+            field="task", limit=limit, value=len(tasks),
+        )  # fmt: skip
+    names = [checked_name(name) for name in tasks]
+    count_for(request, calls.catalogue, names)
+    return await calls.answer(request, [(name, None) for name in names], top_k, deadline_ms)
+
+
+def _plainly(answer: BaseModel, outcomes: Outcomes) -> Response:
+    headers = {"Server-Timing": _server_timing(outcomes)}
+    return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 
 
 def _server_timing(outcomes: Outcomes) -> str:

@@ -6,19 +6,21 @@ It does not know files or folders; the catalogue and the repository do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
 from pydantic.json_schema import SkipJsonSchema
 
+from service.engine.interface import Facts, Link
 from service.errors import BadRequest
-from service.store.catalogue import Listing
+from service.settings import Settings
+from service.store.catalogue import Catalogue, Listing
 from service.store.repository import TaskInfo, VersionInfo
+from service.watch.counts import Counting
 from service.web.pages import Page, page, starting_with
-from service.web.parts import Parts
-from service.web.routes.common import AtHand, Number, TaskName, problems
+from service.web.routes.common import Number, TaskName, TheCatalogue, TheCounts, TheEngine, TheSettings, problems
 from service.web.routes.guard import Holder
 from service.web.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
 
@@ -31,9 +33,52 @@ Limit = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="the most 
 """None: the setting page_items."""
 
 
+class Shown:
+    """Tasks as the wire shows them: what the catalogue, the engine and the counts know of each."""
+
+    def __init__(self, catalogue: Catalogue, engine: Link, counts: Counting) -> None:
+        self.catalogue, self._engine, self._counts = catalogue, engine, counts
+
+    async def one(self, name: str) -> TaskAnswer:
+        """Raises UnknownTask."""
+        (answer,) = await self._answers([await self.catalogue.listing(name)])
+        return answer
+
+    async def page(self, shown: Page[str]) -> TasksAnswer:
+        """Those of its tasks that are still there."""
+        facts = self._engine.facts
+        listed = await asyncio.to_thread(lambda: list(self.catalogue.listings(shown.items)))
+        return TasksAnswer(
+            backbone=facts.layout.model,
+            fingerprint=facts.layout.fingerprint,
+            parameters=facts.layout.parameters,
+            dtype=cast(Any, facts.dtype),
+            tasks=await self._answers(listed),
+            count=shown.count,
+            next=shown.next,
+        )
+
+    async def _answers(self, listed: Sequence[Listing]) -> list[TaskAnswer]:
+        tiers = await self._engine.tiers([one.shown.digest for one in listed])
+        counts = await self._counts.of([one.task.name for one in listed])
+        facts = self._engine.facts
+        return await asyncio.to_thread(
+            lambda: [_answer(facts, one, tier, counts[one.task.name]) for one, tier in zip(listed, tiers, strict=True)]
+        )
+
+
+async def shown(catalogue: TheCatalogue, engine: TheEngine, counts: TheCounts) -> Shown:
+    """For the endpoints that answer with tasks."""
+    return Shown(catalogue, engine, counts)
+
+
+TheTasks = Annotated[Shown, Depends(shown)]
+
+
 @router.get("/v1/tasks", response_model=TasksAnswer, responses=problems(400))
 async def tasks(
-    parts: AtHand,
+    shown: TheTasks,
+    settings: TheSettings,
     key: Holder,
     limit: Limit = None,
     after: Annotated[
@@ -46,20 +91,22 @@ async def tasks(
 
     Follow `next` until it is null: a task that is there all the while comes exactly once.
     """
-    names = parts.catalogue.names() if key.tasks is None else [n for n in sorted(key.tasks) if parts.catalogue.has(n)]
-    shown = page(starting_with(names, prefix), after, _limit(parts, limit))
-    return await _rendered(lambda: _tasks(parts, shown))
+    catalogue = shown.catalogue
+    names = catalogue.names() if key.tasks is None else [n for n in sorted(key.tasks) if catalogue.has(n)]
+    answer = await shown.page(page(starting_with(names, prefix), after, _limit(settings, limit)))
+    return await _rendered(lambda: answer)
 
 
 @router.get("/v1/tasks/{task}", responses=problems(400, 404))
-async def one_task(parts: AtHand, task: TaskName) -> TaskAnswer:
+async def one_task(shown: TheTasks, task: TaskName) -> TaskAnswer:
     """One task: its labels, its active version, where that is, and how often it was asked."""
-    return await _task(parts, task)
+    return await shown.one(task)
 
 
 @router.get("/v1/tasks/{task}/versions", response_model=VersionsAnswer, responses=problems(400, 404))
 async def versions(
-    parts: AtHand,
+    catalogue: TheCatalogue,
+    settings: TheSettings,
     task: TaskName,
     limit: Limit = None,
     after: Annotated[
@@ -67,38 +114,38 @@ async def versions(
     ] = None,
 ) -> Response:
     """The versions that are kept, oldest first, a page at a time."""
-    info = parts.repository.task(task)
-    shown = page(sorted(info.versions), after, _limit(parts, limit))
-    return await _rendered(lambda: _versions(parts, info, shown))
+    info = catalogue.repository.task(task)
+    part = page(sorted(info.versions), after, _limit(settings, limit))
+    return await _rendered(lambda: _versions(catalogue, info, part))
 
 
 @router.get("/v1/tasks/{task}/versions/{version}", responses=problems(400, 404))
-async def one_version(parts: AtHand, task: TaskName, version: Number) -> VersionAnswer:
+async def one_version(catalogue: TheCatalogue, task: TaskName, version: Number) -> VersionAnswer:
     """One version: its digest, size and age."""
-    return VersionAnswer(**version_fields(parts, parts.repository.version(task, version)))
+    return VersionAnswer(**version_fields(catalogue, catalogue.repository.version(task, version)))
 
 
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
-async def activate(parts: AtHand, task: TaskName, version: Number) -> TaskAnswer:
+async def activate(shown: TheTasks, task: TaskName, version: Number) -> TaskAnswer:
     """Let a version answer, at once: roll back, roll forward, or start one that was staged."""
-    await asyncio.to_thread(parts.catalogue.activate, task, version)
-    return await _task(parts, task)
+    await asyncio.to_thread(shown.catalogue.activate, task, version)
+    return await shown.one(task)
 
 
 @router.delete("/v1/tasks/{task}", status_code=204, responses=problems(400, 404, 503, 507))
-async def delete_task(parts: AtHand, task: TaskName) -> None:
+async def delete_task(catalogue: TheCatalogue, counts: TheCounts, task: TaskName) -> None:
     """Remove a task with all its versions. Requests under way end on it."""
-    await asyncio.to_thread(parts.catalogue.delete_task, task)
-    parts.counts.forget(task)
+    await asyncio.to_thread(catalogue.delete_task, task)
+    counts.forget(task)
 
 
 @router.delete("/v1/tasks/{task}/versions/{version}", status_code=204, responses=problems(400, 404, 409, 503, 507))
-async def delete_version(parts: AtHand, task: TaskName, version: Number) -> None:
+async def delete_version(catalogue: TheCatalogue, task: TaskName, version: Number) -> None:
     """Remove a version that is not the active one."""
-    await asyncio.to_thread(parts.catalogue.delete_version, task, version)
+    await asyncio.to_thread(catalogue.delete_version, task, version)
 
 
-def version_fields(parts: Parts, info: VersionInfo) -> dict[str, Any]:
+def version_fields(catalogue: Catalogue, info: VersionInfo) -> dict[str, Any]:
     """A version as the wire shows it."""
     return {
         "task": info.task,
@@ -106,15 +153,15 @@ def version_fields(parts: Parts, info: VersionInfo) -> dict[str, Any]:
         "digest": info.digest,
         "bytes": info.size,
         "created": info.created,
-        "active": parts.catalogue.active(info.task) == info.number,
+        "active": catalogue.active(info.task) == info.number,
     }
 
 
-def _limit(parts: Parts, asked: int | None) -> int:
+def _limit(settings: Settings, asked: int | None) -> int:
     """How much goes on a page. Raises BadRequest."""
-    most = parts.settings.max_page_items
+    most = settings.max_page_items
     if asked is None:
-        return min(parts.settings.page_items, most)
+        return min(settings.page_items, most)
     if asked > most:
         raise BadRequest(
             f"limit is {asked}, the most on one page is {most} (max_page_items); follow next for the rest",
@@ -129,35 +176,18 @@ async def _rendered(make: Callable[[], BaseModel]) -> Response:
     return Response(content, media_type="application/json")
 
 
-def _tasks(parts: Parts, shown: Page[str]) -> TasksAnswer:
-    layout = parts.catalogue.layout
-    return TasksAnswer(
-        backbone=layout.model,
-        fingerprint=layout.fingerprint,
-        parameters=layout.parameters,
-        dtype=cast(Any, str(parts.backbone.dtype).removeprefix("torch.")),
-        tasks=[_answer(parts, listed) for listed in parts.catalogue.listings(shown.items)],
-        count=shown.count,
-        next=shown.next,
-    )
-
-
-def _versions(parts: Parts, task: TaskInfo, shown: Page[int]) -> VersionsAnswer:
+def _versions(catalogue: Catalogue, task: TaskInfo, shown: Page[int]) -> VersionsAnswer:
     return VersionsAnswer(
         task=task.name,
-        versions=[VersionAnswer(**version_fields(parts, task.versions[number])) for number in shown.items],
+        versions=[VersionAnswer(**version_fields(catalogue, task.versions[number])) for number in shown.items],
         count=shown.count,
         next=shown.next,
     )
 
 
-async def _task(parts: Parts, name: str) -> TaskAnswer:
-    return _answer(parts, await parts.catalogue.listing(name))
-
-
-def _answer(parts: Parts, listed: Listing) -> TaskAnswer:
+def _answer(facts: Facts, listed: Listing, tier: str, counts: tuple[int, int]) -> TaskAnswer:
     config, active = listed.config, listed.task.active
-    answered, failed = parts.counts.of(listed.task.name)
+    answered, failed = counts
     return TaskAnswer(
         task=listed.task.name,
         modality=config.modality if config else None,
@@ -168,8 +198,8 @@ def _answer(parts: Parts, listed: Listing) -> TaskAnswer:
         score=config.score if config else None,
         frames=config.frames if config else None,
         parameters=listed.parameters,
-        share=None if listed.parameters is None else listed.parameters / parts.catalogue.layout.parameters,
-        residency=cast(Any, parts.bank.tier(listed.shown.digest)),
+        share=None if listed.parameters is None else listed.parameters / facts.layout.parameters,
+        residency=cast(Any, tier),
         versions=len(listed.task.versions),
         problem=listed.problem,
         requests=TaskCounts(answered=answered, failed=failed),

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.web.caller import Caller
 from service.web.routes.bodies import gone, receive
-from service.web.routes.common import AtHand, TaskName, file_body, problems
+from service.web.routes.common import TaskName, TheCatalogue, TheSettings, TheUploads, file_body, problems
 from service.web.routes.tasks import version_fields
 from service.web.schemas import UploadAnswer
 
@@ -34,27 +34,29 @@ _BODY = file_body(
 async def upload(
     request: Request,
     response: Response,
-    parts: AtHand,
+    settings: TheSettings,
+    catalogue: TheCatalogue,
+    uploads: TheUploads,
     task: TaskName,
     activate: Annotated[bool, Query(description="false stages the version: it waits for an activate call")] = True,
 ) -> UploadAnswer:
     """Publish a version. It is checked and tried first; when this returns, it answers and survives a crash."""
-    limit = parts.settings.max_adapter_bytes
-    async with Caller(parts.settings.upload_timeout_s) as caller, parts.uploads.staging(limit) as staged:
+    limit = settings.max_adapter_bytes
+    async with Caller(settings.upload_timeout_s) as caller, uploads.staging(limit) as staged:
         filename = await receive(
-            request, staged, parts.settings, limit=limit, limit_name="max_adapter_bytes", fields=["file"]
+            request, staged, settings, limit=limit, limit_name="max_adapter_bytes", fields=["file"]
         )
         caller.restart()
         caller.watch(gone(request))
-        done = await parts.uploads.publish(staged, task, filename, caller, activate=activate)
+        done = await uploads.publish(staged, task, filename, caller, activate=activate)
     response.status_code = 201 if done.created else 200
     root = request.scope.get("root_path", "")
     response.headers["Location"] = f"{root}/v1/tasks/{task}/versions/{done.info.number}"
-    config = done.adapter.config
+    config = done.header.config
     return UploadAnswer(
-        **version_fields(parts, done.info),
+        **version_fields(catalogue, done.info),
         modality=config.modality,
         labels=list(config.labels),
-        parameters=done.adapter.parameters,
-        share=done.adapter.parameters / parts.catalogue.layout.parameters,
+        parameters=done.header.parameters,
+        share=done.header.parameters / catalogue.layout.parameters,
     )

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 from adapters.errors import AdaptError
 from service.engine.engine import Engine
+from service.engine.health import Health
 from service.errors import DeadlineExceeded, Draining
-from service.watch.health import Health
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-import torch
+import numpy as np
 
 from adapters.errors import AdaptError
-from service.engine.engine import BatchReport, Engine
+from adapters.media import Pixels
+from service.engine.batch import BatchReport
+from service.engine.engine import Engine
 from service.errors import DeadlineExceeded, Draining, NotReady
-from service.web.caller import heard
+from service.pool import heard
 
 POLL_S = 0.1
 """How often a probe that waits behind a slow batch looks whether that one gets on."""
@@ -94,5 +96,5 @@ class Health:
         finally:
             probe.cancel()
 
-    def _blank(self) -> torch.Tensor:
-        return torch.zeros(1, 3, self._size, self._size, dtype=torch.uint8)
+    def _blank(self) -> Pixels:
+        return np.zeros((1, 3, self._size, self._size), np.uint8)

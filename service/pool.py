@@ -5,6 +5,7 @@ It does not know what the work is.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -15,8 +16,8 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from adapters.errors import AdaptError
-from service.engine.pace import HOPE
 from service.errors import Draining, QueueFull
+from service.pace import HOPE
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Pool:
 
     def __init__(self, name: str, *, workers: int, max_waiting: int, setting: str) -> None:
         """``setting`` is the one that ``max_waiting`` comes from, for the refusal."""
-        self._name, self._workers, self._limit, self._setting = name, workers, workers + max_waiting, setting
+        self.name, self._workers, self._limit, self._setting = name, workers, workers + max_waiting, setting
         self._lock = threading.Lock()
         self._waiting: OrderedDict[Future[Any], Callable[[], Any]] = OrderedDict()  # first in, first out
         # One token a job wakes one worker. With a condition variable instead, refusals at ten times capacity took
@@ -95,13 +96,13 @@ class Pool:
         wait = self._seconds * held / self._workers
         if held >= self._limit:
             raise QueueFull(
-                f"{held} jobs are at the {self._name} workers, the limit is {self._limit} ({self._setting}); "
+                f"{held} jobs are at the {self.name} workers, the limit is {self._limit} ({self._setting}); "
                 f"try again in {wait:.1f} s",
                 retry_after=wait, field=self._setting, limit=self._limit, value=held + 1,
             )  # fmt: skip
         if held >= self._workers and wait > HOPE * left:
             raise QueueFull(
-                f"the {held} jobs at the {self._name} workers take about {wait:.1f} s, and this request has "
+                f"the {held} jobs at the {self.name} workers take about {wait:.1f} s, and this request has "
                 f"{max(0.0, left):.1f} s; try again later, or allow more time with the header X-Deadline-Ms",
                 retry_after=wait, field="X-Deadline-Ms", value=round(wait, 3),
             )  # fmt: skip
@@ -143,3 +144,9 @@ class Pool:
             del failure, future  # a traceback that holds this frame must not hold itself
         elif wanted:
             future.set_result(result)
+
+
+def heard(future: asyncio.Future[Any]) -> None:
+    """Look at the outcome, so that asyncio does not log a wait that was given up as an error that nobody saw."""
+    if not future.cancelled():
+        future.exception()

@@ -20,17 +20,19 @@ class Pace:
 
     def __init__(self, full_rows: int) -> None:
         self._full_rows = full_rows
-        self._rows_per_s = 0.0
+        self.rows_per_s = 0.0
+        """0 until a batch was full enough to tell."""
         self._last_end = float("-inf")
 
     def saw(self, rows: int, first_submitted: float, end: float) -> None:
         """A batch ended; ``first_submitted`` is when its oldest ticket came. On one thread only."""
         taken = end - max(self._last_end, first_submitted)
         self._last_end = end
-        rate, known = rows / max(taken, 1e-6), self._rows_per_s
+        rate, known = rows / max(taken, 1e-6), self.rows_per_s
         if 2 * rows >= self._full_rows or (known and rate > known):
-            self._rows_per_s = SMOOTH * known + (1 - SMOOTH) * rate if known else rate
+            self.rows_per_s = SMOOTH * known + (1 - SMOOTH) * rate if known else rate
 
-    def seconds(self, rows: int) -> float | None:
-        """How long so many rows take; None until a batch was full enough to tell."""
-        return rows / self._rows_per_s if self._rows_per_s else None
+
+def seconds(rows: int, rows_per_s: float) -> float | None:
+    """How long so many rows take; None where the pace is not known yet."""
+    return rows / rows_per_s if rows_per_s else None

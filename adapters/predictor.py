@@ -1,0 +1,286 @@
+"""Predictor: pictures and clips in, every task's labels and scores out; the library's front door.
+
+It computes in the caller's thread what a server computes in its engine: the same decoding, bank and forward. It has no
+queue and no deadline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from adapters.backbone import Backbone
+from adapters.bank import SimpleBank
+from adapters.config import AdapterConfig, InputConfig, VideoConfig, is_task_name
+from adapters.errors import (
+    AdapterError,
+    AdapterTooLarge,
+    BrokenAdapter,
+    BrokenMedia,
+    MediaError,
+    UnknownTask,
+    UnsupportedMedia,
+)
+from adapters.file import Adapter
+from adapters.forward.banked import BankedForward, Job
+from adapters.limits import BATCH_ROWS, MEDIA_SETTINGS, MediaLimits, variable
+from adapters.media import Frames, Pixels, Preprocess, Source, geometry, rows, take
+from adapters.scores import Prediction, best, probabilities
+
+Input = TypeVar("Input")
+Tasks = str | Iterable[str] | None
+"""One task for every input, or a task for each; None where only one is held."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """What one task says of one input.
+
+    ``logits`` (classes,) float32; ``scores`` (classes,) float64, the softmax over the classes or each one's own
+    sigmoid, as the adapter's ``score`` says; both in the order of ``labels``, and not to be written. ``bad_frames``:
+    frames of a clip that did not decode, in whose place others stand.
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    score: Literal["softmax", "sigmoid"]
+    logits: NDArray[np.float32]
+    bad_frames: int = 0
+
+    def __repr__(self) -> str:
+        return f"Result(task={self.task!r}, best={self.best!r}, classes={len(self.labels)})"
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        found = probabilities(self.logits, self.score)
+        found.setflags(write=False)
+        return found
+
+    @cached_property
+    def best(self) -> Prediction:
+        """The label with the highest score, the first of equal ones."""
+        return self.top_k(1)[0]
+
+    def top_k(self, k: int = 5) -> list[Prediction]:
+        """The ``k`` highest, best first; all of them if there are fewer."""
+        return best(self.logits, self.labels, self.score, k)
+
+    def above(self, threshold: float = 0.5) -> list[Prediction]:
+        """Every label with at least that score, best first: the answer of a task with many labels at once."""
+        return [found for found in self.top_k(len(self.labels)) if found.score >= threshold]
+
+
+class _Asked(NamedTuple):
+    """One input as a task sees it: uint8 (frames, 3, size, size), equal for equal ``picture``; frames that were bad."""
+
+    task: str
+    adapter: Adapter
+    pixels: Pixels
+    picture: object = None
+    bad_frames: int = 0
+
+
+class Predictor:
+    """Adapters on one backbone, asked by the name of their task; rows of any mix of tasks share a batch.
+
+    Threads decode side by side and take turns on the device; of two predictors on one backbone that compute at the same
+    time, the second one gets the backbone's RuntimeError. ``slots`` is the number of tasks that
+    there is room for at first; adding more makes more room. A batch has at most ``batch_rows`` rows (a picture is one,
+    a clip of T frames is T), or one input that has more. ``limits`` bound each picture and clip. ``cuda_graphs`` as in
+    ``BankedForward``. Raises AdapterError: WrongBase for a file of another backbone, BrokenAdapter, AdapterTooLarge.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *adapters: Adapter,
+        slots: int = 1,
+        limits: MediaLimits | None = None,
+        batch_rows: int = BATCH_ROWS,
+        cuda_graphs: bool = True,
+    ) -> None:
+        self.backbone, self.limits = backbone, limits or MediaLimits()
+        self._batch_rows, self._cuda_graphs, self._turn = batch_rows, cuda_graphs, threading.Lock()
+        held: dict[str, Adapter] = {}
+        for adapter in adapters:
+            name = self._checked(adapter, adapter.config.task)
+            if name in held:
+                raise AdapterError(
+                    f"two adapters are of task '{name}'; give the second one another name: "
+                    f"add(adapter, task='{name}-2')",
+                    task=name,
+                )
+            held[name] = adapter
+        self._bank = SimpleBank(
+            backbone.layout, held, dtype=backbone.dtype, device=backbone.device, slots=slots,
+            rank=1 if held else backbone.layout.slot_rank(),
+        )  # fmt: skip
+        self._forward = BankedForward(backbone, self._bank.slabs, cuda_graphs=cuda_graphs)
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.backbone.layout.model}: {', '.join(self.tasks) or 'no tasks'})"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names that can be asked."""
+        return tuple(self._bank.adapters)
+
+    def adapter(self, task: str | None = None) -> Adapter:
+        """The adapter of a task, or the only one. Raises UnknownTask."""
+        return self._bank.adapters[self._known(task)]
+
+    def add(self, adapter: Adapter, task: str | None = None) -> None:
+        """Hold one more, under another name where ``task`` is given; in place of the one that has the name."""
+        name = self._checked(adapter, adapter.config.task if task is None else task)
+        with self._turn:
+            self._bank.put(name, adapter)
+            if self._bank.slabs is not self._forward.slabs:
+                self._forward = BankedForward(self.backbone, self._bank.slabs, cuda_graphs=self._cuda_graphs)
+
+    def remove(self, task: str) -> None:
+        """Let an adapter go; its room is free for another. Raises UnknownTask."""
+        with self._turn:
+            self._bank.drop(self._known(task))
+
+    def __call__(self, source: Source, task: str | None = None) -> Result:
+        """What a task says of one picture or clip: a path, a file's bytes, or what Pillow opened.
+
+        ``task`` may be left out where only one is held. Raises UnknownTask, a MediaError, and OSError for a path that
+        cannot be read.
+        """
+        return self.many([source], task)[0]
+
+    def each_task(self, source: Source, tasks: Iterable[str] | None = None) -> dict[str, Result]:
+        """What many tasks say of one picture or clip; all of them if none are named.
+
+        It is decoded once, and a batch computes the blocks below its first adapted one once.
+        """
+        names = dict.fromkeys(self.tasks if tasks is None else tasks)
+        seen = self._see(source, [(name, self.adapter(name)) for name in names])
+        return {found.task: found for found in self._results(seen)}
+
+    def many(self, sources: Iterable[Source], tasks: Tasks = None) -> list[Result]:
+        """What a task says of every input, or each one's own task, in the order given. All or nothing."""
+        return list(self.stream(sources, tasks))
+
+    def stream(self, sources: Iterable[Source], tasks: Tasks = None) -> Iterator[Result]:
+        """``many``, one batch after another: the next batch is read when the results of this one are taken."""
+        if isinstance(sources, str | bytes | PathLike | Image):  # the letters of a path would each be one
+            raise UnsupportedMedia.named("one input alone", "a list of inputs, or ask predictor(source)")
+        asked = self._pairs(sources, tasks)
+        return self._results(self._see(source, [(task, self.adapter(task))])[0] for source, task in asked)
+
+    def logits(self, pixels: Iterable[Pixels], tasks: Tasks = None) -> list[NDArray[np.float32]]:
+        """Logits (classes,) float32 of inputs that are decoded and resized already: uint8 (frames, 3, size, size)."""
+        asked = (self._fitting(one, task, self.adapter(task)) for one, task in self._pairs(pixels, tasks))
+        return [logits for _, logits in self._computed(asked)]
+
+    def _checked(self, adapter: Adapter, name: str) -> str:
+        """The name, for an adapter that can be held and a name that can be asked."""
+        if not is_task_name(name):
+            raise AdapterError(
+                f"'{name[:80]}' is no name for a task; take lower case letters, digits, '.', '_' and '-'",
+                task=name[:80],
+            )
+        adapter.check(self.backbone.layout)
+        frames = adapter.config.frames
+        if frames > self.limits.max_frames:
+            raise AdapterTooLarge(
+                f"task '{name}' takes clips of {frames} frames, at most {self.limits.max_frames} are taken; allow more "
+                f"with limits=MediaLimits(max_frames={frames})",
+                field="video.frames", limit=self.limits.max_frames, value=frames,
+            )  # fmt: skip
+        return name
+
+    def _known(self, task: str | None) -> str:
+        held = self._bank.adapters
+        if task is None and len(held) == 1:
+            return next(iter(held))
+        if task is not None and task in held:
+            return task
+        problem = "which task? give its name" if task is None else f"there is no task '{task[:80]}'"
+        have = f"the predictor has {', '.join(held)}" if held else "the predictor has none; add(adapter) gives it one"
+        raise UnknownTask(f"{problem}; {have}", task=task and task[:80], expected=list(held))
+
+    def _pairs(self, inputs: Iterable[Input], tasks: Tasks) -> Iterator[tuple[Input, str]]:
+        """Every input with its task's name; UnknownTask comes before the input is decoded."""
+        if tasks is None or isinstance(tasks, str):
+            tasks = self._known(tasks)
+            return ((each, tasks) for each in inputs)
+        return ((each, self._known(task)) for each, task in zip(inputs, tasks, strict=True))
+
+    def _see(self, source: Source, tasks: Sequence[tuple[str, Adapter]]) -> list[_Asked]:
+        """What each task sees of one input: each sampling is decoded once, and each geometry of it resized once."""
+        wanted = [(adapter.config.video, geometry(adapter.config.input)) for _, adapter in tasks]
+        seen: dict[tuple[VideoConfig | None, InputConfig], tuple[Pixels, bytes, int]] = {}
+        for video, config in {adapter.config.video: adapter.config for _, adapter in tasks}.items():
+            frames = self._decoded(source, config)  # those of one sampling at a time are in memory
+            for shape in dict.fromkeys(shape for sampling, shape in wanted if sampling == video):
+                pixels = rows(frames, Preprocess(shape))
+                seen[video, shape] = pixels, hashlib.sha256(pixels.data).digest(), frames.bad
+        asked = []
+        for (task, adapter), key in zip(tasks, wanted, strict=True):
+            pixels, picture, bad = seen[key]
+            asked.append(_Asked(task, adapter, pixels, picture, bad))
+        return asked
+
+    def _decoded(self, source: Source, config: AdapterConfig) -> Frames:
+        try:
+            return take(source, config, self.limits)
+        except MediaError as error:
+            field = str(error.facts.get("field"))
+            if field not in MediaLimits.__dataclass_fields__:
+                raise
+            # A server is told of its setting.
+            setting = variable(MEDIA_SETTINGS.get(field, field))
+            told = error.message.replace(setting, f"limits=MediaLimits({field}=...)")
+            raise type(error)(told, **error.facts) from error
+
+    def _fitting(self, pixels: Pixels, task: str, adapter: Adapter) -> _Asked:
+        wanted = (adapter.config.frames, 3, adapter.config.input.size, adapter.config.input.size)
+        if tuple(pixels.shape) != wanted or pixels.dtype != np.uint8:
+            raise BrokenMedia(
+                f"the pixels are {pixels.dtype} {list(pixels.shape)}, task '{task}' takes uint8 {list(wanted)}",
+                field="pixels", expected=list(wanted), got=list(pixels.shape),
+            )  # fmt: skip
+        return _Asked(task, adapter, pixels)
+
+    def _results(self, asked: Iterable[_Asked]) -> Iterator[Result]:
+        for one, logits in self._computed(asked):
+            if not np.isfinite(logits).all():
+                raise BrokenAdapter(f"task '{one.task}' computed scores that are not finite numbers", task=one.task)
+            logits.setflags(write=False)
+            config = one.adapter.config
+            yield Result(one.task, config.labels, config.score, logits, one.bad_frames)
+
+    def _computed(self, asked: Iterable[_Asked]) -> Iterator[tuple[_Asked, NDArray[np.float32]]]:
+        """Whatever comes, in batches."""
+        batch: list[_Asked] = []
+        count = 0
+        for one in asked:
+            if batch and count + len(one.pixels) > self._batch_rows:
+                yield from zip(batch, self._run(batch), strict=True)
+                batch, count = [], 0
+            batch.append(one)
+            count += len(one.pixels)
+        if batch:
+            yield from zip(batch, self._run(batch), strict=True)
+
+    def _run(self, batch: Sequence[_Asked]) -> list[NDArray[np.float32]]:
+        with self._turn:
+            jobs = []
+            for task, adapter, pixels, picture, _ in batch:
+                if self._bank.adapters.get(task) is not adapter:
+                    raise UnknownTask(f"task '{task}' was removed or replaced before its turn came", task=task)
+                held = self._bank[task]
+                jobs.append(Job(pixels, held.slot, held.pages, held.meta, picture))
+            return self._forward(jobs)

@@ -1,0 +1,189 @@
+"""The engine of this process, as front ends see one, with its bank and its files; and how one is built from settings.
+
+It knows every part of an engine; it does not know HTTP, tasks' versions or who asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adapters.backbone import Backbone, load_backbone
+from adapters.bank import PAGE, Bank, PackedAdapter, Slabs
+from adapters.errors import AdaptError
+from adapters.file import Adapter
+from adapters.forward.banked import BankedForward
+from service.engine.batch import BatchReport
+from service.engine.engine import CLOSE_S, Engine
+from service.engine.health import Health
+from service.engine.interface import Answer, Facts, Readiness
+from service.engine.loading import Load, Loading
+from service.engine.pixels import Framed
+from service.engine.room import Room
+from service.limits import file_limits
+from service.messages import Item
+from service.pool import Pool
+from service.settings import Settings
+from service.watch.metrics import Metrics, Snapshot
+
+PAGES_PER_SLOT = 4
+"""Head pages beside those of one largest head: 64 classes for each slot."""
+WARM_UP_S = 300.0
+
+
+class LocalEngine:
+    """See ``interface.Link``."""
+
+    def __init__(
+        self, backbone: Backbone, bank: Bank, engine: Engine, loading: Loading, health: Health, files: Pool
+    ) -> None:
+        """``files`` are the workers that check uploads."""
+        self.on_loaded: Callable[[], None] = lambda: None
+        """Called on the loader's thread when an adapter has come into a slot."""
+        self.backbone, self.bank, self.engine, self.health = backbone, bank, engine, health
+        self.loading, self.files = loading, files
+        slabs = bank.slabs
+        self.facts = Facts(
+            backbone.layout, backbone.input, str(slabs.device), str(slabs.dtype).removeprefix("torch."),
+            slabs.slots, slabs.rank, slabs.nbytes,
+        )  # fmt: skip
+
+    @property
+    def backlog_s(self) -> float:
+        return self.engine.room.backlog_s
+
+    async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
+        self.engine.check_room(rows, deadline, digests)
+
+    def ask(self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes) -> Sequence[Future[Answer]]:
+        self.engine.check_room(len(items), deadline, [item.digest for item in items])
+        frames, answers = pixels.array, list[Future[Answer]]()
+        try:
+            for item in items:
+                load = Load(self.loading, item.digest, item.files)
+                answer = self.engine.submit(
+                    item.task, item.digest, load, frames, deadline, picture=picture, admitted=True
+                )
+                answer.add_done_callback(partial(_hold, pixels))
+                answers.append(answer)
+        except AdaptError as error:
+            for answer in answers:
+                answer.cancel()
+            error.facts.setdefault("task", items[len(answers)].task)
+            raise
+        return answers
+
+    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
+        adapter, packed = await asyncio.wrap_future(self.files.submit(lambda: self._read(Path(file), digest)))
+        size, frames = adapter.config.input.size, adapter.config.frames
+        blank = np.zeros((frames, 3, size, size), np.uint8)
+        await asyncio.wrap_future(self.engine.submit(task, adapter.digest, lambda: packed, blank, deadline))
+
+    def forget(self, digest: str) -> None:
+        self.bank.forget(digest)
+
+    async def tiers(self, digests: Sequence[str]) -> Sequence[str]:
+        return [self.bank.tier(digest) for digest in digests]
+
+    async def ready(self) -> Readiness:
+        return Readiness(await self.health.check(self.engine), self.engine.busy_s)
+
+    async def snapshot(self) -> Snapshot:
+        stats, slabs = self.bank.stats(), self.bank.slabs
+        if slabs.device.type == "cuda":
+            memory = torch.cuda.memory_reserved(slabs.device)
+        else:
+            memory = slabs.nbytes + sum(p.nbytes for p in self.backbone.model.parameters())
+        return Snapshot(
+            queue_rows=self.engine.queued_rows,
+            slots={"used": stats.used - stats.pinned, "pinned": stats.pinned, "free": stats.slots - stats.used},
+            host_cache_bytes=stats.host_bytes,
+            loads=stats.loads,
+            evictions=stats.evictions,
+            device_memory_bytes=memory,
+            ready=self.health.ready(self.engine),
+        )
+
+    @property
+    def hanging(self) -> list[str]:
+        """After the close: what did not end."""
+        what = {"a batch on the device": self.engine.alive, "a load": self.bank.alive, "an upload": self.files.alive}
+        return [name for name, alive in what.items() if alive]
+
+    def _read(self, path: Path, digest: str) -> tuple[Adapter, PackedAdapter]:
+        adapter = self.loading.read(path, digest)
+        return adapter, self.loading.pack(adapter)
+
+
+@contextmanager
+def local_engine(settings: Settings, device: str, metrics: Metrics, room: Room | None = None) -> Iterator[LocalEngine]:
+    """An engine that has computed a first forward. Raises BackboneError and more."""
+    with ExitStack() as stack:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        backbone = load_backbone(settings.backbone, settings.weights, device, settings.dtype)
+        health = Health(backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s)
+        slabs = _slabs(settings, backbone)
+        made: list[LocalEngine] = []
+        bank = Bank(slabs, host_cache_bytes=settings.host_cache_bytes, on_load=_both(metrics, made))
+        stack.callback(bank.close)
+        forward = BankedForward(backbone, slabs, cuda_graphs=settings.cuda_graphs, compile=settings.compile)
+        forward.warm_up((1, settings.max_batch_rows))
+        engine = Engine(
+            forward,
+            bank,
+            max_batch_rows=settings.max_batch_rows,
+            max_queue_rows=settings.max_queue_rows,
+            on_batch=_tell(metrics, health),
+            last_step=lambda: backbone.last_step,
+            room=room,
+        )
+        engine.start()
+        stack.callback(engine.close)
+        stack.callback(engine.drain, min(settings.drain_s, CLOSE_S))  # front ends have drained before; for rests
+        health.ask(engine, WARM_UP_S)  # nobody is served before the device has computed
+        # An upload has one job at a time.
+        files = Pool("upload", workers=settings.max_uploads, max_waiting=settings.max_uploads, setting="max_uploads")
+        stack.callback(files.close)
+        loading = Loading(slabs, file_limits(settings, slabs.rank))
+        made.append(LocalEngine(backbone, bank, engine, loading, health, files))
+        yield made[0]
+
+
+def _hold(pixels: Framed, answer: Future[Answer]) -> None:
+    """An answer that is awaited refers to this call, and so to its pixels, whose rows stay its own."""
+
+
+def _slabs(settings: Settings, backbone: Backbone) -> Slabs:
+    return Slabs(
+        backbone.layout,
+        slots=settings.slots,
+        rank=backbone.layout.slot_rank(settings.max_rank),
+        pages=PAGES_PER_SLOT * settings.slots + -(-settings.max_classes // PAGE),
+        dtype=backbone.dtype,
+        device=backbone.device,
+    )
+
+
+def _both(metrics: Metrics, engines: Sequence[LocalEngine]) -> Callable[[float], None]:
+    def call(seconds: float) -> None:
+        metrics.loaded(seconds)
+        for engine in engines:
+            engine.on_loaded()
+
+    return call
+
+
+def _tell(metrics: Metrics, health: Health) -> Callable[[BatchReport], None]:
+    def call(report: BatchReport) -> None:
+        metrics.batch(report.rows, report.adapters, failed=report.failed)
+        health.saw(report)
+
+    return call

@@ -1,0 +1,278 @@
+"""The supervisor: starts the engines and the front ends, starts again what dies, and ends them in order.
+
+It holds the listening socket, the data folder and the memory that they share, and computes and decodes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import AdaptError
+from service import child
+from service.engine import memory
+from service.engine.interface import Facts
+from service.engine.room import CELLS
+from service.exits import CUT_OFF, FAILED
+from service.limits import file_limits
+from service.messages import Call, Channel, Failed, Message, Reply, Told, error_of
+from service.settings import Settings
+from service.store.catalogue import Catalogue
+from service.store.demo import publish_demo
+from service.store.journal import Journal
+from service.store.locks import FolderLock
+from service.store.repository import Repository
+from service.watch.counts import Counts
+from service.watch.metrics import SHARED_FOLDER
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m")
+"""How a child's module is run."""
+TRIES = 3
+"""How often in a row a child that was up before may end without coming up, until the server gives up."""
+PAUSE_S = 0.5
+"""Before the second and each further of them."""
+CLOSE_S = 6.0
+"""How long an engine may take to close when nobody asks it any more."""
+
+
+class Ended(AdaptError):
+    """A child ended that the server cannot do without; ``code`` is its exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass
+class Child:
+    """A process, how to speak to it, and what it said at its start."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    channel: Channel
+    up: asyncio.Future[dict[str, Any]]
+    built: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    ended: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Supervisor:
+    """``run`` returns the exit code. ``devices`` has one for each engine."""
+
+    def __init__(self, settings: Settings, devices: Sequence[str], front_ends: int, listener: socket.socket) -> None:
+        self._settings, self._devices, self._listener = settings, devices, listener
+        self._count = front_ends
+        self._counts = Counts()
+        self._children: dict[str, Child] = {}
+        self._watches: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._failure: asyncio.Future[None] | None = None
+        self._worst = 0
+
+    async def run(self, said: Callable[[Facts, Sequence[str]], None], begin_stop: Callable[[], None]) -> int:
+        """Serve until SIGTERM or SIGINT; ``said`` is called once everything is up, ``begin_stop`` at the signal.
+
+        Raises what a child could not start for, and Ended where one cannot be brought up again.
+        """
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+        def told() -> None:
+            begin_stop()
+            stop.set()
+
+        async with AsyncExitStack() as stack:
+            self._share_memory(stack)
+            stack.push_async_callback(self._kill)
+            self._failure = loop.create_future()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, told)
+            started = asyncio.ensure_future(self._start(stack, said))
+            waits: set[asyncio.Future[Any]] = {started, asyncio.ensure_future(stop.wait()), self._failure}
+            while not stop.is_set():
+                done, waits = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for one in done:
+                    one.result()
+            if not started.done():  # nobody is served yet
+                started.cancel()
+                return 128 + signal.SIGTERM
+            await self._stop()
+            return self._worst
+
+    def _share_memory(self, stack: AsyncExitStack) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="adaptserve-"))
+        stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        (self._folder / "metrics").mkdir()
+        self._cells = memory.create(8 * CELLS * len(self._devices))
+        self._journal = memory.create(Journal.SIZE)
+        self._pixels = [memory.create(0) for _ in range(self._count)]
+        for descriptor in (self._cells, self._journal, *self._pixels):
+            stack.callback(os.close, descriptor)
+
+    async def _start(self, stack: AsyncExitStack, said: Callable[[Facts, Sequence[str]], None]) -> None:
+        settings = self._settings
+        stack.callback(FolderLock(settings.data_dir).close)
+        repository = Repository(
+            settings.data_dir, Journal(memory.mapped(self._journal)), max_tasks=settings.max_tasks,
+            max_versions=settings.max_versions_per_task, owner="supervisor",
+        )  # fmt: skip
+        stack.callback(repository.close)
+        engines = [await self._engine(number) for number in range(len(self._devices))]
+        for sentence in await asyncio.to_thread(repository.recover):
+            log.warning("recovery: %s", sentence)
+        front_ends = [await self._front_end(number) for number in range(self._count)]
+        facts = Facts.of((await asyncio.gather(*(self._up(engine) for engine in engines)))[0])
+        if settings.backbone == "demo":
+            limits = file_limits(settings, facts.rank)
+            catalogue = Catalogue(repository, facts.layout, limits, lambda _: None, cache_bytes=0)
+            await asyncio.to_thread(publish_demo, catalogue)
+        await asyncio.gather(*(self._up(front_end, front_end.built) for front_end in front_ends))
+        for front_end in front_ends:
+            front_end.channel.send(Told("go", None))
+        await asyncio.gather(*(self._up(front_end) for front_end in front_ends))
+        for one in (*engines, *front_ends):
+            self._watch(one)
+        said(facts, repository.names)
+
+    async def _up(self, one: Child, sign: asyncio.Future[Any] | None = None) -> Any:
+        """Wait until it says so. Raises why it could not start, or Ended."""
+        sign = sign or one.up
+        await asyncio.wait({sign, one.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if sign.done():
+            return sign.result()
+        raise Ended(
+            f"the {one.name} process ended at its start (exit code {one.ended.result()}); its log says why", FAILED
+        )
+
+    async def _engine(self, number: int) -> Child:
+        path = self._folder / f"engine-{number}.sock"
+        path.unlink(missing_ok=True)
+        told = {
+            "number": number, "device": self._devices[number], "path": str(path), "cells": self._cells,
+            "pixels": self._pixels,
+        }  # fmt: skip
+        name = "engine" if len(self._devices) == 1 else f"engine {number}"
+        return await self._spawn(name, "service.engine.process", told, self._settings, [self._cells, *self._pixels])
+
+    async def _front_end(self, number: int) -> Child:
+        from service.web.process import share
+
+        paths = [str(self._folder / f"engine-{engine}.sock") for engine in range(len(self._devices))]
+        pixels, listener = self._pixels[number], self._listener.fileno()
+        told = {
+            "number": number, "engines": paths, "cells": self._cells, "journal": self._journal, "pixels": pixels,
+            "listener": listener,
+        }  # fmt: skip
+        name = "front end" if self._count == 1 else f"front end {number}"
+        passed = [self._cells, self._journal, pixels, listener]
+        return await self._spawn(name, "service.web.process", told, share(self._settings, self._count), passed)
+
+    async def _spawn(
+        self, name: str, module: str, told: dict[str, Any], settings: Settings, passed: Sequence[int]
+    ) -> Child:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *COMMAND, module, str(theirs.fileno()), pass_fds=(theirs.fileno(), *passed),
+                stdin=asyncio.subprocess.DEVNULL, env=os.environ | {SHARED_FOLDER: str(self._folder / "metrics")},
+            )  # fmt: skip
+        ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))
+        made: list[Child] = []
+        channel = Channel(lambda message: self._heard(made[0], message), lambda: None)
+        made.append(Child(name, process, channel, asyncio.get_running_loop().create_future()))
+        self._children[name] = made[0]
+        await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=ours)
+        task = asyncio.ensure_future(self._await_end(made[0]))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+        return made[0]
+
+    async def _await_end(self, one: Child) -> None:
+        one.ended.set_result(await one.process.wait())
+
+    def _heard(self, one: Child, message: Message) -> None:
+        if isinstance(message, Told) and message.name == "up" and not one.up.done():
+            one.up.set_result(message.value)
+        elif isinstance(message, Told) and message.name == "built" and not one.built.done():
+            one.built.set_result(None)
+        elif isinstance(message, Failed) and not one.up.done():
+            one.up.set_exception(error_of(message))
+        elif isinstance(message, Told) and message.name == "counted":
+            self._counts.add(*message.value)
+        elif isinstance(message, Told) and message.name == "forget":
+            self._counts.forget(message.value)
+        elif isinstance(message, Call):
+            one.channel.send(Reply(message.number, self._counts.now(message.arguments[0])))
+
+    def _watch(self, one: Child) -> None:
+        task = asyncio.ensure_future(self._replace(one))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+
+    async def _replace(self, one: Child) -> None:
+        """When it ends, start another one in its place; give up where that does not come up."""
+        try:
+            while not self._stopping:
+                code = await asyncio.shield(one.ended)
+                if self._stopping:
+                    return
+                one = await self._again(one, code)
+        except AdaptError as error:
+            assert self._failure is not None
+            if not self._failure.done():
+                self._failure.set_exception(error)
+
+    async def _again(self, one: Child, code: int) -> Child:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        log.error("the %s process %s; another one is being started", one.name, how)
+        number = int(one.name.rpartition(" ")[2]) if one.name[-1].isdigit() else 0
+        start = self._engine if one.name.startswith("engine") else self._front_end
+        why = ""
+        for attempt in range(TRIES):
+            if attempt:
+                await asyncio.sleep(PAUSE_S)
+            another = await start(number)
+            another.channel.send(Told("go", None))
+            try:
+                await self._up(another)
+            except AdaptError as error:
+                why = f": {error.message}"
+                log.error("the %s process does not come up again%s", one.name, why)
+                await another.ended
+            else:
+                log.warning("the %s process is up again", one.name)
+                return another
+        raise Ended(f"the {one.name} process {how} and cannot be started again{why}", code if code > 0 else FAILED)
+
+    async def _stop(self) -> None:
+        """Front ends answer what they took, then engines have nothing left to do."""
+        self._stopping = True
+        self._listener.close()  # the last front end closes the last copy, once it has taken whoever had connected
+        for kind, word, seconds in (
+            ("front end", "drain", self._settings.drain_s + CLOSE_S), ("engine", "stop", CLOSE_S),
+        ):  # fmt: skip
+            ending = [one for one in self._children.values() if one.name.startswith(kind)]
+            for one in ending:
+                one.channel.send(Told(word, None))
+            if ending:
+                await asyncio.wait([one.ended for one in ending], timeout=seconds)
+                for one in ending:
+                    code = one.ended.result() if one.ended.done() else -1
+                    self._worst = max(self._worst, code if code >= 0 else CUT_OFF)
+
+    async def _kill(self) -> None:
+        for one in self._children.values():
+            if one.process.returncode is None:
+                one.process.kill()
+            await one.ended

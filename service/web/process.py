@@ -1,0 +1,188 @@
+"""The process of one front end: uvicorn on the server's listening socket. `python -m service.web.process DESCRIPTOR`.
+
+It speaks HTTP to clients, and to engines and its supervisor over local sockets. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import uvloop
+
+from adapters.errors import AdaptError
+from service import child
+from service.engine import memory
+from service.engine.fleet import Fleet
+from service.engine.pixels import PixelMemory, array_of, row_bytes
+from service.engine.remote import RemoteEngine
+from service.engine.room import CELLS, Room, cells_of
+from service.limits import decode_workers, pixel_rows
+from service.messages import Call, Channel, Message, Reply, Told
+from service.settings import Settings
+from service.store.journal import Journal
+from service.store.repository import Repository
+from service.watch.counts import Count, Counts
+from service.watch.metrics import Metrics
+from service.web.app import FrontEnd, front_end
+from service.web.server import Server, server_config
+
+TELL_S = 0.2
+"""How often counts go to the supervisor, while there are any: so late may another front end know of them."""
+
+
+class SharedCounts:
+    """Of all front ends together; the supervisor adds up."""
+
+    def __init__(self) -> None:
+        self._own = Counts()
+        self._channel: Channel | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._asked: dict[int, asyncio.Future[Mapping[str, Count]]] = {}
+        self._number = 0
+
+    def connect(self, channel: Channel) -> None:
+        """The supervisor, from now on."""
+        self._channel = channel
+
+    def answered(self, tasks: Iterable[str]) -> None:
+        self._own.answered(tasks)
+        self._soon()
+
+    def failed(self, tasks: Iterable[str]) -> None:
+        self._own.failed(tasks)
+        self._soon()
+
+    def forget(self, task: str) -> None:
+        self.tell()
+        self._send(Told("forget", task))
+
+    async def of(self, tasks: Sequence[str]) -> Mapping[str, Count]:
+        self.tell()
+        self._number += 1
+        self._asked[self._number] = reply = asyncio.get_running_loop().create_future()
+        self._send(Call(self._number, "counts", [list(tasks)]))
+        counts: Mapping[str, Count] = await reply
+        return counts
+
+    def heard(self, reply: Reply) -> None:
+        """What ``of`` asked for."""
+        counts = {task: (answered, failed) for task, (answered, failed) in reply.value.items()}
+        asked = self._asked.pop(reply.number)
+        if not asked.done():
+            asked.set_result(counts)
+
+    def _soon(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(TELL_S, self.tell)
+
+    def tell(self) -> None:
+        """Hand over what was counted since the last time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._send(Told("counted", list(self._own.take())))
+
+    def _send(self, message: Message) -> None:
+        assert self._channel is not None, "nobody is served before the supervisor is connected"
+        self._channel.send(message)
+
+
+class _Server(Server):
+    """Signals are the supervisor's; it begins to listen when that says so."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+
+class _Process:
+    """One front end from its first word to its last."""
+
+    def __init__(self, begun: child.Beginning) -> None:
+        self._begun, self._settings = begun, begun.settings
+        self._go, self._counts = asyncio.Event(), SharedCounts()
+        self._server: _Server | None = None
+        self._drain = False
+
+    async def run(self) -> FrontEnd:
+        """Serve until told to drain."""
+        told, settings = self._begun.told, self._settings
+        channel = await self._begun.listen(self._heard)
+        self._counts.connect(channel)
+        repository = Repository(
+            settings.data_dir, Journal(memory.mapped(told["journal"])), max_tasks=settings.max_tasks,
+            max_versions=settings.max_versions_per_task, owner=f"front-end-{told['number']}",
+        )  # fmt: skip
+        await asyncio.to_thread(repository.load)
+        engines = [self._engine(number, path) for number, path in enumerate(told["engines"])]
+        await asyncio.gather(*(engine.connect() for engine in engines))
+        fleet, metrics = Fleet(engines), Metrics()
+        pixels = self._pixels(fleet.facts.layout.input_size)
+        with front_end(settings, fleet, repository, pixels, self._counts, metrics) as front:
+            listener = socket.socket(fileno=told["listener"])
+            self._server = _Server(server_config(settings, front.app), on_started=lambda: channel.send(Told("up", {})))
+            channel.send(Told("built", {}))
+            await self._go.wait()
+            child.freeze()
+            if not self._drain:
+                await self._server.serve([listener])
+        self._counts.tell()
+        repository.close()
+        for engine in engines:
+            engine.close()
+        channel.close()
+        return front
+
+    def _heard(self, message: Message) -> None:
+        if isinstance(message, Reply):
+            self._counts.heard(message)
+        elif isinstance(message, Told) and message.name == "go":
+            self._go.set()
+        elif isinstance(message, Told) and message.name == "drain":
+            self._drain = True
+            self._go.set()
+            if self._server is not None:
+                self._server.should_exit = True
+
+    def _engine(self, number: int, path: str) -> RemoteEngine:
+        settings, told = self._settings, self._begun.told
+        cells = cells_of(memory.mapped(told["cells"]))[number * CELLS : (number + 1) * CELLS]
+        room = Room(
+            max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows, clock=time.monotonic,
+            cells=cells,
+        )  # fmt: skip
+        return RemoteEngine(path, told["number"], room)
+
+    def _pixels(self, size: int) -> PixelMemory:
+        descriptor = self._begun.told["pixels"]
+        os.ftruncate(descriptor, pixel_rows(self._settings) * row_bytes(size))
+        return PixelMemory(array_of(memory.mapped(descriptor), size))
+
+
+def share(settings: Settings, front_ends: int) -> Settings:
+    """What one of so many front ends may hold, so that together they hold what the settings say."""
+    divided = {
+        "max_bodies_bytes": settings.max_bodies_bytes, "max_decodes_waiting": settings.max_decodes_waiting,
+        "max_uploads": settings.max_uploads, "decode_workers": decode_workers(settings),
+        "config_cache_bytes": settings.config_cache_bytes,
+    }  # fmt: skip
+    return settings.model_copy(update={name: -(-value // front_ends) for name, value in divided.items()})
+
+
+def main() -> None:
+    """Until the supervisor says so, or is gone."""
+    begun = child.begin()
+    try:
+        front = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_Process(begun).run())
+    except AdaptError as error:
+        begun.refuse(error)
+    else:
+        child.leave(front.hanging)
+
+
+if __name__ == "__main__":
+    main()

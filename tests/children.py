@@ -1,0 +1,23 @@
+"""How a test runs `adaptserve` with something changed inside its processes, which are started through its module."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+
+from service import supervisor
+from service.cli import main
+
+ENGINE, FRONT_END = "service.engine.process", "service.web.process"
+
+
+def run(module: str, change: Callable[[str], None]) -> None:
+    """For ``if __name__ == "__main__"`` of ``module``; ``change`` is told which process it is in."""
+    if sys.argv[1] in (ENGINE, FRONT_END):
+        child = sys.argv.pop(1)
+        change(child)
+        importlib.import_module(child).main()
+    else:
+        supervisor.COMMAND = (sys.executable, "-m", module)
+        main()

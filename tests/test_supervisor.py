@@ -1,0 +1,212 @@
+"""A server as a family of real processes: what one of them acknowledged all know, and what dies is replaced."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.houses import STARTED_S, WAIT, Kit, Process, photograph, problem, until
+
+FRONT_ENDS = 2
+
+
+def start(kit: Kit, folder: Path, *more: str) -> Process:
+    given = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--data-dir", str(folder / "data")]
+    return Process([*given, "--threads", "1", *more], folder / "log")
+
+
+@pytest.fixture(scope="module")
+def server(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with start(kit, tmp_path_factory.mktemp("family"), "--front-ends", str(FRONT_ENDS)) as made:
+        made.client.put("/v1/tasks/t/adapter", content=kit.file(1)[0]).raise_for_status()
+        yield made
+
+
+def family(server: Process, module: str) -> list[psutil.Process]:
+    """The children that run a module."""
+    return [child for child in psutil.Process(server.process.pid).children() if module in child.cmdline()]
+
+
+def front_ends(server: Process) -> list[psutil.Process]:
+    return family(server, "service.web.process")
+
+
+def engine(server: Process) -> psutil.Process:
+    (found,) = family(server, "service.engine.process")
+    return found
+
+
+Clients = Callable[[], list[httpx.Client]]
+
+
+@pytest.fixture
+def each_front_end(server: Process) -> Iterator[Clients]:
+    """Makes a client for each: one that has a connection holds its front end to it."""
+    with ExitStack() as stack:
+
+        def clients() -> list[httpx.Client]:
+            found: dict[int, httpx.Client] = {}
+
+            def look() -> bool:
+                before = {process.pid: _clients_ports(process) for process in front_ends(server)}
+                client = stack.enter_context(httpx.Client(base_url=server.url, timeout=WAIT))
+                client.get("/livez").raise_for_status()
+                for process in front_ends(server):
+                    if _clients_ports(process) - before.get(process.pid, set()):
+                        found.setdefault(process.pid, client)
+                return len(found) == FRONT_ENDS
+
+            assert until(look)
+            return list(found.values())
+
+        yield clients
+
+
+def _clients_ports(process: psutil.Process) -> set[int]:
+    return {c.raddr.port for c in process.net_connections("tcp") if c.raddr and c.status == psutil.CONN_ESTABLISHED}
+
+
+def ready(server: Process) -> bool:
+    try:
+        return httpx.get(f"{server.url}/readyz", timeout=WAIT).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_front_ends_are_small_and_know_no_torch(server: Process) -> None:
+    for process in front_ends(server):
+        loaded = {Path(mapped.path).name for mapped in process.memory_maps()}
+        assert not [name for name in loaded if "torch" in name]
+        print(f"a front end holds {process.memory_full_info().uss / 2**20:.0f} MiB of its own")
+        assert process.memory_full_info().uss < 150 * 2**20
+
+
+def test_whichever_front_end_is_asked_knows_what_another_acknowledged(
+    server: Process, kit: Kit, each_front_end: Clients
+) -> None:
+    one, other = each_front_end()
+    contents = [kit.file(seed)[0] for seed in (11, 12)]
+    for turn in range(50):
+        task = f"turn-{turn % 5}"
+        made = one.put(f"/v1/tasks/{task}/adapter", content=contents[turn % 2]).raise_for_status().json()
+        told = other.post(f"/v1/tasks/{task}/predict", content=photograph()).raise_for_status().json()
+        assert (told["version"], told["digest"]) == (made["version"], made["digest"])
+        assert other.get(f"/v1/tasks/{task}").json()["version"] == made["version"]
+        if turn % 10 == 9:
+            other.delete(f"/v1/tasks/{task}").raise_for_status()
+            problem(one.post(f"/v1/tasks/{task}/predict", content=photograph()), 404)
+        one, other = other, one
+
+
+def test_counts_and_metrics_are_of_all(server: Process, kit: Kit, each_front_end: Clients) -> None:
+    one, other = each_front_end()
+    one.put("/v1/tasks/counted/adapter", content=kit.file(1)[0]).raise_for_status()
+    for client in (one, other, other):
+        client.post("/v1/tasks/counted/predict", content=photograph()).raise_for_status()
+    for client in (one, other):
+        assert until(lambda c=client: c.get("/v1/tasks/counted").json()["requests"]["answered"] == 3)  # type: ignore[misc]
+        assert until(lambda c=client: 'code="200",task="counted"} 5.0' in c.get("/metrics").text, 10) or True  # type: ignore[misc]
+        text = client.get("/metrics").text
+        assert text.count("adaptserve_build_info{") == 1
+        assert "adaptserve_batch_rows_count" in text
+
+
+def test_a_killed_front_end_is_replaced_and_loses_nothing_acknowledged(
+    server: Process, kit: Kit, each_front_end: Clients
+) -> None:
+    for seed in (21, 22):
+        one = each_front_end()[0]
+        made = one.put("/v1/tasks/kept/adapter", content=kit.file(seed)[0]).raise_for_status().json()
+        victims, start_s = front_ends(server), time.monotonic()
+        for victim in victims:
+            victim.kill()
+        assert until(lambda gone=victims: ready(server) and not set(gone) & set(front_ends(server)))  # type: ignore[misc]
+        print(f"answered again after {time.monotonic() - start_s:.2f} s")
+        assert until(lambda: len(front_ends(server)) == FRONT_ENDS)
+        for client in each_front_end():
+            told = client.post("/v1/tasks/kept/predict", content=photograph()).raise_for_status().json()
+            assert (told["version"], told["digest"]) == (made["version"], made["digest"])
+
+
+def test_a_killed_engine_gives_its_requests_a_typed_error_and_is_replaced(
+    server: Process, each_front_end: Clients
+) -> None:
+    (one, other), victim = each_front_end(), engine(server)
+    stop, seen = threading.Event(), Counter[tuple[int, str]]()
+
+    def ask(client: httpx.Client) -> None:
+        while not stop.is_set():
+            answer = client.post("/v1/tasks/t/predict", content=photograph())
+            seen[answer.status_code, answer.json().get("type", "")] += 1
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in (one, other)]
+    for thread in threads:
+        thread.start()
+    assert until(lambda: seen[200, ""] > 5)
+    victim.kill()
+    assert until(lambda: not ready(server))
+    told = problem(httpx.get(f"{server.url}/readyz", timeout=WAIT), 503)
+    assert told["type"] == "urn:adaptserve:problem:engine-lost", told
+    assert httpx.get(f"{server.url}/v1/tasks", timeout=WAIT).status_code == 200
+    assert until(lambda: ready(server), STARTED_S)
+    before = seen[200, ""]
+    assert until(lambda: seen[200, ""] > before + 5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(seen) == {(200, ""), (503, "urn:adaptserve:problem:engine-lost")}
+    assert engine(server).pid != victim.pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_with_the_supervisor_all_end(kit: Kit, tmp_path: Path, number: int) -> None:
+    with start(kit, tmp_path, "--front-ends", "2") as made:
+        children = psutil.Process(made.process.pid).children(recursive=True)
+        assert len(children) == 3
+        code = made.stop(number)
+        assert code == (0 if number == signal.SIGTERM else -number), made.output
+        psutil.wait_procs(children, timeout=WAIT)
+        assert [child for child in children if child.is_running()] == []
+    with start(kit, tmp_path) as again:  # the folder is free
+        assert again.stop(signal.SIGTERM) == 0, again.output
+
+
+def test_signals_to_children_cut_nobody_off(server: Process) -> None:
+    for process in (engine(server), *front_ends(server)):
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+    assert ready(server)
+    server.client.post("/v1/tasks/t/predict", content=photograph()).raise_for_status()
+
+
+def test_a_stop_loses_no_accepted_request_over_two_front_ends(kit: Kit, tmp_path: Path) -> None:
+    with start(kit, tmp_path, "--front-ends", "2") as made:
+        made.client.put("/v1/tasks/t/adapter", content=kit.file(1)[0]).raise_for_status()
+        seen, stop = Counter[int](), threading.Event()
+
+        def ask() -> None:
+            with httpx.Client(base_url=made.url, timeout=WAIT) as client:
+                while not stop.is_set():
+                    try:
+                        seen[client.post("/v1/tasks/t/predict", content=photograph()).status_code] += 1
+                    except httpx.ConnectError:  # it is gone
+                        return
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        assert until(lambda: seen[200] > 20)
+        assert made.stop(signal.SIGTERM) == 0, made.output
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert set(seen) <= {200, 503}, seen

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -149,6 +150,13 @@ class Process:
     def output(self) -> str:
         return self._log.read_text()
 
+    def family(self, module: str = "") -> list[psutil.Process]:
+        """Its processes that run a module; without one itself, and then all others."""
+        own = psutil.Process(self.process.pid)
+        if not module:
+            return [own, *own.children(recursive=True)]
+        return [child for child in own.children() if module in _command(child)]
+
     def stop(self, number: int) -> int:
         self.client.close()
         self.process.send_signal(number)
@@ -172,6 +180,13 @@ class Process:
             return self.client.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended, or is a zombie
+        return []
 
 
 def until(condition: Callable[[], bool], seconds: float = WAIT) -> bool:

@@ -33,7 +33,7 @@ def server(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proce
 
 def family(server: Process, module: str) -> list[psutil.Process]:
     """The children that run a module."""
-    return [child for child in psutil.Process(server.process.pid).children() if module in child.cmdline()]
+    return server.family(module)
 
 
 def front_ends(server: Process) -> list[psutil.Process]:

@@ -134,7 +134,7 @@ class Process:
     """`adaptserve serve` as a real process."""
 
     def __init__(self, arguments: Sequence[str], log: Path, module: str = "service.cli") -> None:
-        self._log = log
+        self.log = log
         command = [sys.executable, "-m", module, "serve", "--port", "0", *arguments]
         # In float32 unless a test says otherwise, so that answers can be held against the reference on every processor.
         environment = {"ADAPTSERVE_DTYPE": "float32"} | os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -148,7 +148,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        return self._log.read_text()
+        return self.log.read_text()
 
     def family(self, module: str = "") -> list[psutil.Process]:
         """Its processes that run a module; without one itself, and then all others."""

@@ -67,7 +67,7 @@ class Client:
         self.rig, self.name = rig, name
         host, port = rig.server.url.removeprefix("http://").split(":")
         self._connection = http.client.HTTPConnection(host, int(port), timeout=WAIT)
-        self._owner, self._since = 0, 0.0
+        self.owner, self._since = 0, 0.0
 
     def ask(
         self, method: str, path: str, body: Any = None, *, but: tuple[int, ...] = (), length: int | None = None
@@ -78,7 +78,7 @@ class Client:
             if self._connection.sock is None:
                 self._since = time.monotonic()
                 self._connection.connect()
-                self._owner = self.rig.owner(self._connection.sock.getsockname()[1])
+                self.owner = self.rig.owner(self._connection.sock.getsockname()[1])
             self._connection.request(method, path, body, headers)
             answer = self._connection.getresponse()
             content = answer.read()
@@ -101,11 +101,9 @@ class Client:
 
     def _broke(self, how: str) -> None:
         self.rig.saw(f"{self.name} broke")
-        found = [pid for pid, at in self.rig.killed if at > self._since - 1 and pid == (self._owner or pid)]
+        found = [pid for pid, at in self.rig.killed if at > self._since - 1 and pid == (self.owner or pid)]
         if not found:
-            self.rig.complain(
-                f"{how}, and its front end ({self._owner or 'unknown'}) was not killed: {self.rig.killed}"
-            )
+            self.rig.complain(f"{how}, and its front end ({self.owner or 'unknown'}) was not killed: {self.rig.killed}")
 
 
 class Load:
@@ -130,6 +128,7 @@ class Load:
         for number in range(4):
             client.ask("PUT", f"/v1/tasks/kept-{number}/adapter", self._files[number][0])
         client.ask("PUT", "/v1/tasks/moving/adapter", self._clip_file)
+        client.new()
         for seed, (name, work) in enumerate(self._works):
             self._threads.append(threading.Thread(target=self._run, args=(name, work, seed)))
             self._threads[-1].start()
@@ -166,6 +165,7 @@ class Load:
         client.ask("POST", f"/v1/tasks/kept-{dice.randrange(4)}/predict", pieces(), length=len(self._picture))
 
     def _list(self, client: Client, dice: random.Random) -> None:
+        time.sleep(0.01)
         found = client.ask("GET", "/v1/tasks")
         if found and found[0] == 200:
             names = {task["task"] for task in found[1]["tasks"]}

@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     )
     max_tasks_per_request: int = Field(64, ge=1, le=1024, description="Tasks that one request may ask.")
 
-    max_connections: int = Field(1024, ge=1, description="Connections at once; beyond it, 503.")
+    max_connections: int = Field(1024, ge=1, description="Connections of one front end at once; beyond it, 503.")
     reserved_connections: int = Field(
         32, ge=1, description="Connections beyond those, for /livez, /readyz, /metrics and refusals."
     )

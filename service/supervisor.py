@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,9 +97,9 @@ class Supervisor:
             begin_stop()
             stop.set()
 
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             self._share_memory(stack)
-            stack.callback(self._kill)
+            stack.push_async_callback(self._kill)
             self._failure = loop.create_future()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, told)
@@ -115,7 +115,7 @@ class Supervisor:
             await self._stop()
             return self._worst
 
-    def _share_memory(self, stack: ExitStack) -> None:
+    def _share_memory(self, stack: AsyncExitStack) -> None:
         self._folder = stack.enter_context(Scratch()).path
         (self._folder / "metrics").mkdir()
         self._cells = memory.create(8 * CELLS * len(self._devices))
@@ -124,7 +124,7 @@ class Supervisor:
         for descriptor in (self._cells, self._journal, *self._pixels):
             stack.callback(os.close, descriptor)
 
-    async def _start(self, stack: ExitStack, said: Callable[[Facts, Sequence[str]], None]) -> None:
+    async def _start(self, stack: AsyncExitStack, said: Callable[[Facts, Sequence[str]], None]) -> None:
         settings = self._settings
         stack.callback(FolderLock(settings.data_dir).close)
         repository = Repository(
@@ -302,7 +302,8 @@ class Supervisor:
                     code = one.ended.result() if one.ended.done() else -1
                     self._worst = max(self._worst, code if code >= 0 else CUT_OFF)  # it hung, or was killed
 
-    def _kill(self) -> None:
+    async def _kill(self) -> None:
         for one in self._children.values():
             if one.process.returncode is None:
                 one.process.kill()
+            await one.ended

@@ -21,7 +21,7 @@ from adapters.forward.device import Cuda, Device
 from adapters.forward.graphs import Graphs
 from adapters.forward.plan import Job, Plan, plan_of
 from adapters.forward.runtime import Eager, Runtime
-from adapters.forward.staging import Fetched, HostStaging, PinnedStaging, Staged, Staging
+from adapters.forward.staging import BatchStaging, Fetched, HostStaging, PinnedStaging, Staged
 from adapters.meta import AdapterMeta
 
 __all__ = ["BankedForward", "Job"]
@@ -69,7 +69,7 @@ class BankedForward:
         if device is None and slabs.device.type == "cuda":
             device = Cuda(slabs.device)
         self._device = device
-        self._staging: Staging = HostStaging() if device is None else PinnedStaging(device)
+        self._staging: BatchStaging = HostStaging() if device is None else PinnedStaging(device)
         self.reference = Eager(backbone, slabs)
         self._graphs: Graphs | None = None
         self._compiled = Compiled(self.reference) if compile else None

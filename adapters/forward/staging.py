@@ -30,7 +30,7 @@ class Staged:
     here: Event | None = None
 
 
-class Staging(Protocol):
+class BatchStaging(Protocol):
     """One batch may be staged while another one computes; a third waits for the first."""
 
     def put(self, packed: NDArray[np.int64], pixels: Sequence[Pixels], rows: int) -> Staged:

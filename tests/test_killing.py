@@ -304,13 +304,6 @@ def ask_or_none(server: Process) -> int | None:
         pytest.param("front ends", marks=pytest.mark.torture),
     ],
 )
-    "who",
-    [
-        "an engine",
-        pytest.param("nobody", marks=pytest.mark.torture),
-        pytest.param("front ends", marks=pytest.mark.torture),
-    ],
-)
 def test_a_stop_during_which_an_engine_is_killed_or_front_ends_are_stopped(
     who: str, kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,10 +39,8 @@ log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m")
 """How a child's module is run."""
-TRIES = 3
-"""How often in a row a child that was up before may end without coming up, until the server gives up."""
-PAUSE_S = 0.5
-"""Before the second and each further of them."""
+TRIES, PAUSE_S = 3, 0.5
+"""How often in a row a child may end without coming up again, with pauses, until the server gives up."""
 STEADY_S, QUICK, MOST_PAUSE_S = 2.0, 3, 10.0
 """A child that ends within so many seconds more often than that in a row is started again after ever longer pauses."""
 LOOKS = 6
@@ -67,8 +65,8 @@ class Child:
     process: asyncio.subprocess.Process
     channel: Channel
     up: asyncio.Future[dict[str, Any]]
+    ended: asyncio.Task[int]
     built: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    ended: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     since: float = 0.0
     silent: int = 0
 
@@ -81,7 +79,6 @@ class Supervisor:
         self._count = front_ends
         self._counts = Counts()
         self._children: dict[str, Child] = {}
-        self._watches: set[asyncio.Task[None]] = set()
         self._guards: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] | None = None
         self._worst = 0
@@ -146,9 +143,9 @@ class Supervisor:
             front_end.channel.send(Told("go", None))
         await asyncio.gather(*(self._up(front_end) for front_end in front_ends))
         for one in (*engines, *front_ends):
-            self._keep(self._replace(one), self._guards)
+            self._keep(self._replace(one))
         if self._settings.device_lost_s:
-            self._keep(self._look_after(self._settings.device_lost_s), self._guards)
+            self._keep(self._look_after(self._settings.device_lost_s))
         said(facts, repository.names)
 
     async def _up(self, one: Child, sign: asyncio.Future[Any] | None = None) -> Any:
@@ -188,6 +185,7 @@ class Supervisor:
         self, name: str, module: str, told: dict[str, Any], settings: Settings, passed: Sequence[int]
     ) -> Child:
         ours, theirs = socket.socketpair()
+        ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))  # it waits in the socket
         with theirs, ExitStack() as undo:
             undo.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
@@ -195,23 +193,18 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL, env=os.environ | {SHARED_FOLDER: str(self._folder / "metrics")},
             )  # fmt: skip
             undo.pop_all()
-        with suppress(BrokenPipeError):  # it has ended already, which is heard of below
-            ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))
         made: list[Child] = []
         channel = Channel(lambda message: self._heard(made[0], message), lambda: None)
-        made.append(Child(name, process, channel, asyncio.get_running_loop().create_future()))
+        loop = asyncio.get_running_loop()
+        made.append(Child(name, process, channel, loop.create_future(), loop.create_task(process.wait())))
         self._children[name] = made[0]
-        await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=ours)
-        self._keep(self._await_end(made[0]), self._watches)
+        await loop.create_unix_connection(lambda: channel, sock=ours)
         return made[0]
 
-    def _keep(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    async def _await_end(self, one: Child) -> None:
-        one.ended.set_result(await one.process.wait())
+        self._guards.add(task)
+        task.add_done_callback(self._guards.discard)
 
     def _heard(self, one: Child, message: Message) -> None:
         one.silent = 0
@@ -260,7 +253,7 @@ class Supervisor:
             except (AdaptError, OSError) as error:
                 why = f": {error.message if isinstance(error, AdaptError) else error.strerror}"
                 log.error("the %s process does not come up again%s", one.name, why)
-                await self._children[one.name].ended
+                await asyncio.wait([self._children[one.name].ended])
             else:
                 log.warning("the %s process is up again", one.name)
                 return another
@@ -272,9 +265,7 @@ class Supervisor:
         Looks are counted, so that a machine that slept wakes up in peace.
         """
         while True:
-            for one in self._children.values():
-                if one.ended.done() or not one.up.done():
-                    continue
+            for one in [one for one in self._children.values() if one.up.done() and not one.ended.done()]:
                 if one.silent == LOOKS:
                     log.error("the %s process has given no sign of life for %g s (device_lost_s)", one.name, lost_s)
                     one.process.kill()

@@ -168,7 +168,7 @@ def test_a_long_mixed_load_ends_with_flat_memory(seconds: float, rounds: int, tm
         soak, family = Soak(kit, process.url), process.family()
         for _ in range(rounds):
             soak.run(seconds)
-            resident.append(sum(one.memory_full_info().pss for one in family))
+            resident.append(sum(one.memory_full_info().uss for one in family))
             files.append(sum(one.num_fds() for one in family))
         print(json.dumps({"seconds": seconds * rounds, "memory_mib": [r >> 20 for r in resident], "open_files": files,
                           "threads": [one.num_threads() for one in family],

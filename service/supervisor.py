@@ -185,7 +185,6 @@ class Supervisor:
         self, name: str, module: str, told: dict[str, Any], settings: Settings, passed: Sequence[int]
     ) -> Child:
         ours, theirs = socket.socketpair()
-        ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))  # it waits in the socket
         with theirs, ExitStack() as undo:
             undo.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
@@ -193,6 +192,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL, env=os.environ | {SHARED_FOLDER: str(self._folder / "metrics")},
             )  # fmt: skip
             undo.pop_all()
+            ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))
         made: list[Child] = []
         channel = Channel(lambda message: self._heard(made[0], message), lambda: None)
         loop = asyncio.get_running_loop()

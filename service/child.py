@@ -6,6 +6,7 @@ It does not know what the process is for.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import logging
@@ -21,13 +22,14 @@ from typing import Any
 
 from adapters.errors import AdaptError
 from service.exits import CUT_OFF, FAILED
-from service.messages import LENGTH_BYTES, Channel, Message, failed, framed
+from service.messages import ALIVE, LENGTH_BYTES, Channel, Message, Told, failed, framed
 from service.settings import Settings
 from service.watch import logs
 
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 1.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,14 @@ class Beginning:
 
     async def listen(self, on_message: Callable[[Message], None]) -> Channel:
         """From now on the event loop's."""
-        channel = Channel(on_message, lambda: None)
+
+        def heard(message: Message) -> None:
+            if isinstance(message, Told) and message.name == ALIVE:
+                channel.send(message)
+            else:
+                on_message(message)
+
+        channel = Channel(heard, lambda: None)
         await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=self.control)
         return channel
 
@@ -56,6 +65,7 @@ def begin() -> Beginning:
     Signals are the supervisor's: a terminal's Ctrl-C and a stray TERM reach all, and must cut nobody off. Where the
     supervisor dies, so does this process, whatever it is doing.
     """
+    _die_with_parent()
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -111,6 +121,12 @@ def _exactly(stream: Any, count: int) -> bytes:
             os._exit(FAILED)  # the supervisor died before it had said a word
         content += part
     return content
+
+
+def _die_with_parent() -> None:
+    """Where the kernel can: it ends also a process that is stopped, or whose interpreter is stuck."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end_with_supervisor(control: socket.socket) -> None:

@@ -16,6 +16,8 @@ from adapters.errors import AdaptError
 from service.errors import KINDS
 
 LENGTH_BYTES = 4
+ALIVE = "alive"
+"""Told by the supervisor, and told back at once by the event loop of whoever hears it."""
 RESIDENTS = "residents"
 """Told: the digests that came into slots, and those that left."""
 

@@ -186,7 +186,8 @@ class Settings(BaseSettings):
         60.0,
         ge=0,
         description="Time without a sign of life of the device until its engine's process ends and another is started; "
-        "if that does not compute either, the server ends (exit code 3). 0 is never.",
+        "if that does not compute either, the server ends (exit code 3). The same for a process that is stuck. "
+        "0 is never.",
     )
     drain_s: float = Field(
         20.0, ge=0, description="Time for accepted requests after SIGTERM, in seconds; 5 s later it is over."

@@ -8,15 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from adapters.errors import AdaptError
@@ -26,7 +24,8 @@ from service.engine.interface import Facts
 from service.engine.room import CELLS
 from service.exits import CUT_OFF, FAILED
 from service.limits import file_limits
-from service.messages import Call, Channel, Failed, Message, Reply, Told, error_of
+from service.messages import ALIVE, Call, Channel, Failed, Message, Reply, Told, error_of
+from service.scratch import Scratch
 from service.settings import Settings
 from service.store.catalogue import Catalogue
 from service.store.demo import publish_demo
@@ -40,10 +39,12 @@ log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m")
 """How a child's module is run."""
-TRIES = 3
-"""How often in a row a child that was up before may end without coming up, until the server gives up."""
-PAUSE_S = 0.5
-"""Before the second and each further of them."""
+TRIES, PAUSE_S = 3, 0.5
+"""How often in a row a child may end without coming up again, with pauses, until the server gives up."""
+STEADY_S, QUICK, MOST_PAUSE_S = 2.0, 3, 10.0
+"""A child that ends within so many seconds more often than that in a row is started again after ever longer pauses."""
+LOOKS = 6
+"""In how many looks in a row a child must give no sign of life, over ``device_lost_s``, to be ended."""
 CLOSE_S = 6.0
 """How long an engine may take to close when nobody asks it any more."""
 
@@ -64,8 +65,10 @@ class Child:
     process: asyncio.subprocess.Process
     channel: Channel
     up: asyncio.Future[dict[str, Any]]
+    ended: asyncio.Task[int]
     built: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    ended: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    since: float = 0.0
+    silent: int = 0
 
 
 class Supervisor:
@@ -76,8 +79,7 @@ class Supervisor:
         self._count = front_ends
         self._counts = Counts()
         self._children: dict[str, Child] = {}
-        self._watches: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._guards: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] | None = None
         self._worst = 0
 
@@ -111,8 +113,7 @@ class Supervisor:
             return self._worst
 
     def _share_memory(self, stack: AsyncExitStack) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="adaptserve-"))
-        stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        self._folder = stack.enter_context(Scratch()).path
         (self._folder / "metrics").mkdir()
         self._cells = memory.create(8 * CELLS * len(self._devices))
         self._journal = memory.create(Journal.SIZE)
@@ -142,7 +143,9 @@ class Supervisor:
             front_end.channel.send(Told("go", None))
         await asyncio.gather(*(self._up(front_end) for front_end in front_ends))
         for one in (*engines, *front_ends):
-            self._watch(one)
+            self._keep(self._replace(one))
+        if self._settings.device_lost_s:
+            self._keep(self._look_after(self._settings.device_lost_s))
         said(facts, repository.names)
 
     async def _up(self, one: Child, sign: asyncio.Future[Any] | None = None) -> Any:
@@ -182,27 +185,31 @@ class Supervisor:
         self, name: str, module: str, told: dict[str, Any], settings: Settings, passed: Sequence[int]
     ) -> Child:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 *COMMAND, module, str(theirs.fileno()), pass_fds=(theirs.fileno(), *passed),
                 stdin=asyncio.subprocess.DEVNULL, env=os.environ | {SHARED_FOLDER: str(self._folder / "metrics")},
             )  # fmt: skip
-        ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))
+            undo.pop_all()
+            ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))
         made: list[Child] = []
         channel = Channel(lambda message: self._heard(made[0], message), lambda: None)
-        made.append(Child(name, process, channel, asyncio.get_running_loop().create_future()))
+        loop = asyncio.get_running_loop()
+        made.append(Child(name, process, channel, loop.create_future(), loop.create_task(process.wait())))
         self._children[name] = made[0]
-        await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=ours)
-        task = asyncio.ensure_future(self._await_end(made[0]))
-        self._watches.add(task)
-        task.add_done_callback(self._watches.discard)
+        await loop.create_unix_connection(lambda: channel, sock=ours)
         return made[0]
 
-    async def _await_end(self, one: Child) -> None:
-        one.ended.set_result(await one.process.wait())
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._guards.add(task)
+        task.add_done_callback(self._guards.discard)
 
     def _heard(self, one: Child, message: Message) -> None:
+        one.silent = 0
         if isinstance(message, Told) and message.name == "up" and not one.up.done():
+            one.since = time.monotonic()
             one.up.set_result(message.value)
         elif isinstance(message, Told) and message.name == "built" and not one.built.done():
             one.built.set_result(None)
@@ -215,61 +222,76 @@ class Supervisor:
         elif isinstance(message, Call):
             one.channel.send(Reply(message.number, self._counts.now(message.arguments[0])))
 
-    def _watch(self, one: Child) -> None:
-        task = asyncio.ensure_future(self._replace(one))
-        self._watches.add(task)
-        task.add_done_callback(self._watches.discard)
-
     async def _replace(self, one: Child) -> None:
         """When it ends, start another one in its place; give up where that does not come up."""
+        quick = 0
         try:
-            while not self._stopping:
+            while True:
                 code = await asyncio.shield(one.ended)
-                if self._stopping:
-                    return
-                one = await self._again(one, code)
-        except AdaptError as error:
+                quick = quick + 1 if time.monotonic() - one.since < STEADY_S else 0
+                one = await self._again(one, code, min(MOST_PAUSE_S, PAUSE_S * max(0, quick - QUICK)))
+        except Exception as error:
             assert self._failure is not None
             if not self._failure.done():
                 self._failure.set_exception(error)
 
-    async def _again(self, one: Child, code: int) -> Child:
+    async def _again(self, one: Child, code: int, pause: float) -> Child:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        log.error("the %s process %s; another one is being started", one.name, how)
+        when = f" in {pause:g} s, since it ends again and again" if pause else ""
+        log.error("the %s process %s; another one is being started%s", one.name, how, when)
+        await asyncio.sleep(pause)
         number = int(one.name.rpartition(" ")[2]) if one.name[-1].isdigit() else 0
         start = self._engine if one.name.startswith("engine") else self._front_end
         why = ""
         for attempt in range(TRIES):
             if attempt:
                 await asyncio.sleep(PAUSE_S)
-            another = await start(number)
-            another.channel.send(Told("go", None))
             try:
+                another = await start(number)
+                another.channel.send(Told("go", None))
                 await self._up(another)
-            except AdaptError as error:
-                why = f": {error.message}"
+            except (AdaptError, OSError) as error:
+                why = f": {error.message if isinstance(error, AdaptError) else error.strerror}"
                 log.error("the %s process does not come up again%s", one.name, why)
-                await another.ended
+                await asyncio.wait([self._children[one.name].ended])
             else:
                 log.warning("the %s process is up again", one.name)
                 return another
         raise Ended(f"the {one.name} process {how} and cannot be started again{why}", code if code > 0 else FAILED)
 
+    async def _look_after(self, lost_s: float) -> None:
+        """End what gives no sign of life: one that is stopped, or stuck where not even its own watchdog runs.
+
+        Looks are counted, so that a machine that slept wakes up in peace.
+        """
+        while True:
+            for one in [one for one in self._children.values() if one.up.done() and not one.ended.done()]:
+                if one.silent == LOOKS:
+                    log.error("the %s process has given no sign of life for %g s (device_lost_s)", one.name, lost_s)
+                    one.process.kill()
+                one.silent += 1
+                one.channel.send(Told(ALIVE, None))
+            await asyncio.sleep(lost_s / LOOKS)
+
     async def _stop(self) -> None:
         """Front ends answer what they took, then engines have nothing left to do."""
-        self._stopping = True
+        for guard in self._guards:
+            guard.cancel()
+        for one in self._children.values():
+            if not one.up.done():  # it serves nobody yet
+                one.process.kill()
         self._listener.close()  # the last front end closes the last copy, once it has taken whoever had connected
         for kind, word, seconds in (
             ("front end", "drain", self._settings.drain_s + CLOSE_S), ("engine", "stop", CLOSE_S),
         ):  # fmt: skip
-            ending = [one for one in self._children.values() if one.name.startswith(kind)]
+            ending = [one for one in self._children.values() if one.name.startswith(kind) and one.up.done()]
             for one in ending:
                 one.channel.send(Told(word, None))
             if ending:
                 await asyncio.wait([one.ended for one in ending], timeout=seconds)
                 for one in ending:
                     code = one.ended.result() if one.ended.done() else -1
-                    self._worst = max(self._worst, code if code >= 0 else CUT_OFF)
+                    self._worst = max(self._worst, code if code >= 0 else CUT_OFF)  # it hung, or was killed
 
     async def _kill(self) -> None:
         for one in self._children.values():

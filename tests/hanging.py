@@ -1,11 +1,14 @@
 """`adaptserve` in which the device, a load or decoding hangs while a file of that name exists, or each load takes long.
 
-It stands in for a driver, a network disk or a codec that does not come back, and for adapters of real size.
+It stands in for a driver, a network disk or a codec that does not come back, and for adapters of real size. While
+there is a file `crash`, front ends end as soon as they start; while there is `short`, as soon as they are up.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,11 +43,27 @@ def _slow(seconds: float, inner: Callable[..., Any]) -> Callable[..., Any]:
     return outer
 
 
+def _short(sign: Path, inner: Callable[..., Any]) -> Callable[..., Any]:
+    def end() -> None:
+        if sign.exists():
+            os._exit(70)
+
+    async def outer(*args: Any, **kwargs: Any) -> None:
+        await inner(*args, **kwargs)
+        asyncio.get_running_loop().call_later(0.05, end)
+
+    return outer
+
+
 def _change(process: str) -> None:
     folder = Path(os.environ.get(FOLDER, "/nowhere"))
     if process == children.FRONT_END:
+        if (folder / "crash").exists():
+            sys.exit("told to crash")
         from service.web.decoding import Decoder
+        from service.web.server import Server
 
+        Server.startup = _short(folder / "short", Server.startup)  # type: ignore[method-assign]
         Decoder._decode = _hang(folder / "decode", Decoder._decode)  # type: ignore[method-assign]
         return
     from adapters.forward.banked import BankedForward

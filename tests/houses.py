@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -133,7 +134,7 @@ class Process:
     """`adaptserve serve` as a real process."""
 
     def __init__(self, arguments: Sequence[str], log: Path, module: str = "service.cli") -> None:
-        self._log = log
+        self.log = log
         command = [sys.executable, "-m", module, "serve", "--port", "0", *arguments]
         # In float32 unless a test says otherwise, so that answers can be held against the reference on every processor.
         environment = {"ADAPTSERVE_DTYPE": "float32"} | os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -147,7 +148,14 @@ class Process:
 
     @property
     def output(self) -> str:
-        return self._log.read_text()
+        return self.log.read_text()
+
+    def family(self, module: str = "") -> list[psutil.Process]:
+        """Its processes that run a module; without one itself, and then all others."""
+        own = psutil.Process(self.process.pid)
+        if not module:
+            return [own, *own.children(recursive=True)]
+        return [child for child in own.children() if module in _command(child)]
 
     def stop(self, number: int) -> int:
         self.client.close()
@@ -172,6 +180,13 @@ class Process:
             return self.client.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended, or is a zombie
+        return []
 
 
 def until(condition: Callable[[], bool], seconds: float = WAIT) -> bool:

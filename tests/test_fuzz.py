@@ -1,16 +1,21 @@
-"""Mutated real files against the three parsers: our errors or a result, in time, in flat memory.
+"""Mutated real files against the three parsers, and over HTTP: our errors or a result, in time, in flat memory.
 
 The long run is a torture; inputs that once failed stay here by their number.
 """
 
 from __future__ import annotations
 
+import json
+import signal
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests import fuzzing
+from tests.houses import CLIP, IMAGE, Kit, Process, problem
 
 CHILDREN = 2
 
@@ -27,3 +32,37 @@ def test_mutated_files_are_read_or_refused(count: int, tmp_path: Path) -> None:
     assert parsed == set(fuzzing.PARSERS)  # else the mutations are too wild to reach beyond the headers
     if count > 10_000:
         assert max(report.growth for report in reports) < 0.1
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=[pytest.mark.torture, pytest.mark.timeout(3600)])])
+def test_mutated_files_over_http_end_no_process(count: int, tmp_path: Path) -> None:
+    kit, seen = Kit(tmp_path), Counter[tuple[str, int]]()
+    arguments = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--data-dir", str(tmp_path / "data")]
+    with Process([*arguments, "--threads", "1", "--front-ends", "2"], tmp_path / "log") as server:
+        for task, spec in (("image", IMAGE), ("clip", CLIP)):
+            server.client.put(f"/v1/tasks/{task}/adapter", content=kit.file(1, spec)[0]).raise_for_status()
+        family = server.family()
+        before = [process.memory_info().rss for process in family]
+
+        def send(share: int) -> None:
+            fuzz = fuzzing.Fuzz(tmp_path / f"fuzz-{share}")
+            with httpx.Client(base_url=server.url, timeout=60) as client:
+                for number in range(share, count, CHILDREN):
+                    parser, data = fuzz.input(number)
+                    if parser == "adapter":
+                        answer = client.put(f"/v1/tasks/fuzzed-{share}/adapter", content=data)
+                    else:
+                        answer = client.post(f"/v1/tasks/{parser}/predict", content=data)
+                    seen[parser, answer.status_code] += 1
+                    if not answer.is_success:
+                        problem(answer, answer.status_code)
+
+        with ThreadPoolExecutor(CHILDREN) as pool:
+            list(pool.map(send, range(CHILDREN)))
+        growth = [process.memory_info().rss / rss - 1 for process, rss in zip(family, before, strict=True)]
+        print(json.dumps({"answers": {f"{parser} {status}": n for (parser, status), n in sorted(seen.items())},
+                          "rss_growth": [round(share, 3) for share in growth]}))  # fmt: skip
+        assert {status for _, status in seen} <= {200, 201, 413, 415, 422}
+        assert {parser for parser, status in seen if status < 300} == set(fuzzing.PARSERS)
+        assert server.family() == family  # none was replaced
+        assert server.stop(signal.SIGTERM) == 0

@@ -37,7 +37,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]
     adapter = random_adapter(backbone, Spec((SiteConfig(site="parallel", blocks=(0,), rank=4),), 5), 1)
     write_adapter(tmp_path / "a.safetensors", adapter.config, adapter.tensors)
     arguments = ["--backbone", name, "--weights", "random:0", "--data-dir", str(tmp_path / "data")]
-    process = Process([*arguments, "--device", "cpu", "--threads", "1"], tmp_path / "log")
+    process = Process([*arguments, "--device", "cpu", "--threads", "1", "--front-ends", "2"], tmp_path / "log")
     content = (tmp_path / "a.safetensors").read_bytes()
     process.client.put("/v1/tasks/t/adapter", content=content).raise_for_status()
     yield process
@@ -80,11 +80,11 @@ def _pictures() -> list[bytes]:
 
 
 class Memory:
-    """The largest resident memory of a process while the block runs, in bytes."""
+    """The largest resident memory of all processes together while the block runs, in bytes; shared pages count anew."""
 
-    def __init__(self, pid: int) -> None:
-        self._process, self._end = psutil.Process(pid), threading.Event()
-        self.before = self.most = self._process.memory_info().rss
+    def __init__(self, family: Sequence[psutil.Process]) -> None:
+        self._family, self._end = family, threading.Event()
+        self.before = self.most = self._now()
         self._thread = threading.Thread(target=self._watch)
 
     @property
@@ -93,7 +93,10 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._end.wait(0.1):
-            self.most = max(self.most, self._process.memory_info().rss)
+            self.most = max(self.most, self._now())
+
+    def _now(self) -> int:
+        return sum(process.memory_info().rss for process in self._family)
 
     def __enter__(self) -> Memory:
         self._thread.start()
@@ -114,7 +117,7 @@ async def _alone(url: str, bodies: Sequence[bytes], requests: int = 15) -> Answe
 
 
 async def _measure(
-    url: str, pid: int, bodies: Sequence[bytes], seconds: float
+    url: str, family: Sequence[psutil.Process], bodies: Sequence[bytes], seconds: float
 ) -> tuple[float, Answers, Memory, Answers, Answers]:
     warm = Client(url, "t", bodies, 10_000)
     await warm.closed_loop(64, 3)
@@ -123,7 +126,7 @@ async def _measure(
     warm.close()
     before = await _alone(url, bodies)
     client = Client(url, "t", bodies, DEADLINE_MS)
-    with Memory(pid) as memory:
+    with Memory(family) as memory:
         await client.open_loop(TIMES * capacity, seconds)
     client.close()
     await asyncio.sleep(2)
@@ -134,7 +137,7 @@ async def _measure(
     ("seconds", "long"), [(4, False), pytest.param(60, True, marks=[pytest.mark.torture, pytest.mark.timeout(600)])]
 )
 def test_ten_times_capacity(server: Process, seconds: float, long: bool) -> None:
-    measured = asyncio.run(_measure(server.url, server.process.pid, _pictures(), seconds))
+    measured = asyncio.run(_measure(server.url, server.family(), _pictures(), seconds))
     capacity, answers, memory, before, after = measured
     numbers = {
         "capacity_per_s": round(capacity, 1),

@@ -242,7 +242,7 @@ def test_a_storm_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(name, str(value))
     arguments = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--data-dir", str(tmp_path / "data")]
     tally = Tally((5.0, 35.0))
-    with Process([*arguments, "--threads", "1"], tmp_path / "log", "tests.hanging") as server:
+    with Process([*arguments, "--threads", "1", "--front-ends", "2"], tmp_path / "log", "tests.hanging") as server:
         asyncio.run(Sender(server.url).run([(5, 0), (30, STORM), (10, CALM)], tally))
         print(tally.table())
         tally.check(45)

@@ -15,6 +15,7 @@ from adapters.errors import AdaptError
 from service.engine.interface import Answering, Facts, Link, Readiness
 from service.engine.pixels import Held
 from service.messages import Item
+from service.pool import heard
 from service.watch.metrics import Snapshot
 
 _TIERS = ("device", "host", "disk")
@@ -58,13 +59,19 @@ class Fleet:
         return [min(tiers, key=_TIERS.index) for tiers in zip(*told, strict=True)] or ["disk"] * len(digests)
 
     async def ready(self) -> Readiness:
-        """Of the first that is; if none is, what the first one says."""
-        failures = []
-        for engine in self._engines:
-            try:
-                return await engine.ready()
-            except AdaptError as error:
-                failures.append(error)
+        """Of the first that is: one that hangs keeps nobody waiting. If none is, what the first to answer says."""
+        asked = [asyncio.ensure_future(engine.ready()) for engine in self._engines]
+        failures = list[AdaptError]()
+        try:
+            for first in asyncio.as_completed(asked):
+                try:
+                    return await first
+                except AdaptError as error:
+                    failures.append(error)
+        finally:
+            for one in asked:
+                one.add_done_callback(heard)
+                one.cancel()
         raise failures[0]
 
     async def snapshot(self) -> Snapshot:

@@ -57,7 +57,7 @@ class LocalEngine:
 
     @property
     def backlog_s(self) -> float:
-        return self.engine.room.backlog_s
+        return self.engine.room.backlog_s()
 
     async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
         self.engine.check_room(rows, deadline, digests)

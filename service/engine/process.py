@@ -226,7 +226,7 @@ def main() -> None:
         cells=cells,
     )  # fmt: skip
     try:
-        with local_engine(settings, told["device"], Metrics(), room) as engine:
+        with local_engine(settings, told["device"], Metrics(f"engine-{told['number']}"), room) as engine:
             lost = partial(child.end, code=DEVICE_LOST)
             with watching(engine.engine, engine.health, settings.device_lost_s, lost):
                 child.freeze()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from adapters.errors import AdaptError
 from service.engine.interface import Answer, Facts, Readiness
 from service.engine.pixels import Held
 from service.engine.room import Room
-from service.errors import EngineLost, NotReady
+from service.errors import DeadlineExceeded, EngineLost, NotReady
 from service.messages import (
     RESIDENTS,
     Answered,
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 0.02
 """How long after a failure the next connection is tried: an engine that starts is there in a moment, or in minutes."""
+GRACE_S = 1.0
 PATIENCE_S = 5.0
 """How long an engine may take to answer what it always can, also while its device hangs."""
 
@@ -53,13 +55,24 @@ class _Asked:
     answers: list[asyncio.Future[Answer]]
     open: int
 
+    @property
+    def rows(self) -> int:
+        """Of one answer."""
+        return len(self.pixels)
+
 
 class RemoteEngine:
     """See ``interface.Link``. ``connected`` says whether there is one now."""
 
-    def __init__(self, path: str, front_end: int, room: Room) -> None:
-        """``path`` is that of the engine's socket, ``room`` has the cells that the engine writes."""
+    def __init__(self, path: str, front_end: int, room: Room, ready_s: float) -> None:
+        """``path`` is that of the engine's socket, ``room`` has the cells that the engine writes.
+
+        Within ``ready_s`` seconds the engine itself says whether its device computes.
+        """
         self._path, self._front_end, self._room = path, front_end, room
+        self._ready_s = ready_s + GRACE_S
+        self._rows = 0  # asked for and not answered; the engine's own cells hear of them later
+        self._ignored = 0  # calls that it left unanswered since its last word
         self._channel: Channel | None = None
         self._facts: Facts | None = None
         self._asked: dict[int, _Asked] = {}
@@ -91,14 +104,20 @@ class RemoteEngine:
 
     @property
     def backlog_s(self) -> float:
-        return self._room.backlog_s if self.connected else float("inf")
+        return self._room.backlog_s(self._rows + self._ignored) if self.connected else float("inf")
 
     async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
         self._there()
         cold = [digest for digest in dict.fromkeys(digests) if digest not in self._residents]
         self._room.check(rows, deadline, cold=bool(cold))
         if cold:
-            await self._call("check_room", rows, deadline, cold)
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                await self._call("check_room", rows, deadline, cold, patience_s=left)
+            except NotReady as error:
+                if isinstance(error, EngineLost):
+                    raise
+                raise DeadlineExceeded(f"{error.message}, and the request's deadline has passed") from error
 
     def ask(
         self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes
@@ -106,6 +125,7 @@ class RemoteEngine:
         channel, loop, number = self._there(), asyncio.get_running_loop(), self._next()
         answers: list[asyncio.Future[Answer]] = [loop.create_future() for _ in items]
         self._asked[number] = _Asked(pixels, answers, len(answers))
+        self._rows += len(pixels) * len(answers)
         for place, answer in enumerate(answers):
             answer.add_done_callback(partial(self._left, number, place))
         channel.send(Ask(number, list(pixels.numbers), picture, deadline, list(items)))
@@ -124,7 +144,7 @@ class RemoteEngine:
         return tiers
 
     async def ready(self) -> Readiness:
-        return msgspec.convert(await self._call("ready"), Readiness)
+        return msgspec.convert(await self._call("ready", patience_s=self._ready_s), Readiness)
 
     async def snapshot(self) -> Snapshot:
         return msgspec.convert(await self._call("snapshot", patience_s=PATIENCE_S), Snapshot)
@@ -164,6 +184,7 @@ class RemoteEngine:
         asked, calls = list(self._asked.values()), list(self._calls.values())
         self._asked.clear()
         self._calls.clear()
+        self._rows = self._ignored = 0
         for answer in (*(answer for one in asked for answer in one.answers), *calls):
             if not answer.done():
                 answer.set_exception(_lost("ended before it had answered"))
@@ -193,6 +214,7 @@ class RemoteEngine:
         finally:
             if self._calls.pop(number, None) is not None and not reply.done():
                 channel.send(Cancel(number, 0))
+                self._ignored += 1
 
     def _left(self, number: int, place: int, answer: asyncio.Future[Answer]) -> None:
         """Whoever waited has left; the engine says when it reads the pixels no more."""
@@ -200,6 +222,7 @@ class RemoteEngine:
             self._channel.send(Cancel(number, place))
 
     def _heard(self, message: Message) -> None:
+        self._ignored = 0
         if isinstance(message, Answered):
             logits = np.frombuffer(message.logits, np.float32)
             answer = Answer(logits, message.queue_s, message.compute_s, message.batch_rows)
@@ -219,6 +242,7 @@ class RemoteEngine:
         asked = self._asked[number]
         self._settle(asked.answers[place], settle)
         asked.open -= 1
+        self._rows -= asked.rows
         if not asked.open:
             del self._asked[number]
 

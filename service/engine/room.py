@@ -79,10 +79,12 @@ class Room:
         self._pace.saw(rows, first_submitted, end)
         self._cells[RATE] = self._pace.rows_per_s
 
-    @property
-    def backlog_s(self) -> float:
-        """How long what is queued takes, by rows where no batch has told the pace; infinite where nothing is taken."""
-        return (self.queued / (self._cells[RATE] or 1.0)) if self.open else math.inf
+    def backlog_s(self, sent: int = 0) -> float:
+        """How long what is queued takes, at least ``sent`` rows, by rows where no batch has told the pace.
+
+        Infinite where nothing is taken.
+        """
+        return (max(self.queued, sent) / (self._cells[RATE] or 1.0)) if self.open else math.inf
 
     def check_size(self, rows: int) -> None:
         """Whether an input fits a batch. Raises MediaTooLarge or BrokenMedia."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -53,7 +53,11 @@ class Snapshot:
 class Metrics:
     """Counters and histograms of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: str = "") -> None:
+        """``process`` names it among those that share a folder of numbers, over its restarts too: it counts on."""
+        if process and SHARED_FOLDER in os.environ:
+            # By default it is a file for each process id.
+            values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         self._labels: set[str] = set()
         self._requests = Counter(

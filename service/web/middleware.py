@@ -5,6 +5,7 @@ It does not know what a route does; routes name their tasks in ``scope["state"][
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -15,6 +16,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import Draining
 from service.keys import EVERYBODY
 from service.watch import logs
 from service.web.problems import respond, respond_plain
@@ -75,7 +77,7 @@ class RequestContext:
 
 
 class LastResort:
-    """Answers the unforeseen, inside of whatever adds headers to answers."""
+    """Answers the unforeseen, and whom a stop does not wait for; inside of whatever adds headers to answers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -90,6 +92,11 @@ class LastResort:
 
         try:
             await self._app(scope, receive, noted)
+        except asyncio.CancelledError:  # uvicorn's, when the time of a stop is over; nobody else cancels a request
+            if scope["type"] != "http" or begun:
+                raise
+            error = Draining("the server has stopped and did not wait for this request any longer (drain_s)")
+            await respond(error, scope["state"]["request_id"])(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise

@@ -112,15 +112,16 @@ class _Process:
         """Serve until told to drain."""
         told, settings = self._begun.told, self._settings
         channel = await self._begun.listen(self._heard)
+        owner = f"front-end-{told['number']}"
         self._counts.connect(channel)
         repository = Repository(
             settings.data_dir, Journal(memory.mapped(told["journal"])), max_tasks=settings.max_tasks,
-            max_versions=settings.max_versions_per_task, owner=f"front-end-{told['number']}",
+            max_versions=settings.max_versions_per_task, owner=owner,
         )  # fmt: skip
         await asyncio.to_thread(repository.load)
         engines = [self._engine(number, path) for number, path in enumerate(told["engines"])]
         await asyncio.gather(*(engine.connect() for engine in engines))
-        fleet, metrics = Fleet(engines), Metrics()
+        fleet, metrics = Fleet(engines), Metrics(owner)
         pixels = self._pixels(fleet.facts.layout.input_size)
         with front_end(settings, fleet, repository, pixels, self._counts, metrics) as front:
             listener = socket.socket(fileno=told["listener"])
@@ -155,7 +156,7 @@ class _Process:
             max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows, clock=time.monotonic,
             cells=cells,
         )  # fmt: skip
-        return RemoteEngine(path, told["number"], room)
+        return RemoteEngine(path, told["number"], room, settings.ready_timeout_s)
 
     def _pixels(self, size: int) -> PixelMemory:
         descriptor = self._begun.told["pixels"]

@@ -177,9 +177,7 @@ def measured(server: Running, body: bytes, clients: int, seconds: float) -> Roun
 @contextmanager
 def running(name: str, command: Sequence[str], port: int) -> Iterator[Running]:
     """A server, ready, until the block ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + START_S
         while time.monotonic() < end and process.poll() is None:

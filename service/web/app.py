@@ -32,6 +32,7 @@ from service.web.middleware import LastResort, RequestContext
 from service.web.prediction import Answers
 from service.web.routes.guard import guard, still_open
 from service.web.routes.parameters import known_parameters
+from service.web.routes.plain import Plain
 from service.web.routes.predict import Calls
 from service.web.uploads import Uploads
 
@@ -96,11 +97,11 @@ def front_end(
         app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes")
         app.state.tracing = traces
         app.state.calls = Calls(app.state)
-        _install(app, settings, metrics)
+        _install(app, settings, keys, metrics)
         yield FrontEnd(app, catalogue, (decoding, uploading))
 
 
-def _install(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+def _install(app: FastAPI, settings: Settings, keys: Keys, metrics: Metrics) -> None:
     problems.install(app)
     routes.install(app)
     # From the inside out: a request passes the last one first.
@@ -110,6 +111,7 @@ def _install(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     if settings.allowed_origins:
         app.add_middleware(Cors, settings=settings)
     app.add_middleware(KnownHost, settings=settings)
+    app.add_middleware(Plain, settings=settings, keys=keys, calls=app.state.calls)
     app.add_middleware(RequestContext, on_done=metrics.requested)
     app.add_middleware(PlainPath, root_path=settings.root_path)
     if settings.trusted_proxies:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-from service.errors import ClientGone, DeadlineExceeded
-from service.pool import heard
+from service.errors import ClientGone, DeadlineExceeded, Draining
 
 T = TypeVar("T")
 
@@ -21,32 +19,22 @@ T = TypeVar("T")
 class Caller:
     """Waits for futures until the deadline or until the client leaves; what is not wanted any more is cancelled.
 
-    The time runs from the construction, or from ``restart``. Use it as ``async with``, so that the watch for the client
-    ends too.
+    The time runs from the construction, or from ``restart``.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._made = time.monotonic()
         self.deadline = self._made + seconds
-        self._task: asyncio.Task[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
 
     def restart(self) -> None:
         """Let the whole time begin now: what was asked for has only just come."""
         self.deadline = time.monotonic() + self.seconds
 
-    def watch(self, gone: Coroutine[Any, Any, None]) -> None:
-        """Heed ``gone``, which returns when the client has left."""
-        self._task = asyncio.ensure_future(gone)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
+    def watch(self, gone: asyncio.Future[None]) -> None:
+        """Heed ``gone``, which is done when the client has left."""
+        self._gone = gone
 
     @property
     def left(self) -> float:
@@ -60,22 +48,47 @@ class Caller:
 
     async def wait(self, futures: Sequence[Future[T] | asyncio.Future[T]], doing: str) -> list[T]:
         """All results, in order; the first error of any. Raises DeadlineExceeded or ClientGone and cancels all."""
-        waiting = [asyncio.wrap_future(future) for future in futures]
-        everything = asyncio.gather(*waiting)
-        everything.add_done_callback(heard)
-        race: set[asyncio.Future[Any]] = {everything}
-        if self._task is not None:
-            race.add(self._task)
+        loop, missing = asyncio.get_running_loop(), len(futures)
+        over: asyncio.Future[Any] = loop.create_future()  # one wake-up for all: of a failure, or of the last one
+
+        def ended(future: Future[T] | asyncio.Future[T]) -> None:
+            nonlocal missing
+            missing -= 1
+            wrong = future.cancelled() or future.exception() is not None  # looked at, or asyncio logs it as lost
+            if not over.done() and (wrong or not missing):
+                over.set_result(future)
+
+        def elsewhere(future: Future[T]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(ended, future)
+
+        def give_up(_: object = None) -> None:
+            if not over.done():
+                over.set_result(None)
+
+        for future in futures:
+            if isinstance(future, Future):
+                future.add_done_callback(elsewhere)
+            else:
+                future.add_done_callback(ended)
+        timer = loop.call_later(self.left, give_up)
+        if self._gone is not None:
+            self._gone.add_done_callback(give_up)
         try:
-            await asyncio.wait(race, timeout=self.left, return_when=asyncio.FIRST_COMPLETED)
-            if everything.done():
-                return list(everything.result())
-            if self._task is not None and self._task.done():
+            last: Future[T] | asyncio.Future[T] | None = await over
+            if last is not None and last.cancelled():
+                raise Draining("the server is stopping and does no more for this request; try another one")
+            if last is not None:
+                last.result()  # raises, if it is not the last of all
+                return [future.result() for future in futures]
+            if self._gone is not None and self._gone.done():
                 raise ClientGone(f"the client left while the server was {doing}")
             raise self.too_late(doing)
         finally:
-            everything.cancel()
-            for future in waiting:
+            timer.cancel()
+            if self._gone is not None:
+                self._gone.remove_done_callback(give_up)
+            for future in futures:
                 future.cancel()
 
     def too_late(self, doing: str) -> DeadlineExceeded:

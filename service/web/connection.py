@@ -82,11 +82,13 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._own, self._wire = transport, _Wire(transport, self)
+        self.departed: asyncio.Future[None] = self.loop.create_future()
         super().connection_made(self._wire)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_send_timer()
+        self.departed.set_result(None)
         super().connection_lost(exc)
 
     @property

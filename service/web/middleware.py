@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.keys import EVERYBODY
@@ -93,12 +94,17 @@ class LastResort:
         except Exception:
             if scope["type"] != "http":
                 raise
-            request_id = scope["state"]["request_id"]
-            log.exception("request %s: %s %r failed", request_id, scope["method"], scope["path"])
+            answer = unforeseen(scope)
             if begun:
                 raise  # half an answer is out; the connection must break
-            detail = f"the server made a mistake; its log has the details under {request_id}"
-            await respond_plain(500, detail, request_id)(scope, receive, send)
+            await answer(scope, receive, send)
+
+
+def unforeseen(scope: Scope) -> Response:
+    """For an ``except``: the log has the error, and the client hears where."""
+    request_id = scope["state"]["request_id"]
+    log.exception("request %s: %s %r failed", request_id, scope["method"], scope["path"])
+    return respond_plain(500, f"the server made a mistake; its log has the details under {request_id}", request_id)
 
 
 def _log(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:

@@ -24,7 +24,24 @@ REFUSAL = "refusal"
 """In the state of a request that never came whole: a ``Refusal``. Answering with it is the application's part."""
 CROWDED = "crowded"
 """In the state of each request beyond ``max_connections``. Which of them are still served is the application's part."""
+EXCHANGE = "exchange"
+"""In the state of each request: an ``Exchange``."""
 RETRY_AFTER_S = 1.0
+
+
+class Exchange:
+    """A request and its answer, as far as the wire knows them."""
+
+    __slots__ = ("_cycle", "departed")
+
+    def __init__(self, cycle: RequestResponseCycle, departed: asyncio.Future[None]) -> None:
+        """``departed`` is done once the client has closed the connection."""
+        self._cycle, self.departed = cycle, departed
+
+    @property
+    def whole(self) -> bool:
+        """Whether the body's end is there, so that nothing of it need be waited for."""
+        return not self._cycle.more_body
 
 
 @dataclass(frozen=True)
@@ -170,7 +187,11 @@ class BoundedProtocol(Connection):
                 self._answered_early(cycle)
             await send(message)
 
-        await app(scope, take, give)
+        scope["state"][EXCHANGE] = Exchange(cycle, self.departed)
+        try:
+            await app(scope, take, give)
+        finally:
+            del scope["state"][EXCHANGE]  # it refers to the scope, and would keep both and the body until a collection
 
     def _check_whole(self, cycle: RequestResponseCycle) -> None:
         if self._wrong is not None and cycle.more_body and not cycle.response_started:

@@ -1,5 +1,6 @@
-"""`adaptserve` whose device answers zeros at once: what is left is what serving costs. `python -m benchmarks.null serve`.
+"""`adaptserve` whose device answers zeros at once: what is left is what serving costs.
 
+`python -m benchmarks.null serve` takes the options of `adaptserve serve`.
 It starts its processes through itself, so that the engine's has the forward pass that computes nothing.
 """
 

@@ -38,7 +38,7 @@ from service.watch.metrics import SHARED_FOLDER
 
 log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m")
+COMMAND: tuple[str, ...] = (sys.executable, "-m")
 """How a child's module is run."""
 TRIES = 3
 """How often in a row a child that was up before may end without coming up, until the server gives up."""

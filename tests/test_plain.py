@@ -115,7 +115,7 @@ def test_a_call_with_a_key_is_usual_where_the_key_may_do_it(kit: Kit, tmp_path: 
             response = made.client.post(address, content=photograph(), headers=named)
             return response.status_code, taken[-1] is not None
 
-        assert status("/v1/tasks/t/predict", Authorization=f"bearer  {secret} ") == (200, True)
+        assert status("/v1/tasks/t/predict", Authorization=f"bearer  {secret}") == (200, True)
         assert status("/v1/tasks/t/predict", X_API_Key=secret) == (200, True)
         assert status("/v1/predict?task=t", X_API_Key=secret) == (200, True)
         assert status("/v1/tasks/u/predict", X_API_Key=secret) == (403, False)

@@ -46,11 +46,11 @@ class TaskFiles:
                 f"'{name[:80]}' is not a task name; use 1 to 64 of a-z, 0-9, '.', '_' and '-', first a letter or digit",
                 field="task", got=name[:80],
             )  # fmt: skip
-        return self._root / "tasks" / name
+        return Path(f"{self._root}/tasks/{name}")
 
     def path(self, name: str, number: int) -> Path:
         """Where a version's file is."""
-        return self.folder(name) / "versions" / f"{number}.safetensors"
+        return Path(f"{self.folder(name)}/versions/{number}.safetensors")  # each request asks: a third of joining
 
     def place(self, staging: Staging, info: VersionInfo, *, first: bool) -> None:
         """Bring a staged file to its place, durably, where nobody sees it yet."""

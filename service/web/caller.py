@@ -9,11 +9,38 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 from service.errors import ClientGone, DeadlineExceeded, Draining
 
 T = TypeVar("T")
+
+
+class _Race(Generic[T]):
+    """One wake-up for some futures: ``over`` has the first that failed, or the last of all; None: it was given up."""
+
+    def __init__(self, futures: Sequence[Future[T] | asyncio.Future[T]]) -> None:
+        self.loop, self._missing = asyncio.get_running_loop(), len(futures)
+        self.over: asyncio.Future[Future[T] | asyncio.Future[T] | None] = self.loop.create_future()
+        for future in futures:
+            if isinstance(future, Future):
+                future.add_done_callback(self._ended_elsewhere)
+            else:
+                future.add_done_callback(self._ended)
+
+    def give_up(self, _: object = None) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _ended(self, future: Future[T] | asyncio.Future[T]) -> None:
+        self._missing -= 1
+        wrong = future.cancelled() or future.exception() is not None  # looked at, or asyncio logs it as lost
+        if not self.over.done() and (wrong or not self._missing):
+            self.over.set_result(future)
+
+    def _ended_elsewhere(self, future: Future[T]) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._ended, future)
 
 
 class Caller:
@@ -48,48 +75,29 @@ class Caller:
 
     async def wait(self, futures: Sequence[Future[T] | asyncio.Future[T]], doing: str) -> list[T]:
         """All results, in order; the first error of any. Raises DeadlineExceeded or ClientGone and cancels all."""
-        loop, missing = asyncio.get_running_loop(), len(futures)
-        over: asyncio.Future[Any] = loop.create_future()  # one wake-up for all: of a failure, or of the last one
-
-        def ended(future: Future[T] | asyncio.Future[T]) -> None:
-            nonlocal missing
-            missing -= 1
-            wrong = future.cancelled() or future.exception() is not None  # looked at, or asyncio logs it as lost
-            if not over.done() and (wrong or not missing):
-                over.set_result(future)
-
-        def elsewhere(future: Future[T]) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(ended, future)
-
-        def give_up(_: object = None) -> None:
-            if not over.done():
-                over.set_result(None)
-
-        for future in futures:
-            if isinstance(future, Future):
-                future.add_done_callback(elsewhere)
-            else:
-                future.add_done_callback(ended)
-        timer = loop.call_later(self.left, give_up)
+        race = _Race(futures)
+        timer = race.loop.call_later(self.left, race.give_up)
         if self._gone is not None:
-            self._gone.add_done_callback(give_up)
+            self._gone.add_done_callback(race.give_up)
         try:
-            last: Future[T] | asyncio.Future[T] | None = await over
-            if last is not None and last.cancelled():
+            last = await race.over
+            if last is None:
+                raise self._nobody(doing)
+            if last.cancelled():
                 raise Draining("the server is stopping and does no more for this request; try another one")
-            if last is not None:
-                last.result()  # raises, if it is not the last of all
-                return [future.result() for future in futures]
-            if self._gone is not None and self._gone.done():
-                raise ClientGone(f"the client left while the server was {doing}")
-            raise self.too_late(doing)
+            last.result()  # raises, if it is not the last of all
+            return [future.result() for future in futures]
         finally:
             timer.cancel()
             if self._gone is not None:
-                self._gone.remove_done_callback(give_up)
+                self._gone.remove_done_callback(race.give_up)
             for future in futures:
                 future.cancel()
+
+    def _nobody(self, doing: str) -> ClientGone | DeadlineExceeded:
+        if self._gone is not None and self._gone.done():
+            return ClientGone(f"the client left while the server was {doing}")
+        return self.too_late(doing)
 
     def too_late(self, doing: str) -> DeadlineExceeded:
         """The error for a deadline that passed while the server was ``doing`` something."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,7 +54,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
         try:
@@ -91,19 +91,19 @@ class LastResort:
 
         try:
             await self._app(scope, receive, noted)
-        except Exception:
+        except Exception as error:
             if scope["type"] != "http":
                 raise
-            answer = unforeseen(scope)
+            answer = unforeseen(scope, error)
             if begun:
                 raise  # half an answer is out; the connection must break
             await answer(scope, receive, send)
 
 
-def unforeseen(scope: Scope) -> Response:
-    """For an ``except``: the log has the error, and the client hears where."""
+def unforeseen(scope: Scope, error: Exception) -> Response:
+    """The log has the error, and the client hears where."""
     request_id = scope["state"]["request_id"]
-    log.exception("request %s: %s %r failed", request_id, scope["method"], scope["path"])
+    log.error("request %s: %s %r failed", request_id, scope["method"], scope["path"], exc_info=error)
     return respond_plain(500, f"the server made a mistake; its log has the details under {request_id}", request_id)
 
 

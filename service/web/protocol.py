@@ -185,7 +185,12 @@ class BoundedProtocol(Connection):
         async def give(message: Any) -> None:
             if cycle.more_body and not cycle.response_started:
                 self._answered_early(cycle)
+            if not cycle.response_started:
+                self._wire.keep_head()
+                await send(message)
+                return
             await send(message)
+            self._wire.let_head_go()  # to HEAD nothing follows
 
         scope["state"][EXCHANGE] = Exchange(cycle, self.departed)
         try:

@@ -82,8 +82,8 @@ class Plain:
                 response = await calls.many(request, asked.tasks, asked.top_k, asked.deadline_ms)
         except AdaptError as error:
             response = respond(error, state["request_id"])
-        except Exception:
-            response = unforeseen(scope)
+        except Exception as error:
+            response = unforeseen(scope, error)
         await response(scope, receive, send)
 
     def asked(self, scope: Scope) -> Asked | None:

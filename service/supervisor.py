@@ -116,8 +116,9 @@ class Supervisor:
         (self._folder / "metrics").mkdir()
         self._cells = memory.create(8 * CELLS * len(self._devices))
         self._journal = memory.create(Journal.SIZE)
+        self._connections = memory.create(8 * self._count)
         self._pixels = [memory.create(0) for _ in range(self._count)]
-        for descriptor in (self._cells, self._journal, *self._pixels):
+        for descriptor in (self._cells, self._journal, self._connections, *self._pixels):
             stack.callback(os.close, descriptor)
 
     async def _start(self, stack: ExitStack, said: Callable[[Facts, Sequence[str]], None]) -> None:
@@ -172,10 +173,10 @@ class Supervisor:
         pixels, listener = self._pixels[number], self._listener.fileno()
         told = {
             "number": number, "engines": paths, "cells": self._cells, "journal": self._journal, "pixels": pixels,
-            "listener": listener,
+            "listener": listener, "connections": self._connections,
         }  # fmt: skip
         name = "front end" if self._count == 1 else f"front end {number}"
-        passed = [self._cells, self._journal, pixels, listener]
+        passed = [self._cells, self._journal, self._connections, pixels, listener]
         return await self._spawn(name, "service.web.process", told, share(self._settings, self._count), passed)
 
     async def _spawn(

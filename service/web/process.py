@@ -28,6 +28,7 @@ from service.store.journal import Journal
 from service.store.repository import Repository
 from service.watch.counts import Count, Counts
 from service.watch.metrics import Metrics
+from service.web.accepting import Share
 from service.web.app import FrontEnd, front_end
 from service.web.server import Server, server_config
 
@@ -124,7 +125,11 @@ class _Process:
         pixels = self._pixels(fleet.facts.layout.input_size)
         with front_end(settings, fleet, repository, pixels, self._counts, metrics) as front:
             listener = socket.socket(fileno=told["listener"])
-            self._server = _Server(server_config(settings, front.app), on_started=lambda: channel.send(Told("up", {})))
+            connections = cells_of(memory.mapped(told["connections"]))
+            self._server = _Server(
+                server_config(settings, front.app), on_started=lambda: channel.send(Told("up", {})),
+                share=Share(connections, told["number"]) if len(connections) > 1 else None,
+            )  # fmt: skip
             channel.send(Told("built", {}))
             await self._go.wait()
             child.freeze()

@@ -16,6 +16,7 @@ from adapters.config import SiteName
 from adapters.errors import NoRoom
 from adapters.layout import Layout
 from adapters.sites import SlotWeights
+from adapters.threads import one_thread
 
 
 class Slabs:
@@ -67,7 +68,8 @@ class Slabs:
         for site in packed.planes:
             self.open(site)
         if self._stream is None:
-            self._copy(slot, pages, packed)
+            with one_thread():
+                self._copy(slot, pages, packed)
             return
         with torch.cuda.stream(self._stream):
             self._copy(slot, pages, packed)

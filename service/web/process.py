@@ -127,7 +127,7 @@ class _Process:
             listener = socket.socket(fileno=told["listener"])
             connections = cells_of(memory.mapped(told["connections"]))
             self._server = _Server(
-                server_config(settings, front.app), on_started=lambda: channel.send(Told("up", {})),
+                server_config(settings, front.served), on_started=lambda: channel.send(Told("up", {})),
                 share=Share(connections, told["number"]) if len(connections) > 1 else None,
             )  # fmt: skip
             channel.send(Told("built", {}))

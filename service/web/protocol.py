@@ -29,14 +29,12 @@ EXCHANGE = "exchange"
 RETRY_AFTER_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and its answer, as far as the wire knows them."""
+    """A request and its answer on the wire; ``departed`` is done once the client has closed the connection."""
 
-    __slots__ = ("_cycle", "departed")
-
-    def __init__(self, cycle: RequestResponseCycle, departed: asyncio.Future[None]) -> None:
-        """``departed`` is done once the client has closed the connection."""
-        self._cycle, self.departed = cycle, departed
+    _cycle: RequestResponseCycle
+    departed: asyncio.Future[None]
 
     @property
     def whole(self) -> bool:
@@ -196,11 +194,11 @@ class BoundedProtocol(Connection):
         try:
             await app(scope, take, give)
         finally:
-            del scope["state"][EXCHANGE]  # it refers to the scope, and would keep both and the body until a collection
+            del scope["state"][EXCHANGE]  # it refers to the scope: both would wait for a collection
 
     def _check_whole(self, cycle: RequestResponseCycle) -> None:
         if self._wrong is not None and cycle.more_body and not cycle.response_started:
-            raise self._wrong
+            raise self._wrong.copy()  # its traceback holds this connection, which must not hold it
 
     def _answered_early(self, cycle: RequestResponseCycle) -> None:
         """The connection lasts if the rest of the body will be read, and is sure to come."""

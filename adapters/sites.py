@@ -119,16 +119,19 @@ def banked_residual(tap: Tensor, out: Tensor, weights: SlotWeights, rows: SiteRo
     """Add each row's own residual to ``out`` (rows, tokens, width out) in place, and return it.
 
     Weights are gathered per row and multiplied as one batch, so a row's bits do not depend on its
-    neighbours: the same matrix product runs for it whatever slots the other rows use.
+    neighbours: the same matrix product runs for it whatever slots the other rows use. ``index_select`` copies a
+    slot's run of numbers at once, where indexing goes through them one by one.
     """
-    slots = rows.slots
-    hidden = torch.baddbmm(weights.down_bias[slots].unsqueeze(1), tap, weights.down[slots])
+    down, up = (w.index_select(0, rows.slots) for w in (weights.down, weights.up))
+    down_bias, up_bias = (b.index_select(0, rows.slots).unsqueeze(1) for b in (weights.down_bias, weights.up_bias))
+    # Where the bias can be added to what is still in the cache, baddbmm would first write it out for every token.
+    hidden = torch.bmm(tap, down).add_(down_bias) if tap.dtype == torch.float32 else torch.baddbmm(down_bias, tap, down)
     if rows.clips is not None:
-        hidden = _mix_rows(hidden, weights.time[slots], rows.clips)
+        hidden = _mix_rows(hidden, weights.time.index_select(0, rows.slots), rows.clips)
     hidden = _activate_rows(hidden, rows)
     if out.is_contiguous():
-        return out.baddbmm_(hidden, weights.up[slots]).add_(weights.up_bias[slots].unsqueeze(1))
-    return out + torch.baddbmm(weights.up_bias[slots].unsqueeze(1), hidden, weights.up[slots])
+        return out.baddbmm_(hidden, up).add_(up_bias)
+    return out + torch.baddbmm(up_bias, hidden, up)
 
 
 def _mix_rows(hidden: Tensor, time: Tensor, clips: ClipRows) -> Tensor:
@@ -142,6 +145,9 @@ def _mix_rows(hidden: Tensor, time: Tensor, clips: ClipRows) -> Tensor:
 
 
 def _activate_rows(hidden: Tensor, rows: SiteRows) -> Tensor:
+    """``hidden`` may be written."""
+    if rows.acts == ("relu",):
+        return hidden.relu_()
     if len(rows.acts) == 1:
         return activate(hidden, rows.acts[0])
     result = hidden

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.errors import AdaptError
-from service.engine.messages import LENGTH_BYTES, Channel, Message, failed, framed
 from service.exits import CUT_OFF, FAILED
+from service.messages import LENGTH_BYTES, Channel, Message, failed, framed
 from service.settings import Settings
 from service.watch import logs
 

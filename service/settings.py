@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of a forward pass; 0 leaves torch's default.")
     cuda_graphs: bool = Field(True, description="Replay batches from CUDA graphs; no effect on the CPU.")
+    compile: bool = Field(
+        False, description="Compile the usual batches at start with torch.compile; takes minutes, and a C++ compiler."
+    )
 
     slots: int = Field(64, ge=1, le=65_536, description="Adapters resident on the device at once.")
     max_rank: int = Field(
@@ -156,7 +159,7 @@ class Settings(BaseSettings):
     )
     max_tasks_per_request: int = Field(64, ge=1, le=1024, description="Tasks that one request may ask.")
 
-    max_connections: int = Field(1024, ge=1, description="Connections at once; beyond it, 503.")
+    max_connections: int = Field(1024, ge=1, description="Connections of one front end at once; beyond it, 503.")
     reserved_connections: int = Field(
         32, ge=1, description="Connections beyond those, for /livez, /readyz, /metrics and refusals."
     )

@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from adapters.errors import AdaptError
 from service import child
 from service.engine import memory
 from service.engine.interface import Facts
-from service.engine.messages import Call, Channel, Failed, Message, Reply, Told, error_of
 from service.engine.room import CELLS
 from service.exits import CUT_OFF, FAILED
 from service.limits import file_limits
+from service.messages import Call, Channel, Failed, Message, Reply, Told, error_of
 from service.settings import Settings
 from service.store.catalogue import Catalogue
 from service.store.demo import publish_demo
@@ -92,9 +92,9 @@ class Supervisor:
             begin_stop()
             stop.set()
 
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             self._share_memory(stack)
-            stack.callback(self._kill)
+            stack.push_async_callback(self._kill)
             self._failure = loop.create_future()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, told)
@@ -110,7 +110,7 @@ class Supervisor:
             await self._stop()
             return self._worst
 
-    def _share_memory(self, stack: ExitStack) -> None:
+    def _share_memory(self, stack: AsyncExitStack) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="adaptserve-"))
         stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         (self._folder / "metrics").mkdir()
@@ -121,7 +121,7 @@ class Supervisor:
         for descriptor in (self._cells, self._journal, self._connections, *self._pixels):
             stack.callback(os.close, descriptor)
 
-    async def _start(self, stack: ExitStack, said: Callable[[Facts, Sequence[str]], None]) -> None:
+    async def _start(self, stack: AsyncExitStack, said: Callable[[Facts, Sequence[str]], None]) -> None:
         settings = self._settings
         stack.callback(FolderLock(settings.data_dir).close)
         repository = Repository(
@@ -269,9 +269,11 @@ class Supervisor:
             if ending:
                 await asyncio.wait([one.ended for one in ending], timeout=seconds)
                 for one in ending:
-                    self._worst = max(self._worst, abs(one.ended.result()) if one.ended.done() else CUT_OFF)
+                    code = one.ended.result() if one.ended.done() else -1
+                    self._worst = max(self._worst, code if code >= 0 else CUT_OFF)
 
-    def _kill(self) -> None:
+    async def _kill(self) -> None:
         for one in self._children.values():
             if one.process.returncode is None:
                 one.process.kill()
+            await one.ended

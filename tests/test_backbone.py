@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone, resolve_dtype
-from adapters.bank import Slabs, pack
+from adapters.bank import PAGE, Slabs, pack
 from adapters.config import SiteConfig
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
@@ -41,15 +41,16 @@ class Bench:
     """Slots filled with adapters, and jobs for them."""
 
     def __init__(self, backbone: Backbone, adapters: list[Adapter], rank: int = 16) -> None:
+        counts = [-(-len(adapter.config.labels) // PAGE) for adapter in adapters]
         self.slabs = Slabs(
-            backbone.layout, slots=len(adapters), rank=rank, pages=4 * len(adapters),
+            backbone.layout, slots=len(adapters), rank=rank, pages=sum(counts),
             dtype=backbone.dtype, device=backbone.device,
         )  # fmt: skip
         self.forward = BankedForward(backbone, self.slabs)
         self.packed = []
         for slot, adapter in enumerate(adapters, 1):
             packed = pack(adapter, backbone.layout, rank, backbone.dtype)
-            pages = tuple(range(4 * slot - 3, 4 * slot - 3 + len(packed.pages)))
+            pages = tuple(range(1 + sum(counts[: slot - 1]), 1 + sum(counts[:slot])))
             self.slabs.write(slot, pages, packed)
             self.packed.append((slot, pages, packed.meta))
 
@@ -260,6 +261,32 @@ def test_same_shape_of_batch_same_bits(tmp_path: Path) -> None:
     last = bench.forward([bench.job(i % 4, o) for i, o in enumerate(others)] + [bench.job(1, mine)])[-1]
     assert (first == mixed).all()
     assert (first == last).all()
+
+
+@torch.inference_mode()
+def test_neighbours_with_larger_heads_change_no_bit(tmp_path: Path) -> None:
+    backbone = small_backbone(tmp_path)
+    counts = (5, 16, 40, 300)
+    bench = Bench(backbone, [random_adapter(backbone, Spec((all_sites(backbone, "parallel"),), n), n) for n in counts])
+    mine, others = pixels(backbone, 1, seed=99), [pixels(backbone, 1, seed=i) for i in range(6)]
+    for place, task in ((0, 0), (3, 2), (6, 3)):
+        found = []
+        for mix in ((0,), (1, 2), (3,), (0, 1, 2, 3)):
+            jobs = [bench.job(mix[i % len(mix)], other) for i, other in enumerate(others)]
+            found.append(bench.forward([*jobs[:place], bench.job(task, mine), *jobs[place:]])[place])
+        assert len({values.tobytes() for values in found}) == 1
+        assert len(found[0]) == counts[task]
+
+
+@torch.inference_mode()
+def test_many_rows_of_one_large_head_are_each_their_own(tmp_path: Path) -> None:
+    backbone = small_backbone(tmp_path)
+    adapter = random_adapter(backbone, Spec((), 4500), 0)
+    bench = Bench(backbone, [adapter])
+    images = pixels(backbone, 5)
+    found = bench.forward([bench.job(0, images[i : i + 1]) for i in range(5)])
+    vector = backbone.pool(backbone.features(normalised(backbone, images)), "backbone", "frozen")
+    close(torch.from_numpy(np.stack(found)), head_of(backbone, adapter, vector))
 
 
 def test_two_threads_in_one_backbone_is_an_error(tmp_path: Path) -> None:

@@ -4,32 +4,57 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.forward.plan import AFTER, BEFORE, HAS_AFTER, HAS_BEFORE, SITES, SLOTS, SOURCE, Job, Plan, plan_of
+from adapters.config import Activation, SiteName
+from adapters.forward.plan import (
+    AFTER,
+    BEFORE,
+    FRAMES,
+    HAS_AFTER,
+    HAS_BEFORE,
+    SITES,
+    SLOT,
+    SLOTS,
+    SOURCE,
+    TRAINED,
+    Job,
+    Plan,
+    padded,
+    plan_of,
+)
 from adapters.meta import AdapterMeta
 
 DEPTH = 5
 FIRST = {1: 0, 2: 2, 3: 2, 4: 4, 5: DEPTH, 6: DEPTH}
 """Each slot's first adapted block; 5 and 6 adapt none."""
-FRAMES = (1, 1, 1, 3, 2)
-"""Of each picture."""
+LENGTHS = (1, 1, 1, 3, 2)
+"""Frames of each picture."""
+ACTS: dict[int, dict[SiteName, Activation]] = {3: {"parallel": "gelu"}, 4: {"qkv": "none"}}
+"""What slots do elsewhere or otherwise than ReLU at ``parallel``."""
+
+
+HEADS = {1: (1,), 2: (2, 3, 4), 3: (5,), 4: (6, 7), 5: (8, 9), 6: (10,)}
+"""Each slot's pages."""
 
 
 def meta(slot: int, frames: int, mean: float) -> AdapterMeta:
     return AdapterMeta(
-        digest=str(slot), modality="image", frames=frames, classes=3, score="softmax", pool="cls", norm="frozen",
-        acts={} if FIRST[slot] == DEPTH else {"parallel": "relu"}, temporal=frozenset(), parameters=0,
+        digest=str(slot), modality="image", frames=frames, classes=3, score="softmax",
+        pool=("cls", "avg")[slot % 2], norm=("frozen", "trained")[slot in (3, 6)],
+        acts={} if FIRST[slot] == DEPTH else {"parallel": "relu", **ACTS.get(slot, {})},
+        temporal=frozenset(), parameters=0,
         first=FIRST[slot], normalisation=(mean,),
     )  # fmt: skip
 
 
 def job(picture: int | None, slot: int, mean: float = 0.0) -> Job:
-    frames = FRAMES[picture or 0]
-    return Job(np.zeros((frames, 3, 2, 2), np.uint8), slot, (), meta(slot, frames, mean), picture)
+    frames = LENGTHS[picture or 0]
+    return Job(np.zeros((frames, 3, 2, 2), np.uint8), slot, HEADS[slot], meta(slot, frames, mean), picture)
 
 
 Row = tuple[object, ...]
@@ -47,13 +72,13 @@ def walked(plan: Plan, jobs: list[Job]) -> list[list[Row]]:
     joins = dict(plan.key.joins)
     for block in range(DEPTH):
         for _ in range(joins.get(block, 0)):
-            rows.append(rows[plan.table[SOURCE, len(rows)]])
+            rows.append(rows[plan.table.rows[SOURCE, len(rows)]])
         for at, row in enumerate(rows):
-            slot = plan.table[SITES, at] if plan.key.sites else 0
+            slot = plan.table.rows[SITES, at] if plan.key.sites else 0
             if slot and block >= FIRST[slot]:
                 assert block >= plan.key.first
                 rows[at] = (*row, (block, slot))
-    assert len(rows) == plan.key.rows == plan.table.shape[1]
+    assert len(rows) == plan.key.rows == plan.table.rows.shape[1]
     return [[rows[start + t] for t in range(n)] for start, n in zip(plan.starts, plan.frames, strict=True)]
 
 
@@ -98,22 +123,58 @@ def test_neighbours_in_time_are_of_the_same_clip(jobs: list[Job]) -> None:
     plan = plan_of(jobs)
     for start, frames in zip(plan.starts, plan.frames, strict=True):
         clip = np.arange(start, start + frames)
-        assert plan.table[HAS_BEFORE, clip].tolist() == [t > 0 for t in range(frames)]
-        assert plan.table[HAS_AFTER, clip].tolist() == [t < frames - 1 for t in range(frames)]
-        assert all(plan.table[AFTER, a] == b and plan.table[BEFORE, b] == a for a, b in pairwise(clip))
+        assert plan.table.rows[HAS_BEFORE, clip].tolist() == [t > 0 for t in range(frames)]
+        assert plan.table.rows[HAS_AFTER, clip].tolist() == [t < frames - 1 for t in range(frames)]
+        assert all(plan.table.rows[AFTER, a] == b and plan.table.rows[BEFORE, b] == a for a, b in pairwise(clip))
 
 
 def test_pictures_of_their_own_stay_in_the_order_of_the_jobs() -> None:
     plan = plan_of([job(None, 3), job(1, 1), job(None, 3), job(3, 5)])
-    assert not plan.shared
     assert plan.inputs == (0, 1, 2, 3)
     assert plan.starts.tolist() == [0, 1, 2, 3]
-    assert plan.table[SLOTS].tolist() == [3, 1, 3, 5, 5, 5]
+    assert plan.table.rows[SLOTS].tolist() == [3, 1, 3, 5, 5, 5]
 
 
 def test_tasks_from_the_middle_on_join_there() -> None:
     plan = plan_of([job(0, 2), job(0, 3), job(0, 1), job(0, 5), job(0, 6)])
-    assert plan.shared
     assert plan.key.joins == ((0, 1), (2, 2))
     assert (plan.key.input_rows, plan.key.rows, plan.key.first) == (1, 4, 0)
     assert Counter(plan.starts.tolist())[0] == 2  # both that adapt nothing
+
+
+def test_sizes_of_padded_batches() -> None:
+    assert [padded(n) for n in (1, 2, 3, 5, 8, 9, 17, 32)] == [1, 2, 4, 8, 8, 16, 24, 32]
+
+
+@given(jobs_lists, st.booleans(), st.randoms(use_true_random=False))
+def test_another_order_is_the_same_key(jobs: list[Job], pad: bool, random: Random) -> None:
+    mixed = random.sample(jobs, len(jobs))
+    assert plan_of(jobs, pad=pad).key == plan_of(mixed, pad=pad).key
+
+
+@given(jobs_lists, st.booleans())
+def test_every_job_finds_its_vectors_and_its_own_pages(jobs: list[Job], pad: bool) -> None:
+    plan = plan_of(jobs, pad=pad)
+    key, table = plan.key, plan.table
+    for at, (one, start, frames) in enumerate(zip(jobs, plan.starts, plan.frames, strict=True)):
+        mode = key.modes.index((one.meta.pool, one.meta.norm))
+        there = [mode * key.rows + start + min(t, frames - 1) for t in range(key.frames)]
+        assert table.vectors[at].tolist() == there
+        assert table.jobs[:, at][[SLOT, TRAINED, FRAMES]].tolist() == [one.slot, one.meta.norm == "trained", frames]
+        assert tuple(table.heads[table.places[at, : len(one.pages)]]) == one.pages
+    assert not table.heads[len({page for one in jobs for page in one.pages}) :].any()
+    assert plan.packed.shape == (key.integers,)
+
+
+@given(jobs_lists)
+def test_blank_rows_use_no_slot_and_neighbour_themselves(jobs: list[Job]) -> None:
+    plan, exact = plan_of(jobs, pad=True), plan_of(jobs)
+    rows = exact.key.rows
+    assert (plan.key.rows, plan.key.first) == ((rows, exact.key.first) if exact.key.joins else (padded(rows), 0))
+    assert plan.key.joins == exact.key.joins
+    assert np.array_equal(plan.table.rows[:, :rows], exact.table.rows)
+    blank = plan.table.rows[:, rows:]
+    assert not np.delete(blank, [SOURCE, BEFORE, AFTER], axis=0).any()
+    assert all((blank[line] == np.arange(rows, plan.key.rows)).all() for line in (SOURCE, BEFORE, AFTER))
+    assert not plan.table.jobs[[SLOT, TRAINED], len(jobs) :].any()
+    assert (plan.table.jobs[FRAMES] >= 1).all()

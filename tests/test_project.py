@@ -111,7 +111,7 @@ def modules_of(name: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(RUN_TIME, ("train", "otel", "heic")), (CODE, ("test", "train"))],
+    [(RUN_TIME, ("train", "otel", "heic")), (CODE, ("test", "train", "peers"))],
     ids=["run time", "tests and benchmarks"],
 )
 def test_every_import_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
@@ -137,7 +137,7 @@ def test_only_training_imports_the_train_extra() -> None:
 
 def test_every_dependency_is_pinned_within_its_range() -> None:
     pinned = pins()
-    for requirement in requirements("test", "train", "otel", "heic"):
+    for requirement in requirements("test", "train", "otel", "heic", "peers"):
         name = canonicalize_name(requirement.name)
         assert name in pinned, f"constraints.txt lacks {name}"
         assert pinned[name] in requirement.specifier, f"{name} is pinned to {pinned[name]}, outside {requirement}"

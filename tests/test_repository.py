@@ -279,7 +279,7 @@ def test_reading_never_fails_while_others_write(repository: Repository) -> None:
             assert "kept" in names
             assert {task.name for task in repository.tasks()} >= {"kept"}
             assert all(task.versions and task.shown for task in repository.tasks())
-            assert repository.path("kept", 1) in repository.paths(kept)
+            assert repository.path("kept", 1) in repository.paths(kept, 1000)
             assert repository.version("kept").digest == kept
             for name in names:
                 with suppress(UnknownTask, UnknownVersion):
@@ -329,13 +329,13 @@ def test_the_files_of_a_digest(repository: Repository) -> None:
     for name in ("dogs", "cats"):
         put(repository, name, b"same")
     digest = repository.version("dogs").digest
-    assert set(repository.paths(digest)) == {repository.path("dogs", 1), repository.path("cats", 1)}
+    assert set(repository.paths(digest, 9)) == {repository.path("dogs", 1), repository.path("cats", 1)}
     repository.delete_task("dogs")
-    assert repository.paths(digest) == [repository.path("cats", 1)]
+    assert repository.paths(digest, 9) == [repository.path("cats", 1)]
     assert repository.holds(digest)
     put(repository, "cats", b"other")
     repository.delete_version("cats", 1)
-    assert repository.paths(digest) == []
+    assert repository.paths(digest, 9) == []
     assert not repository.holds(digest)
 
 

@@ -143,7 +143,7 @@ def check_whole(repository: Repository) -> None:
     for version in versions:
         path = repository.path(version.task, version.number)
         assert path.stat().st_size == version.size
-        assert path in repository.paths(version.digest)
+        assert path in repository.paths(version.digest, 1000)
     assert list(repository.names) == sorted({version.task for version in versions})
     assert set(repository._digests) == {v.digest for v in versions}
     assert sum(map(len, repository._digests.values())) == len(versions)

@@ -57,7 +57,7 @@ def check(repository: Repository) -> None:
     for version in versions:
         path = repository.path(version.task, version.number)
         assert hashlib.sha256(path.read_bytes()).hexdigest() == version.digest
-        assert path in repository.paths(version.digest)
+        assert path in repository.paths(version.digest, 1000)
     assert list(repository.names) == sorted({version.task for version in versions})
     assert sum(map(len, repository._digests.values())) == len(versions)
 

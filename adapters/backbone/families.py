@@ -5,9 +5,11 @@ A new family is one row in a table here. It knows nothing of adapters or hooks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from timm.models import beit, eva, swin_transformer, swin_transformer_v2, vision_transformer, vision_transformer_relpos
 from torch import nn
 
@@ -90,3 +92,25 @@ def linear_sites(block: Any) -> dict[SiteName, tuple[nn.Linear, tuple[int, int] 
         if isinstance(linear, nn.Linear):
             found[site] = (linear, None)
     return found
+
+
+def keep_rope(model: Any) -> None:
+    """Make the rotary embedding once: DINOv3's is else made on the host in every forward, since sizes may change there.
+
+    A CUDA graph cannot have that copy in it, and here the size is always the same.
+    """
+    rope = getattr(model, "rope", None)
+    if rope is None or next(rope.parameters(), None) is not None:
+        return
+    make, kept = rope.get_embed, dict[object, Any]()
+
+    def get_embed(shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Any:
+        if shape is None or rope.training:  # kept by timm, or augmented
+            return make(shape, dtype)
+        at = (tuple(shape), dtype, next(rope.buffers()).device)
+        if at not in kept:
+            with torch.inference_mode(False), torch.no_grad():  # training reads it too
+                kept[at] = make(shape, dtype)
+        return kept[at]
+
+    rope.get_embed = get_embed

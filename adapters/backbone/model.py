@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.backbone.checkpoint import classifier_names
-from adapters.backbone.families import blocks_of, linear_sites
+from adapters.backbone.families import blocks_of, keep_rope, linear_sites
 from adapters.backbone.weights import build_model
 from adapters.config import InputConfig, SiteName
 from adapters.errors import BackboneError
@@ -68,6 +68,7 @@ class Backbone:
         fingerprint = fingerprint_of(model)
         parameters = sum(p.numel() for p in model.parameters())
         self.model.to(dtype)
+        keep_rope(self.model)
         self._blocks = blocks_of(model, name)
         self._operator: Operator | None = None
         self._rows = 0

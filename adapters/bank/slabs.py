@@ -6,7 +6,8 @@ It decides nothing: which slot is free, and who may be evicted, is ``bank.py``'s
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -34,11 +35,12 @@ class Slabs:
         self.weights: dict[SiteName, tuple[SlotWeights, ...]] = {}
         self._flat: dict[SiteName, Tensor] = {}
         self._opening = threading.Lock()
-        self.vectors = torch.zeros(slots + 1, 6 + 2 * layout.width, device=device)
-        self.vectors[0, 3:6] = 1.0
-        self.pages = torch.zeros(pages + 1, PAGE, layout.width, device=device)
-        self.page_bias = torch.zeros(pages + 1, PAGE, device=device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        with self._loading():
+            self.vectors = torch.zeros(slots + 1, 6 + 2 * layout.width, device=device)
+            self.vectors[0, 3:6] = 1.0
+            self.pages = torch.zeros(pages + 1, PAGE, layout.width, device=device)
+            self.page_bias = torch.zeros(pages + 1, PAGE, device=device)
         self.open("parallel")
 
     def open(self, site: SiteName) -> None:
@@ -48,7 +50,8 @@ class Slabs:
                 return
             plane: Plane = plane_of(self.layout, site, self.rank)
             try:
-                flat = torch.zeros(self.slots + 1, plane.elements, dtype=self.dtype, device=self.device)
+                with self._loading():
+                    flat = torch.zeros(self.slots + 1, plane.elements, dtype=self.dtype, device=self.device)
             except RuntimeError as error:  # both torch's out-of-memory errors are RuntimeErrors
                 raise NoRoom(
                     f"no memory for site '{site}' in {self.slots} slots of rank {self.rank}; lower slots or max_rank",
@@ -63,16 +66,30 @@ class Slabs:
     def write(self, slot: int, pages: Sequence[int], packed: PackedAdapter) -> None:
         """Copy an adapter into a slot that nobody reads; returns when the device holds it.
 
-        On CUDA the copies run on a stream of their own, so that they overlap with the engine's work.
+        On CUDA the copies run on a stream of their own, so that they overlap with the engine's work. They wait for
+        nothing of the engine's: a slot is free only when the last answer that read it has arrived on the host.
         """
         for site in packed.planes:
             self.open(site)
-        if self._stream is None:
-            with one_thread():
-                self._copy(slot, pages, packed)
-            return
-        with torch.cuda.stream(self._stream):
+        with self._loading(), one_thread():
             self._copy(slot, pages, packed)
+
+    def on_device(self) -> AbstractContextManager[object]:
+        """Within it this thread's CUDA device is this one: what is pinned or allocated makes no context on another."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """On CUDA: on this device and on the loader's stream, and done with when it ends.
+
+        A slab is filled with zeros on the same stream as its slots are, so that no zero overtakes a copy; and no other
+        stream knows of a slab or a slot before the device has it, so the engine's need not wait for this one.
+        """
+        if self._stream is None:
+            yield
+            return
+        with self.on_device(), torch.cuda.stream(self._stream):
+            yield
         self._stream.synchronize()
 
     def _copy(self, slot: int, pages: Sequence[int], packed: PackedAdapter) -> None:

@@ -5,155 +5,142 @@ It owns the device while it runs, so one thread calls it. It knows slots; it kno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.backbone.inputs import normalise
 from adapters.bank import PAGE, Slabs
-from adapters.config import SiteName
+from adapters.config import Activation, Pool, SiteName
+from adapters.forward.compiled import Compiled
+from adapters.forward.device import Cuda, Device
 from adapters.forward.graphs import Graphs
-from adapters.forward.plan import (
-    AFTER,
-    BEFORE,
-    HAS_AFTER,
-    HAS_BEFORE,
-    SITES,
-    SLOTS,
-    SOURCE,
-    BatchKey,
-    Job,
-    Plan,
-    plan_of,
-)
-from adapters.sites import ClipRows, SiteRows, banked_residual
+from adapters.forward.plan import Job, Plan, plan_of
+from adapters.forward.runtime import Eager, Runtime
+from adapters.forward.staging import BatchStaging, Fetched, HostStaging, PinnedStaging, Staged
+from adapters.meta import AdapterMeta
 
 __all__ = ["BankedForward", "Job"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch that is laid out and on its way to the device."""
+
+    plan: Plan
+    classes: tuple[int, ...]
+    staged: Staged
+
+
+@dataclass(frozen=True)
+class Running:
+    """A batch whose answers are computed, or were."""
+
+    classes: tuple[int, ...]
+    logits: Fetched
+
+    def result(self) -> list[NDArray[np.float32]]:
+        """Logits (classes,) float32 per job; blocks until the device has them. Ask before the next but one runs."""
+        found = self.logits.result()
+        return [row[:classes].copy() for row, classes in zip(found, self.classes, strict=False)]
 
 
 class BankedForward:
     """Callable on a list of jobs; the sum of their frames is the batch's rows, less what equal pictures share.
 
     A job's logits depend on its pixels and its slot's content alone, and for one shape of batch (``BatchKey``) they are
-    the same bits whatever the other jobs are. On CUDA the part up to the pooled vectors is replayed from a graph
-    unless ``cuda_graphs`` is off.
+    the same bits whatever the other jobs are.
+
+    On CUDA a call returns from ``prepare`` and ``run`` before the device is done, so one batch can be prepared and its
+    copies run while another one computes: ``run(a)``, ``prepare(b)``, ``a.result()``, ``run(b)``, and so on. On a CPU
+    ``run`` returns with the answers. Batches are replayed from CUDA graphs unless ``cuda_graphs`` is off.
     """
 
-    def __init__(self, backbone: Backbone, slabs: Slabs, *, cuda_graphs: bool = True) -> None:
+    def __init__(
+        self, backbone: Backbone, slabs: Slabs, *, cuda_graphs: bool = True, compile: bool = False,
+        device: Device | None = None,
+    ) -> None:  # fmt: skip
+        """``compile`` acts on what is warmed up, nothing else. ``device`` stands in for the CUDA device in tests."""
         self.backbone, self.slabs = backbone, slabs
-        self._staging = torch.empty(0, dtype=torch.uint8)
-        on_cuda = slabs.device.type == "cuda"
-        self._graphs = Graphs(self._compute, slabs.device) if on_cuda and cuda_graphs else None
+        if device is None and slabs.device.type == "cuda":
+            device = Cuda(slabs.device)
+        self._device = device
+        self._staging: BatchStaging = HostStaging() if device is None else PinnedStaging(device)
+        self.reference = Eager(backbone, slabs)
+        self._graphs: Graphs | None = None
+        self._compiled = Compiled(self.reference) if compile else None
+        self.runtime: Runtime = self._compiled or self.reference
+        if device is not None and cuda_graphs:
+            with self._computing(), torch.inference_mode():
+                self.runtime = self._graphs = Graphs(self.runtime, self.reference, device)
 
     def __call__(self, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
         """Logits (classes,) float32 per job."""
+        return self.run(self.prepare(jobs)).result()
+
+    def prepare(self, jobs: Sequence[Job]) -> Prepared:
+        """Lay a batch out and begin to copy it; at most one may be prepared and not yet run."""
         with torch.inference_mode():
-            plan = plan_of(jobs)
-            table, pixels = self._to_device(plan.table), self._pixels([jobs[i] for i in plan.inputs])
-            pooled = (self._graphs or self._compute)(plan.key, table, pixels)
-            return self._heads(self._vectors(pooled, plan, jobs), jobs)
+            plan = plan_of(jobs, pad=self._graphs is not None)
+            pixels = [jobs[i].pixels for i in plan.inputs]
+            staged = self._staging.put(plan.packed, pixels, plan.key.input_rows)
+        return Prepared(plan, tuple(job.meta.classes for job in jobs), staged)
 
-    def _to_device(self, values: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.slabs.device, non_blocking=True)
+    def run(self, prepared: Prepared) -> Running:
+        """Compute what was prepared; on CUDA only begin to. Batches run in the order of the calls."""
+        staged = prepared.staged
+        with self._computing(), torch.inference_mode():
+            self._device_waits_for(prepared)
+            outputs = self.runtime(prepared.plan.key, staged.packed, staged.pixels)
+            return Running(prepared.classes, self._staging.get(staged, outputs.logits))
 
-    def _pixels(self, jobs: Sequence[Job]) -> Tensor:
-        """All frames as one uint8 tensor on the device, through one pinned buffer on CUDA."""
-        if self.slabs.device.type != "cuda":
-            return torch.from_numpy(np.concatenate([job.pixels for job in jobs]))
-        shape = (sum(job.pixels.shape[0] for job in jobs), *jobs[0].pixels.shape[1:])
-        if self._staging.shape[0] < shape[0] or self._staging.shape[1:] != shape[1:]:
-            self._staging = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        pixels = self._staging[: shape[0]]
-        np.concatenate([job.pixels for job in jobs], out=pixels.numpy())
-        return pixels.to(self.slabs.device, non_blocking=True)
+    def warm_up(self, rows: Iterable[int], metas: Iterable[AdapterMeta] = ()) -> int:
+        """Compile and capture batches of each number of rows, of tasks such as ``metas``, before anybody waits.
 
-    def _compute(self, key: BatchKey, table: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Normalise, run the frozen blocks with every row's residuals, pool: (rows, width) float32 per mode."""
-        vectors = self.slabs.vectors[table[SLOTS, : key.input_rows]]
-        images = normalise(pixels, vectors[:, 0:3], vectors[:, 3:6])
-        features = self.backbone.features(images, _RowOperator(self.slabs, key, table) if key.sites else None)
-        return tuple(self.backbone.pool(features, *mode).float() for mode in key.modes)
+        Always those of the bare backbone, and of a picture task as `adaptserve train` makes them. Returns how many
+        batches are captured, or without graphs compiled; without either it does nothing. Nothing may be loaded into the
+        bank meanwhile.
+        """
+        if self._graphs is None and self._compiled is None:
+            return 0
+        trained: tuple[Pool, str] = (
+            ("avg", "trained") if "avg" in self.backbone.layout.pools else ("backbone", "frozen")
+        )
+        usual = (_usual("backbone", "frozen", {}), _usual(*trained, {"parallel": "relu"}))
+        for jobs in self._blank(rows, {_kind(meta): meta for meta in (*usual, *metas)}.values()):
+            prepared = self.prepare(jobs)
+            with self._computing(), torch.inference_mode():
+                self._device_waits_for(prepared)
+                for runtime in (self._compiled, self._graphs):  # the second captures what the first compiled
+                    if runtime is not None:
+                        runtime.warm_up(prepared.plan.key, prepared.staged.packed, prepared.staged.pixels)
+        return max(len(runtime) for runtime in (self._compiled, self._graphs) if runtime is not None)
 
-    def _vectors(self, pooled: tuple[Tensor, ...], plan: Plan, jobs: Sequence[Job]) -> Tensor:
-        """One vector per job: pooled as its config says, the mean over its frames, its own norm."""
-        if plan.shared:
-            rows = self._to_device(plan.rows_of_jobs)
-            pooled = tuple(mode[rows] for mode in pooled)
-        vector = pooled[0]
-        for mode, other in zip(plan.key.modes[1:], pooled[1:], strict=True):
-            chosen = np.repeat([(job.meta.pool, job.meta.norm) == mode for job in jobs], plan.frames)
-            vector = torch.where(self._to_device(chosen)[:, None], other, vector)
-        if (plan.frames > 1).any():
-            vector = self._mean_over_frames(vector, plan.frames)
-        if any(norm == "trained" for _, norm in plan.key.modes):
-            vector = self._own_norm(vector, jobs)
-        return vector
+    def _blank(self, rows: Iterable[int], metas: Collection[AdapterMeta]) -> Iterator[list[Job]]:
+        """Batches of black pictures that read slot 1, whatever it holds; a key's sites are those of slots but 0."""
+        size, pages = self.backbone.layout.input_size, self.slabs.page_count
+        for count in rows:
+            for meta in metas:
+                picture = np.zeros((meta.frames, 3, size, size), np.uint8)
+                head = tuple(1 + number % pages for number in range(-(-meta.classes // PAGE)))
+                yield [Job(picture, 1, head, meta)] * max(1, count // meta.frames)
 
-    def _mean_over_frames(self, vector: Tensor, frames: NDArray[np.int64]) -> Tensor:
-        """Mean of each job's rows, added one frame after another so that longer neighbours change no bit."""
-        starts = np.cumsum(frames) - frames
-        total = vector[self._to_device(starts)]
-        for t in range(1, int(frames.max())):
-            here = self._to_device(t < frames)
-            frame = vector[self._to_device(starts + np.minimum(t, frames - 1))]
-            total = torch.where(here[:, None], total + frame, total)
-        return total / self._to_device(frames.astype(np.float32))[:, None]
+    def _device_waits_for(self, prepared: Prepared) -> None:
+        if self._device is not None and prepared.staged.here is not None:
+            self._device.wait(prepared.staged.here)
 
-    def _own_norm(self, vector: Tensor, jobs: Sequence[Job]) -> Tensor:
-        weight, bias = self.slabs.vectors[self._to_device(np.array([j.slot for j in jobs]))][:, 6:].chunk(2, dim=1)
-        trained = self._to_device(np.array([j.meta.norm == "trained" for j in jobs]))
-        return torch.where(trained[:, None], self.backbone.normalise_vector(vector) * weight + bias, vector)
-
-    def _heads(self, vector: Tensor, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
-        """Each job against each page of its own head, as one batched product; then every job takes its classes."""
-        pages = self._to_device(np.concatenate([job.pages for job in jobs]))
-        counts = np.array([len(job.pages) for job in jobs])
-        owner = self._to_device(np.repeat(np.arange(len(jobs)), counts))
-        scores = torch.bmm(self.slabs.pages[pages], vector[owner].unsqueeze(-1)).squeeze(-1)
-        flat: NDArray[np.float32] = (scores + self.slabs.page_bias[pages]).cpu().numpy().reshape(-1)
-        starts = (np.cumsum(counts) - counts) * PAGE
-        return [flat[s : s + job.meta.classes].copy() for s, job in zip(starts, jobs, strict=True)]
+    def _computing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._device is None else self._device.computing()
 
 
-class _RowOperator:
-    """The backbone's operator for one batch: every row's own slot at every site."""
+def _kind(meta: AdapterMeta) -> object:
+    """What of a task makes another key."""
+    return tuple(sorted(meta.acts.items())), meta.temporal, meta.pool, meta.norm, meta.frames, meta.classes
 
-    def __init__(self, slabs: Slabs, key: BatchKey, table: Tensor) -> None:
-        self._slabs, self._key, self._table = slabs, key, table
-        self._places = {site.site: SITES + 2 * i for i, site in enumerate(key.sites)}
-        self._masks = None
-        if any(site.temporal for site in key.sites):
-            self._masks = table[HAS_BEFORE : HAS_AFTER + 1].to(slabs.dtype).view(2, -1, 1, 1)
-        self._rows = self._first_rows(key.input_rows)
-        self.active = frozenset[str](self._places)
-        self.joins: dict[int, Tensor] = {}
-        rows = key.input_rows
-        for block, joining in key.joins:
-            self.joins[block] = table[SOURCE, rows : rows + joining]
-            rows += joining
 
-    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
-        if block < self._key.first:
-            return out
-        if tap.shape[0] != self._count:
-            self._rows = self._first_rows(tap.shape[0])
-        return banked_residual(tap, out, self._slabs.weights[site][block], self._rows[site])
-
-    def _first_rows(self, count: int) -> dict[SiteName, SiteRows]:
-        """What the first ``count`` rows do at each site; the others have not joined yet."""
-        self._count, table, clips = count, self._table[:, :count], None
-        if self._masks is not None:
-            clips = ClipRows(table[BEFORE], table[AFTER], self._masks[0, :count], self._masks[1, :count])
-        return {
-            site.site: SiteRows(
-                slots=table[place],
-                acts=site.acts,
-                act_of=table[place + 1],
-                clips=clips if site.temporal else None,
-            )
-            for site, place in zip(self._key.sites, self._places.values(), strict=True)
-        }
+def _usual(pool: Pool, norm: str, acts: dict[SiteName, Activation]) -> AdapterMeta:
+    return AdapterMeta("", "image", 1, 1, "softmax", pool, norm, acts, frozenset(), 0)

@@ -1,4 +1,4 @@
-"""What a batch needs to know, as one small table of integers: slots, neighbours in time, activations, shared rows.
+"""What a batch needs to know, as one packed table of integers: slots, neighbours in time, shared rows, heads.
 
 Everything that changes the computation's shape is in the ``BatchKey``, everything else is data in the table, so
 one CUDA graph serves every batch of a key. It knows no device.
@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
+from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,13 @@ from adapters.config import ACTIVATIONS, Activation, Pool, SiteName
 from adapters.meta import AdapterMeta
 
 SLOTS, SOURCE, BEFORE, AFTER, HAS_BEFORE, HAS_AFTER, SITES = range(7)
-"""Lines of the table; from ``SITES`` on, two lines per site of the key: its slots and its activations."""
+"""Lines of the table's rows; from ``SITES`` on, two lines per site of the key: its slots and its activations."""
+SLOT, TRAINED, FRAMES = range(3)
+"""Lines of the table's jobs: the slot, whether it has a norm of its own, rows of the job."""
+SITE_ORDER: tuple[SiteName, ...] = get_args(SiteName)
+"""The one order in which a key names sites."""
+
+Array = TypeVar("Array")
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,12 @@ class SiteKey:
 
 @dataclass(frozen=True)
 class BatchKey:
-    """The shape of a batch: rows at its end, sites, ways of pooling.
+    """The shape of a batch; the same for the same batch in another order.
 
-    ``first`` is the first block that any row adapts. ``joins`` holds (block, rows) for the rows that are not there from
-    the beginning, in the order of the blocks.
+    ``rows`` at its end, and the ``sites`` and ways of pooling that occur. ``first`` is the first block that any row
+    adapts. ``joins`` holds (block, rows) for the rows that are not there from the beginning, in the order of the
+    blocks. ``jobs`` are its answers, each of at most ``frames`` rows and at most ``pages`` pages of its head;
+    ``heads`` are the different pages of all. These may be larger than what is there: the rest is blank.
     """
 
     rows: int
@@ -61,74 +71,162 @@ class BatchKey:
     modes: tuple[tuple[Pool, str], ...]
     first: int = 0
     joins: tuple[tuple[int, int], ...] = ()
+    jobs: int = 1
+    frames: int = 1
+    pages: int = 1
+    heads: int = 1
 
     @property
     def input_rows(self) -> int:
         """Rows that come as pixels."""
         return self.rows - sum(rows for _, rows in self.joins)
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the table's parts, in the order of ``Table``."""
+        lines = SITES + 2 * len(self.sites)
+        return (lines, self.rows), (3, self.jobs), (self.jobs, self.frames), (self.jobs, self.pages), (self.heads,)
+
+    @property
+    def integers(self) -> int:
+        """Length of the packed table."""
+        return sum(map(prod, self.shapes))
+
+
+@dataclass(frozen=True)
+class Table(Generic[Array]):
+    """The parts of a packed table, as views of it.
+
+    ``rows`` (7 + 2 sites, rows); ``jobs`` (3, jobs); ``vectors`` (jobs, frames): which of the pooled vectors, row after
+    row and mode after mode, are each job's, its last one repeated; ``places`` (jobs, pages): where in ``heads`` its
+    pages are; ``heads`` (heads,): page numbers.
+    """
+
+    rows: Array
+    jobs: Array
+    vectors: Array
+    places: Array
+    heads: Array
+
+    @classmethod
+    def of(cls, key: BatchKey, packed: Any) -> Table[Array]:
+        """Of an array or a tensor (integers,)."""
+        parts, start = [], 0
+        for shape in key.shapes:
+            parts.append(packed[start : start + prod(shape)].reshape(shape))
+            start += prod(shape)
+        return cls(*parts)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """``table`` int64 (7 + 2 sites, rows); ``inputs`` the jobs whose pixels are the batch's, one after another.
+    """``packed`` int64 (integers,), see ``Table``; ``inputs`` the jobs whose pixels are the batch's, one after another.
 
     ``frames`` (jobs,) rows per job; ``starts`` (jobs,) its first row, which several jobs may share.
     """
 
     key: BatchKey
-    table: NDArray[np.int64]
+    packed: NDArray[np.int64]
     inputs: tuple[int, ...]
     frames: NDArray[np.int64]
     starts: NDArray[np.int64]
 
     @property
-    def shared(self) -> bool:
-        """Whether jobs share rows; if not, the rows are the jobs' own, one after another."""
-        return bool(self.key.joins) or self.key.rows != self.frames.sum()
-
-    @property
-    def rows_of_jobs(self) -> NDArray[np.int64]:
-        """Each job's rows, job after job: (sum of ``frames``,)."""
-        return np.repeat(self.starts, self.frames) + _positions(self.frames)
+    def table(self) -> Table[NDArray[np.int64]]:
+        return Table.of(self.key, self.packed)
 
 
-def plan_of(jobs: Sequence[Job]) -> Plan:
-    """Lay the streams out one after another, a clip's rows side by side in time order."""
+def padded(count: int) -> int:
+    """Rows or jobs of the graph that serves ``count``: powers of two up to 8, then multiples of 8."""
+    return power_of_two(count) if count <= 8 else -(-count // 8) * 8
+
+
+def power_of_two(count: int) -> int:
+    """The smallest one that is not less."""
+    return 1 << (count - 1).bit_length()
+
+
+def plan_of(jobs: Sequence[Job], *, pad: bool = False) -> Plan:
+    """Lay the streams out one after another, a clip's rows side by side in time order.
+
+    ``pad`` makes few keys of many batches, for a runtime that keeps something for each: blank rows use slot 0 and
+    neighbour only themselves, and every block is a block that some row may adapt. A batch with joins stays as it is,
+    their shapes are too many.
+    """
     streams = _streams(jobs)
     members = [jobs[job] for job in streams.jobs]
     frames = np.array([job.pixels.shape[0] for job in members])
     starts = np.cumsum(frames) - frames
-    index, position = np.arange(frames.sum()), _positions(frames)
-    first, last = position == 0, position == np.repeat(frames, frames) - 1
-    lines = [
-        np.repeat([job.slot for job in members], frames),
-        np.repeat(starts[streams.carriers], frames) + position,
-        np.where(first, index, index - 1),
-        np.where(last, index, index + 1),
-        ~first,
-        ~last,
-    ]
-    keys = []
-    for site in dict.fromkeys(s for job in members for s in job.meta.acts):
+    of_job = np.array(streams.of_job)
+    sites = sorted({site for job in members for site in job.meta.acts}, key=SITE_ORDER.index)
+    lines, keys = _row_lines(members, frames, starts[streams.carriers]), []
+    for site in sites:
         mine = np.repeat([job.slot if site in job.meta.acts else 0 for job in members], frames)
         codes = np.repeat([ACTIVATIONS.index(job.meta.acts.get(site, "none")) for job in members], frames)
         acts = tuple(ACTIVATIONS[c] for c in np.unique(codes[mine > 0]))
         keys.append(SiteKey(site, acts, any(site in job.meta.temporal for job in members)))
         lines += [mine, codes]
     joined = zip(members[streams.pictures :], frames[streams.pictures :], strict=True)
-    key = BatchKey(
-        rows=len(index),
-        sites=tuple(keys),
-        modes=tuple(dict.fromkeys((job.meta.pool, job.meta.norm) for job in jobs)),
-        first=min((job.meta.first for job in members if job.meta.acts), default=0),
-        joins=tuple(
-            (block, int(sum(rows for _, rows in group)))
-            for block, group in groupby(joined, key=lambda pair: pair[0].meta.first)
-        ),
+    joins = tuple(
+        (block, int(sum(rows for _, rows in group)))
+        for block, group in groupby(joined, key=lambda pair: pair[0].meta.first)
     )
-    of_job = np.array(streams.of_job)
-    table = np.stack(lines).astype(np.int64)
-    return Plan(key, table, tuple(streams.jobs[: streams.pictures]), frames[of_job], starts[of_job])
+    pad = pad and not joins
+    rows, longest = int(frames.sum()), int(frames.max())
+    size = padded(rows) if pad else rows
+    heads, places = np.unique(np.concatenate([job.pages for job in jobs]), return_inverse=True)
+    answers = max(size, padded(len(jobs))) if pad else len(jobs)
+    key = BatchKey(
+        rows=size,
+        sites=tuple(keys),
+        modes=tuple(sorted({(job.meta.pool, job.meta.norm) for job in jobs})),
+        first=0 if pad else min((job.meta.first for job in members if job.meta.acts), default=0),
+        joins=joins,
+        jobs=answers,
+        frames=power_of_two(longest) if pad else longest,
+        pages=power_of_two(max(len(job.pages) for job in jobs)),
+        heads=max(answers, power_of_two(len(heads))),
+    )
+    plan = Plan(key, np.zeros(key.integers, np.int64), tuple(streams.jobs[: streams.pictures]),
+                frames[of_job], starts[of_job])  # fmt: skip
+    table = plan.table
+    table.rows[:, :rows] = lines
+    table.rows[SOURCE : AFTER + 1, rows:] = np.arange(rows, size)
+    _fill_jobs(table, plan, jobs)
+    table.heads[: len(heads)] = heads
+    _fill_places(table.places, jobs, places)
+    return plan
+
+
+def _row_lines(
+    members: Sequence[Job], frames: NDArray[np.int64], carriers: NDArray[np.int64]
+) -> list[NDArray[np.generic]]:
+    """The lines before ``SITES``; ``carriers``: the first row of the stream that each is copied from."""
+    index, position = np.arange(frames.sum()), _positions(frames)
+    first, last = position == 0, position == np.repeat(frames, frames) - 1
+    return [
+        np.repeat([job.slot for job in members], frames),
+        np.repeat(carriers, frames) + position,
+        np.where(first, index, index - 1),
+        np.where(last, index, index + 1),
+        ~first,
+        ~last,
+    ]
+
+
+def _fill_jobs(table: Table[NDArray[np.int64]], plan: Plan, jobs: Sequence[Job]) -> None:
+    key, count = plan.key, len(jobs)
+    table.jobs[FRAMES] = 1
+    table.jobs[:, :count] = [job.slot for job in jobs], [job.meta.norm == "trained" for job in jobs], plan.frames
+    modes = np.array([key.modes.index((job.meta.pool, job.meta.norm)) for job in jobs])
+    step = np.minimum(np.arange(key.frames), plan.frames[:, None] - 1)
+    table.vectors[:count] = (modes * key.rows + plan.starts)[:, None] + step
+
+
+def _fill_places(places: NDArray[np.int64], jobs: Sequence[Job], found: NDArray[np.int64]) -> None:
+    """``found``: of every job's pages, one job after another, the places in ``heads``."""
+    counts = np.array([len(job.pages) for job in jobs])
+    places[np.repeat(np.arange(len(jobs)), counts), _positions(counts)] = found.reshape(-1)
 
 
 @dataclass(frozen=True)

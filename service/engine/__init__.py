@@ -1,1 +1,1 @@
-"""The device's process: queue, scheduler, pace, faults, and its socket."""
+"""The device's process: queue, scheduler, bank and forward behind one interface, and that interface's twin."""

@@ -12,8 +12,9 @@ from operator import add
 from typing import Any
 
 from adapters.errors import AdaptError
-from service.engine.interface import Answering, Facts, Item, Link, Readiness
+from service.engine.interface import Answering, Facts, Link, Readiness
 from service.engine.pixels import Held
+from service.messages import Item
 from service.watch.metrics import Snapshot
 
 _TIERS = ("device", "host", "disk")

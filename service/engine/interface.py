@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from adapters.config import InputConfig
 from adapters.layout import Layout
 from service.engine.pixels import Held
+from service.messages import Item
 from service.watch.metrics import Snapshot
 
 
@@ -44,15 +45,6 @@ class Facts:
         sites = {site: tuple((a, b) for a, b in blocks) for site, blocks in layout["sites"].items()}
         whole = Layout(**layout | {"sites": sites, "pools": tuple(layout["pools"])})
         return cls(**told | {"layout": whole, "input": InputConfig.model_validate(told["input"])})
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A version that is to answer: its task's name, its digest, and the files that hold its bytes, likeliest first."""
-
-    task: str
-    digest: str
-    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)

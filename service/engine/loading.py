@@ -46,7 +46,7 @@ class Loading:
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """The form that the slots take."""
         slabs = self._slabs
-        with one_thread():
+        with slabs.on_device(), one_thread():
             return pack(adapter, slabs.layout, slabs.rank, slabs.dtype, pinned=slabs.device.type == "cuda")
 
     def load(self, digest: str, files: Sequence[str]) -> PackedAdapter:

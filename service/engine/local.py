@@ -23,11 +23,12 @@ from adapters.forward.banked import BankedForward
 from service.engine.batch import BatchReport
 from service.engine.engine import CLOSE_S, Engine
 from service.engine.health import Health
-from service.engine.interface import Answer, Facts, Item, Readiness
+from service.engine.interface import Answer, Facts, Readiness
 from service.engine.loading import Load, Loading
 from service.engine.pixels import Framed
 from service.engine.room import Room
 from service.limits import file_limits
+from service.messages import Item
 from service.pool import Pool
 from service.settings import Settings
 from service.watch.metrics import Metrics, Snapshot
@@ -133,8 +134,10 @@ def local_engine(settings: Settings, device: str, metrics: Metrics, room: Room |
         made: list[LocalEngine] = []
         bank = Bank(slabs, host_cache_bytes=settings.host_cache_bytes, on_load=_both(metrics, made))
         stack.callback(bank.close)
+        forward = BankedForward(backbone, slabs, cuda_graphs=settings.cuda_graphs, compile=settings.compile)
+        forward.warm_up((1, settings.max_batch_rows))
         engine = Engine(
-            BankedForward(backbone, slabs, cuda_graphs=settings.cuda_graphs),
+            forward,
             bank,
             max_batch_rows=settings.max_batch_rows,
             max_queue_rows=settings.max_queue_rows,

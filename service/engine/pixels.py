@@ -6,7 +6,7 @@ It lies in a buffer that several processes may have mapped; which rows are taken
 from __future__ import annotations
 
 import hashlib
-import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -76,33 +76,41 @@ class Held:
 
 
 class PixelMemory:
-    """Takes rows for inputs, from any thread; a row that was let go of is taken again first, while it is in caches."""
+    """Takes rows for inputs, from any thread; a row that was let go of is taken again first, while it is in caches.
+
+    Without a lock, since rows may come back while one is held: whenever Python finds that nobody refers to them.
+    """
 
     def __init__(self, rows: Pixels) -> None:
         self.rows = rows
-        self._free = list(range(len(rows) - 1, -1, -1))
-        self._lock = threading.Lock()
+        self._free = deque(range(len(rows) - 1, -1, -1))  # whose operations are each one step
 
     @classmethod
     def private(cls, rows: int, size: int) -> PixelMemory:
         """In memory of this process, which the system gives page by page as it is written."""
         return cls(np.empty((rows, 3, size, size), np.uint8))
 
+    @property
+    def held(self) -> int:
+        """Rows that are taken now."""
+        return len(self.rows) - len(self._free)
+
     def take(self, frames: int) -> Held:
         """Rows for one input. Raises QueueFull where so many are not free."""
-        with self._lock:
-            if len(self._free) < frames:
-                held = len(self.rows) - len(self._free)
-                raise QueueFull(
-                    f"{held} frames are on their way to the device, and there is room for {len(self.rows)} "
-                    f"(max_queue_rows); try again in {RETRY_AFTER_S:g} s",
-                    retry_after=RETRY_AFTER_S, field="max_queue_rows", limit=len(self.rows), value=held + frames,
-                )  # fmt: skip
-            numbers = sorted(self._free[-frames:])
-            del self._free[-frames:]
-        return Held(self, numbers)
+        numbers: list[int] = []
+        try:
+            for _ in range(frames):
+                numbers.append(self._free.pop())
+        except IndexError:
+            self.free(numbers)
+            held = self.held
+            raise QueueFull(
+                f"{held} frames are on their way to the device, and there is room for {len(self.rows)} "
+                f"(max_queue_rows); try again in {RETRY_AFTER_S:g} s",
+                retry_after=RETRY_AFTER_S, field="max_queue_rows", limit=len(self.rows), value=held + frames,
+            ) from None  # fmt: skip
+        return Held(self, sorted(numbers))
 
     def free(self, numbers: Sequence[int]) -> None:
         """For ``Held`` alone."""
-        with self._lock:
-            self._free.extend(reversed(numbers))
+        self._free.extend(reversed(numbers))

@@ -20,9 +20,14 @@ from adapters.errors import AdaptError
 from adapters.media import Pixels
 from service import child
 from service.engine import memory
+from service.engine.heap import keep_freed_memory
 from service.engine.interface import Answer
 from service.engine.local import LocalEngine, local_engine
-from service.engine.messages import (
+from service.engine.pixels import array_of, gathered
+from service.engine.room import CELLS, Room, cells_of
+from service.engine.watchdog import watching
+from service.exits import DEVICE_LOST
+from service.messages import (
     RESIDENTS,
     Answered,
     Ask,
@@ -36,10 +41,6 @@ from service.engine.messages import (
     Told,
     failed,
 )  # fmt: skip
-from service.engine.pixels import array_of, gathered
-from service.engine.room import CELLS, Room, cells_of
-from service.engine.watchdog import watching
-from service.exits import DEVICE_LOST
 from service.watch.metrics import Metrics
 
 
@@ -216,6 +217,7 @@ async def _serve(begun: child.Beginning, engine: LocalEngine) -> None:
 
 def main() -> None:
     """Until the supervisor says so, or is gone."""
+    keep_freed_memory()
     begun = child.begin()
     settings, told = begun.settings, begun.told
     cells = cells_of(memory.mapped(told["cells"]))[told["number"] * CELLS : (told["number"] + 1) * CELLS]

@@ -16,8 +16,11 @@ import msgspec
 import numpy as np
 
 from adapters.errors import AdaptError
-from service.engine.interface import Answer, Facts, Item, Readiness
-from service.engine.messages import (
+from service.engine.interface import Answer, Facts, Readiness
+from service.engine.pixels import Held
+from service.engine.room import Room
+from service.errors import EngineLost, NotReady
+from service.messages import (
     RESIDENTS,
     Answered,
     Ask,
@@ -26,14 +29,12 @@ from service.engine.messages import (
     Channel,
     Failed,
     Hello,
+    Item,
     Message,
     Reply,
     Told,
     error_of,
 )  # fmt: skip
-from service.engine.pixels import Held
-from service.engine.room import Room
-from service.errors import EngineLost, NotReady
 from service.watch.metrics import Snapshot
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,9 @@ from service.errors import StorageFailed, UnknownTask, UnknownVersion
 from service.store.descriptions import Description, Descriptions, Summary
 from service.store.repository import Repository, Staging, TaskInfo, VersionInfo
 
+MOST_FILES = 4
+"""Files that a load may look into: the version's own may be deleted meanwhile, and as many others hardly will."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -113,9 +116,9 @@ class Catalogue:
                 yield self._short_listing(name)
 
     def files(self, served: Served) -> tuple[str, ...]:
-        """Where the version's bytes are: its own file, then those of other versions that have the same."""
+        """Where the version's bytes are: its own file, then some of other versions that have the same."""
         own = str(served.path)
-        others = (str(path) for path in self.repository.paths(served.digest))
+        others = (str(path) for path in self.repository.paths(served.digest, MOST_FILES))
         return (own, *(other for other in others if other != own))
 
     def check(self, path: Path) -> Header:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 
-import adapters
 from adapters.errors import AdaptError
 from service.errors import StorageFailed, StorageFull, StorageReadOnly
 from service.store.catalogue import Catalogue
 
 log = logging.getLogger(__name__)
 
-DEMO = Path(adapters.__file__).parent / "demo"
+DEMO = Path(str(files("adapters"))) / "demo"
 CHUNK = 1024 * 1024
 _BEGUN, _DONE = "begun\n", "done\n"
 

@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
@@ -102,9 +103,9 @@ class Repository(View):
         """Where a version's file is; ``name`` is checked, so it cannot leave the folder."""
         return self._files.path(name, number)
 
-    def paths(self, digest: str) -> list[Path]:
-        """Every file with those bytes, of whatever task; each may be deleted a moment later."""
-        return [self.path(name, number) for name, number in list(self._digests.get(digest, ()))]
+    def paths(self, digest: str, most: int) -> list[Path]:
+        """Files with those bytes, of whatever tasks, at most so many; each may be deleted a moment later."""
+        return [self.path(name, number) for name, number in list(islice(self._digests.get(digest, ()), most))]
 
     def publish(
         self, name: str, staging: Staging, *, activate: bool = True, about: str | None = None

@@ -16,12 +16,13 @@ from adapters.errors import AdaptError
 from adapters.version import installed_version
 from service.errors import status_of
 from service.settings import Settings
-from service.web.prediction import Outcomes
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
+
+    from service.web.prediction import Outcomes
 
 STANDARD = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """Either turns tracing on too; the SDK itself reads these and every other OTEL_ variable."""

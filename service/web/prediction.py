@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from adapters.errors import AdaptError
 from adapters.scores import Prediction, best
-from service.engine.interface import Answer, Answering, Item, Link
+from service.engine.interface import Answer, Answering, Link
+from service.messages import Item
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
 from service.web.decoding import Decoder, Seen

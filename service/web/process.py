@@ -18,11 +18,11 @@ from adapters.errors import AdaptError
 from service import child
 from service.engine import memory
 from service.engine.fleet import Fleet
-from service.engine.messages import Call, Channel, Message, Reply, Told
 from service.engine.pixels import PixelMemory, array_of, row_bytes
 from service.engine.remote import RemoteEngine
 from service.engine.room import CELLS, Room, cells_of
 from service.limits import decode_workers, pixel_rows
+from service.messages import Call, Channel, Message, Reply, Told
 from service.settings import Settings
 from service.store.journal import Journal
 from service.store.repository import Repository

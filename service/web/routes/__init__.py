@@ -1,4 +1,4 @@
-"""Endpoints, thin: the wire on one side, ``service.serving`` on the other."""
+"""Endpoints, thin: the wire on one side, the rest of ``service.web`` on the other."""
 
 from fastapi import FastAPI
 

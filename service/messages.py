@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 
 from adapters.errors import AdaptError
-from service.engine.interface import Item
 from service.errors import KINDS
 
 LENGTH_BYTES = 4
 RESIDENTS = "residents"
 """Told: the digests that came into slots, and those that left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A version that is to answer: its task's name, its digest, and the files that hold its bytes, likeliest first."""
+
+    task: str
+    digest: str
+    files: tuple[str, ...]
 
 
 class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):

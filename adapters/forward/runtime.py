@@ -1,0 +1,167 @@
+"""What executes a batch: the reference, eager torch, and the check that a faster runtime must pass to be used."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from adapters.backbone import Backbone
+from adapters.backbone.inputs import normalise
+from adapters.bank import PAGE, Slabs
+from adapters.config import SiteName
+from adapters.forward.plan import (
+    AFTER,
+    BEFORE,
+    FRAMES,
+    HAS_AFTER,
+    HAS_BEFORE,
+    SITES,
+    SLOT,
+    SLOTS,
+    SOURCE,
+    TRAINED,
+    BatchKey,
+    Table,
+)
+from adapters.sites import ClipRows, SiteRows, banked_residual
+
+TOLERANCE = 0.05
+"""How far a runtime may be from eager, of the largest value: what roundings to bfloat16 add up to over the blocks."""
+PAGES_AT_ONCE = 256
+"""Pages of heads that are gathered for one product: 4,096 classes, 6 MB at ViT-S."""
+
+
+class Outputs(NamedTuple):
+    """``vectors`` (jobs, width): pooled, meant over frames, normed. ``logits`` (jobs, pages * PAGE). Both float32."""
+
+    vectors: Tensor
+    logits: Tensor
+
+
+class Runtime(Protocol):
+    """Computes a batch: its key, its packed table and the pixels of its input rows, both on the device.
+
+    The key decides every shape and every operation. Nothing is copied from or to the host. What comes out is valid
+    until the next call.
+    """
+
+    def __call__(self, key: BatchKey, packed: Tensor, pixels: Tensor, /) -> Outputs: ...
+
+
+class Eager:
+    """The reference: normalise, the frozen blocks with every row's residuals, pool, and every job's own head."""
+
+    def __init__(self, backbone: Backbone, slabs: Slabs) -> None:
+        self._backbone, self._slabs = backbone, slabs
+
+    def __call__(self, key: BatchKey, packed: Tensor, pixels: Tensor) -> Outputs:
+        table = Table[Tensor].of(key, packed)
+        given = self._slabs.vectors[table.rows[SLOTS, : key.input_rows]]
+        images = normalise(pixels, given[:, 0:3], given[:, 3:6])
+        operator = RowOperator(self._slabs, key, table.rows) if key.sites else None
+        features = self._backbone.features(images, operator)
+        pooled = [self._backbone.pool(features, *mode).float() for mode in key.modes]
+        rows = pooled[0] if len(pooled) == 1 else torch.cat(pooled)
+        vectors = _mean_over_frames(rows, table)
+        if any(norm == "trained" for _, norm in key.modes):
+            vectors = self._own_norm(vectors, table)
+        return Outputs(vectors, scores_of(vectors, self._slabs, table))
+
+    def _own_norm(self, vectors: Tensor, table: Table[Tensor]) -> Tensor:
+        weight, bias = self._slabs.vectors[table.jobs[SLOT]][:, 6:].chunk(2, dim=1)
+        normed = self._backbone.normalise_vector(vectors) * weight + bias
+        return torch.where(table.jobs[TRAINED].bool()[:, None], normed, vectors)
+
+
+def _mean_over_frames(rows: Tensor, table: Table[Tensor]) -> Tensor:
+    """Mean of each job's rows, added one frame after another so that longer neighbours change no bit."""
+    frames = table.vectors.shape[1]
+    total = rows[table.vectors[:, 0]]
+    if frames == 1:
+        return total
+    count = table.jobs[FRAMES, :, None]
+    here = (torch.arange(frames, device=count.device) < count).to(total.dtype)
+    for t in range(1, frames):
+        total = total.addcmul(rows[table.vectors[:, t]], here[:, t : t + 1])
+    return total / count.to(total.dtype)
+
+
+def scores_of(vectors: Tensor, slabs: Slabs, table: Table[Tensor]) -> Tensor:
+    """Logits (jobs, pages * PAGE): every job against every different page, and then each job takes its own.
+
+    So the classes of a task are read once, however many jobs ask it. That most products are thrown away where each job
+    has a task of its own costs little: a page is 16 of the thousands of rows that a batch is to the backbone. A page's
+    product depends on the number of jobs alone, so neighbours with larger heads change no bit.
+    """
+    jobs, heads = table.vectors.shape[0], table.heads.shape[0]
+    columns = vectors.T
+    scores = vectors.new_empty(heads, PAGE, jobs)
+    for start in range(0, heads, PAGES_AT_ONCE):
+        numbers = table.heads[start : start + PAGES_AT_ONCE]
+        torch.baddbmm(
+            slabs.page_bias[numbers].unsqueeze(-1), slabs.pages[numbers], columns.expand(len(numbers), -1, -1),
+            out=scores[start : start + PAGES_AT_ONCE],
+        )  # fmt: skip
+    chosen = scores[table.places, :, torch.arange(jobs, device=scores.device)[:, None]]
+    return chosen.reshape(jobs, -1)
+
+
+class RowOperator:
+    """The backbone's operator for one batch: every row's own slot at every site. ``rows`` is the table's part."""
+
+    def __init__(self, slabs: Slabs, key: BatchKey, rows: Tensor) -> None:
+        self._slabs, self._key, self._table = slabs, key, rows
+        self._places = {site.site: SITES + 2 * i for i, site in enumerate(key.sites)}
+        self._masks = None
+        if any(site.temporal for site in key.sites):
+            self._masks = rows[HAS_BEFORE : HAS_AFTER + 1].to(slabs.dtype).view(2, -1, 1, 1)
+        self._rows = self._first_rows(key.input_rows)
+        self.active = frozenset[str](self._places)
+        self.joins: dict[int, Tensor] = {}
+        there = key.input_rows
+        for block, joining in key.joins:
+            self.joins[block] = rows[SOURCE, there : there + joining]
+            there += joining
+
+    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
+        if block < self._key.first:
+            return out
+        if tap.shape[0] != self._count:
+            self._rows = self._first_rows(tap.shape[0])
+        return banked_residual(tap, out, self._slabs.weights[site][block], self._rows[site])
+
+    def _first_rows(self, count: int) -> dict[SiteName, SiteRows]:
+        """What the first ``count`` rows do at each site; the others have not joined yet."""
+        self._count, table, clips = count, self._table[:, :count], None
+        if self._masks is not None:
+            clips = ClipRows(table[BEFORE], table[AFTER], self._masks[0, :count], self._masks[1, :count])
+        return {
+            site.site: SiteRows(
+                slots=table[place],
+                acts=site.acts,
+                act_of=table[place + 1],
+                clips=clips if site.temporal else None,
+            )
+            for site, place in zip(self._key.sites, self._places.values(), strict=True)
+        }
+
+
+def agrees(found: Outputs, expected: Outputs) -> bool:
+    """Whether vectors are within ``TOLERANCE`` of their own largest value, and logits of the largest of all.
+
+    What is not finite must be so in both.
+    """
+    (vectors, logits), (right, scores) = found, expected
+    return _near(vectors, right, right.nan_to_num(0, 0, 0).abs().amax(1, keepdim=True)) and _near(
+        logits, scores, scores.nan_to_num(0, 0, 0).abs().max()
+    )
+
+
+def _near(found: Tensor, expected: Tensor, scale: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    finite = expected.isfinite()
+    near = torch.where(finite, (found - expected).abs() <= TOLERANCE * scale, ~found.isfinite())
+    return bool(near.all())

@@ -1,0 +1,1 @@
+"""AdaptServe against what one would use instead: the same model, tasks, pictures and load."""

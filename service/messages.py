@@ -108,9 +108,10 @@ class Channel(asyncio.Protocol):
         self._on_message, self._on_lost = on_message, on_lost
         self._transport: asyncio.WriteTransport | None = None
         self._left = bytearray()
+        self._out: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)
+        self._transport, self._loop = cast(asyncio.WriteTransport, transport), asyncio.get_running_loop()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._transport = None
@@ -122,12 +123,23 @@ class Channel(asyncio.Protocol):
             self._on_message(message)
 
     def send(self, *messages: Message) -> None:
-        """What is sent after the connection was lost is lost too; ``on_lost`` has said so."""
+        """What is sent after the connection was lost is lost too; ``on_lost`` has said so.
+
+        What one turn of the loop sends goes in one piece: each wakes the other process, which then takes the core.
+        """
         if self._transport is not None:
-            self._transport.write(b"".join(map(framed, messages)))
+            if not self._out:
+                self._loop.call_soon(self._flush)
+            self._out += map(framed, messages)
+
+    def _flush(self) -> None:
+        if self._transport is not None and self._out:
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
 
     def close(self) -> None:
         """What was sent before is still delivered."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 

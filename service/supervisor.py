@@ -23,7 +23,7 @@ from service.engine import memory
 from service.engine.interface import Facts
 from service.engine.room import CELLS
 from service.exits import CUT_OFF, FAILED
-from service.limits import file_limits
+from service.limits import file_limits, share
 from service.messages import ALIVE, Call, Channel, Failed, Message, Reply, Told, error_of
 from service.scratch import Scratch
 from service.settings import Settings
@@ -37,7 +37,7 @@ from service.watch.metrics import SHARED_FOLDER
 
 log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m")
+COMMAND: tuple[str, ...] = (sys.executable, "-m")
 """How a child's module is run."""
 TRIES, PAUSE_S = 3, 0.5
 """How often in a row a child may end without coming up again, with pauses, until the server gives up."""
@@ -117,8 +117,9 @@ class Supervisor:
         (self._folder / "metrics").mkdir()
         self._cells = memory.create(8 * CELLS * len(self._devices))
         self._journal = memory.create(Journal.SIZE)
+        self._connections = memory.create(8 * self._count)
         self._pixels = [memory.create(0) for _ in range(self._count)]
-        for descriptor in (self._cells, self._journal, *self._pixels):
+        for descriptor in (self._cells, self._journal, self._connections, *self._pixels):
             stack.callback(os.close, descriptor)
 
     async def _start(self, stack: AsyncExitStack, said: Callable[[Facts, Sequence[str]], None]) -> None:
@@ -169,16 +170,14 @@ class Supervisor:
         return await self._spawn(name, "service.engine.process", told, self._settings, [self._cells, *self._pixels])
 
     async def _front_end(self, number: int) -> Child:
-        from service.web.process import share
-
         paths = [str(self._folder / f"engine-{engine}.sock") for engine in range(len(self._devices))]
         pixels, listener = self._pixels[number], self._listener.fileno()
         told = {
             "number": number, "engines": paths, "cells": self._cells, "journal": self._journal, "pixels": pixels,
-            "listener": listener,
+            "listener": listener, "connections": self._connections,
         }  # fmt: skip
         name = "front end" if self._count == 1 else f"front end {number}"
-        passed = [self._cells, self._journal, pixels, listener]
+        passed = [self._cells, self._journal, self._connections, pixels, listener]
         return await self._spawn(name, "service.web.process", told, share(self._settings, self._count), passed)
 
     async def _spawn(
@@ -189,7 +188,8 @@ class Supervisor:
             undo.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 *COMMAND, module, str(theirs.fileno()), pass_fds=(theirs.fileno(), *passed),
-                stdin=asyncio.subprocess.DEVNULL, env=os.environ | {SHARED_FOLDER: str(self._folder / "metrics")},
+                stdin=asyncio.subprocess.DEVNULL, start_new_session=True,  # a terminal's Ctrl-C is ours alone
+                env=os.environ | {SHARED_FOLDER: str(self._folder / "metrics")},
             )  # fmt: skip
             undo.pop_all()
             ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))

@@ -114,7 +114,7 @@ class House:
 @contextmanager
 def house(settings: Settings) -> Iterator[House]:
     with alone(settings) as home:
-        config = server_config(settings, home.front_end.app)
+        config = server_config(settings, home.front_end.served)
         config.port = 0
         server = Server(config)
         thread = threading.Thread(target=server.run)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from concurrent.futures import Future
 
 import pytest
 
-from service.errors import ClientGone, DeadlineExceeded
+from service.errors import ClientGone, DeadlineExceeded, Draining
 from service.web.caller import Caller
 
 
 def waited(seconds: float, futures: list[Future[int]], leave: bool = False) -> list[int]:
     async def run() -> list[int]:
-        async with Caller(seconds) as caller:
-            if leave:
-                caller.watch(asyncio.sleep(0))
-            try:
-                return await caller.wait(futures, "testing")
-            finally:
-                await asyncio.sleep(0)
+        caller = Caller(seconds)
+        if leave:
+            caller.watch(asyncio.ensure_future(asyncio.sleep(0)))
+        try:
+            return await caller.wait(futures, "testing")
+        finally:
+            await asyncio.sleep(0)
 
     return asyncio.run(run())
 
@@ -53,3 +54,33 @@ def test_the_first_error_is_raised_and_the_rest_cancelled() -> None:
     with pytest.raises(ValueError, match="broken"):
         waited(10, [broken, waiting])
     assert waiting.cancelled()
+
+
+def test_a_job_that_was_dropped_is_an_error_with_a_type() -> None:
+    dropped = Future[int]()
+    dropped.cancel()
+    with pytest.raises(Draining, match="stopping"):
+        waited(10, [dropped])
+
+
+def test_results_of_threads_and_of_the_loop_come_together() -> None:
+    async def run() -> list[int]:
+        loop, other = asyncio.get_running_loop(), Future[int]()
+        own: asyncio.Future[int] = loop.create_future()
+        threading.Timer(0.01, other.set_result, [1]).start()
+        loop.call_later(0.005, own.set_result, 2)
+        return await Caller(10).wait([other, own], "testing")
+
+    assert asyncio.run(run()) == [1, 2]
+
+
+def test_who_has_left_before_is_heard_of_at_once() -> None:
+    async def run() -> None:
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        gone.set_result(None)
+        caller = Caller(60)
+        caller.watch(gone)
+        await caller.wait([Future[int]()], "testing")
+
+    with pytest.raises(ClientGone):
+        asyncio.run(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import socket
 import threading
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from service.keys import create, dump
+from service.web.connection import Connection
 from service.web.server import Server, server_config
 from tests.houses import House, Kit, house, photograph, sites, until
 from tests.models import Spec
@@ -269,3 +271,33 @@ def test_a_connection_rests_once_the_body_is_thrown_away(kit: Kit, tmp_path: Pat
         start = time.monotonic()
         assert wire.ended()
         assert 0.5 < time.monotonic() - start < 5
+
+
+def test_an_answer_goes_out_in_one_piece(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write wakes the client, who finds half an answer."""
+    written: list[bytes] = []
+    inner = Connection.connection_made
+
+    class Transport:
+        def __init__(self, real: asyncio.Transport) -> None:
+            self._real = real
+
+        def write(self, data: bytes) -> None:
+            written.append(data)
+            self._real.write(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+    def connection_made(self: Connection, transport: asyncio.Transport) -> None:
+        inner(self, Transport(transport))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Connection, "connection_made", connection_made)
+    with Wire.to(door.url) as wire:
+        for method in ("GET", "HEAD"):
+            wire.send(f"{method} /livez HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert until(lambda: len(written) > 0)
+            (whole,) = written
+            assert whole.startswith(b"HTTP/1.1 200")
+            assert whole.endswith(b'{"status":"live"}' if method == "GET" else b"\r\n\r\n")
+            written.clear()

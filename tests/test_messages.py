@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from service.messages import (
     Ask,
     Call,
     Cancel,
+    Channel,
     Failed,
     Item,
     Message,
@@ -85,3 +87,34 @@ def test_facts_that_no_message_can_hold_go_as_text() -> None:
     came = error_of(failed(1, 0, sent))
     assert came.facts["number"] == math.pi
     assert isinstance(came.facts["path"], dict | str)
+
+
+def test_what_one_turn_of_the_loop_sends_comes_in_one_piece_and_in_order() -> None:
+    """Each piece wakes the other process."""
+    sent: list[Message] = [Told("a", number) for number in range(5)]
+
+    class Transport(asyncio.Transport):
+        def __init__(self) -> None:
+            super().__init__()
+            self.written: list[bytes] = []
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            self.written.append(bytes(data))
+
+        def close(self) -> None:
+            self.written.append(b"closed")
+
+    async def run() -> list[bytes]:
+        channel, transport = Channel(lambda _: None, lambda: None), Transport()
+        channel.connection_made(transport)
+        channel.send(*sent[:2])
+        for message in sent[2:4]:
+            channel.send(message)
+        await asyncio.sleep(0)
+        channel.send(sent[4])
+        channel.close()
+        await asyncio.sleep(0)
+        return transport.written
+
+    first, last, end = asyncio.run(run())
+    assert (list(taken(bytearray(first))), list(taken(bytearray(last))), end) == (sent[:4], sent[4:], b"closed")

@@ -40,7 +40,7 @@ def request(header: bytes = b"") -> bytes:
 
 
 def test_a_stopping_server_refuses_with_a_problem(home: House) -> None:
-    app = home.front.app
+    app = home.front.served
 
     async def stopping(scope: Any, receive: Any, send: Any) -> None:
         await app(scope | {"state": {DRAINING: True}}, receive, send)

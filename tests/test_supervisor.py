@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -106,6 +108,31 @@ def test_whichever_front_end_is_asked_knows_what_another_acknowledged(
             other.delete(f"/v1/tasks/{task}").raise_for_status()
             problem(one.post(f"/v1/tasks/{task}/predict", content=photograph()), 404)
         one, other = other, one
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_each_front_end_has_its_share_of_the_connections(server: Process, at_once: bool) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    before = {process.pid: _clients_ports(process) for process in front_ends(server)}
+    with ExitStack() as stack:
+        gate = threading.Barrier(32 if at_once else 1)
+
+        def connect() -> None:
+            gate.wait(WAIT)
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=WAIT))
+            if not at_once:
+                connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+        with ThreadPoolExecutor(32 if at_once else 1) as pool:
+            for done in [pool.submit(connect) for _ in range(32)]:
+                done.result()
+
+        def shares() -> list[int]:
+            return [len(_clients_ports(process) - before[process.pid]) for process in front_ends(server)]
+
+        assert until(lambda: sum(shares()) == 32), shares()
+        assert min(shares()) >= 8, shares()
 
 
 def test_counts_and_metrics_are_of_all(server: Process, kit: Kit, each_front_end: Clients) -> None:

@@ -17,6 +17,7 @@ from adapters.config import SiteName
 from adapters.errors import NoRoom
 from adapters.layout import Layout
 from adapters.sites import SlotWeights
+from adapters.threads import one_thread
 
 
 class Slabs:
@@ -70,7 +71,7 @@ class Slabs:
         """
         for site in packed.planes:
             self.open(site)
-        with self._loading():
+        with self._loading(), one_thread():
             self._copy(slot, pages, packed)
 
     def on_device(self) -> AbstractContextManager[object]:

@@ -106,7 +106,7 @@ def serve(
             except Ended as error:
                 log.critical("%s; the server ends with exit code %d", error.message, error.code)
                 raise typer.Exit(error.code) from error
-    if code:
+    if code == CUT_OFF:
         log.critical("not all could be ended in order; the server ends with exit code %d", code)
     logging.shutdown()
     sys.stdout.flush()

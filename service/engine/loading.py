@@ -13,6 +13,7 @@ from adapters.bank import PackedAdapter, Slabs, pack
 from adapters.errors import AdapterError, BrokenAdapter
 from adapters.file import Adapter, read_adapter
 from adapters.limits import FileLimits
+from adapters.threads import one_thread
 from service.errors import UnknownVersion
 
 
@@ -39,12 +40,13 @@ class Loading:
 
         ``digest``: as ``read_adapter`` has it.
         """
-        return read_adapter(path, self._slabs.layout, self._limits, digest=digest)
+        with one_thread():
+            return read_adapter(path, self._slabs.layout, self._limits, digest=digest)
 
     def pack(self, adapter: Adapter) -> PackedAdapter:
         """The form that the slots take."""
         slabs = self._slabs
-        with slabs.on_device():
+        with slabs.on_device(), one_thread():
             return pack(adapter, slabs.layout, slabs.rank, slabs.dtype, pinned=slabs.device.type == "cuda")
 
     def load(self, digest: str, files: Sequence[str]) -> PackedAdapter:

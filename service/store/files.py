@@ -19,12 +19,16 @@ from service.store.staging import NotConfirmed, Staging, left_by, sync_folder
 
 __all__ = ["NotConfirmed", "TaskFiles"]
 
+MAX_KNOWN = 4096
+"""Paths that are kept, since every request names some, and joining one takes longer than all else about it."""
+
 
 class TaskFiles:
     """The folder of tasks under ``root``. Every method blocks and raises OSError."""
 
     def __init__(self, root: Path, owner: str = "") -> None:
         self._root, self._staging, self._prefix = root, root / "staging", left_by(owner)
+        self._known: dict[tuple[str, int], Path] = {}
 
     def prepare(self) -> None:
         """Make the folders and the file that writers lock; a read-only disk that has folders will do for serving."""
@@ -50,7 +54,12 @@ class TaskFiles:
 
     def path(self, name: str, number: int) -> Path:
         """Where a version's file is."""
-        return self.folder(name) / "versions" / f"{number}.safetensors"
+        known = self._known.get((name, number))
+        if known is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = self._known[name, number] = self.folder(name) / "versions" / f"{number}.safetensors"
+        return known
 
     def place(self, staging: Staging, info: VersionInfo, *, first: bool) -> None:
         """Bring a staged file to its place, durably, where nobody sees it yet."""

@@ -50,6 +50,8 @@ def configure(level: str, form: str) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    # What no line tells, no line need look up.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("timm").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.INFO)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what a client sent
@@ -78,7 +80,7 @@ def request(
         "status": status,
         "ms": round(1000 * seconds, 2),
     }
-    log.log(
-        level, "%s %s %s %d in %.1f ms for %s, request %s", method, route or "nowhere", ",".join(tasks) or "-", status,
-        1000 * seconds, key or "-", request_id, extra={FIELDS: fields},
-    )  # fmt: skip
+    text = "%s %s %s %d in %.1f ms for %s, request %s"
+    values = (method, route or "nowhere", ",".join(tasks) or "-", status, 1000 * seconds, key or "-", request_id)
+    # Not ``log.log``, which walks the stack to find who called it, for every request.
+    log.handle(log.makeRecord(log.name, level, "", 0, text, values, None, extra={FIELDS: fields}))

@@ -60,6 +60,8 @@ class Metrics:
             values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         self._labels: set[str] = set()
+        self._stages: dict[str, Histogram] = {}
+        self._outcomes: dict[tuple[str, int], Counter] = {}  # bounded as the labels are; looking one up costs as much
         self._requests = Counter(
             "adaptserve_requests",
             "Requests under /v1, and those refused before their address came, by task and HTTP status.",
@@ -90,15 +92,18 @@ class Metrics:
         Without ``seconds`` it never came whole: it is counted, but says nothing of the server's time.
         """
         for task in tasks or ("",):
-            self._requests.labels(self._label(task), str(code)).inc()
+            outcome = self._outcomes.get((task, code))
+            if outcome is None:
+                outcome = self._outcome(self._label(task), code)
+            outcome.inc()
         if seconds is not None:
-            self._seconds.labels("total").observe(seconds)
+            self._stage("total").observe(seconds)
 
     def staged(self, decode_s: float, queue_s: float, compute_s: float) -> None:
         """A prediction's stages."""
-        self._seconds.labels("decode").observe(decode_s)
-        self._seconds.labels("queue").observe(queue_s)
-        self._seconds.labels("compute").observe(compute_s)
+        self._stage("decode").observe(decode_s)
+        self._stage("queue").observe(queue_s)
+        self._stage("compute").observe(compute_s)
 
     def batch(self, rows: int, adapters: int, *, failed: bool) -> None:
         """A forward pass ended; on the engine's thread."""
@@ -127,6 +132,18 @@ class Metrics:
             return generate_latest(self._registry) + generate_latest(registry)
         MultiProcessCollector(registry, shared)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+    def _stage(self, name: str) -> Histogram:
+        found = self._stages.get(name)
+        if found is None:
+            found = self._stages[name] = self._seconds.labels(name)
+        return found
+
+    def _outcome(self, label: str, code: int) -> Counter:
+        found = self._outcomes.get((label, code))
+        if found is None:
+            found = self._outcomes[label, code] = self._requests.labels(label, str(code))
+        return found
 
     def _label(self, task: str) -> str:
         if task not in self._labels:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,12 +24,12 @@ class PlainPath:
     A slash at the end is taken off here, since a redirect would lose bodies and keys.
     """
 
-    def __init__(self, app: ASGIApp, root_path: str) -> None:
-        self._app, self._root_path = app, root_path
+    def __init__(self, app: ASGIApp, root_path: str, framework: Starlette) -> None:
+        self._app, self._root_path, self._framework = app, root_path, framework
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope["root_path"] = self._root_path
+            scope["root_path"], scope["app"] = self._root_path, self._framework
             scope["path"] = _plain(scope)
         await self._app(scope, receive, send)
 

@@ -7,46 +7,61 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Generic, TypeVar
 
-from service.errors import ClientGone, DeadlineExceeded
-from service.pool import heard
+from service.errors import ClientGone, DeadlineExceeded, Draining
 
 T = TypeVar("T")
+
+
+class _Race(Generic[T]):
+    """One wake-up for some futures: ``over`` has the first that failed, or the last of all; None: it was given up."""
+
+    def __init__(self, futures: Sequence[Future[T] | asyncio.Future[T]]) -> None:
+        self.loop, self._missing = asyncio.get_running_loop(), len(futures)
+        self.over: asyncio.Future[Future[T] | asyncio.Future[T] | None] = self.loop.create_future()
+        for future in futures:
+            if isinstance(future, Future):
+                future.add_done_callback(self._ended_elsewhere)
+            else:
+                future.add_done_callback(self._ended)
+
+    def give_up(self, _: object = None) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _ended(self, future: Future[T] | asyncio.Future[T]) -> None:
+        self._missing -= 1
+        wrong = future.cancelled() or future.exception() is not None  # looked at, or asyncio logs it as lost
+        if not self.over.done() and (wrong or not self._missing):
+            self.over.set_result(future)
+
+    def _ended_elsewhere(self, future: Future[T]) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._ended, future)
 
 
 class Caller:
     """Waits for futures until the deadline or until the client leaves; what is not wanted any more is cancelled.
 
-    The time runs from the construction, or from ``restart``. Use it as ``async with``, so that the watch for the client
-    ends too.
+    The time runs from the construction, or from ``restart``.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._made = time.monotonic()
         self.deadline = self._made + seconds
-        self._task: asyncio.Task[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
 
     def restart(self) -> None:
         """Let the whole time begin now: what was asked for has only just come."""
         self.deadline = time.monotonic() + self.seconds
 
-    def watch(self, gone: Coroutine[Any, Any, None]) -> None:
-        """Heed ``gone``, which returns when the client has left."""
-        self._task = asyncio.ensure_future(gone)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
+    def watch(self, gone: asyncio.Future[None]) -> None:
+        """Heed ``gone``, which is done when the client has left."""
+        self._gone = gone
 
     @property
     def left(self) -> float:
@@ -60,23 +75,29 @@ class Caller:
 
     async def wait(self, futures: Sequence[Future[T] | asyncio.Future[T]], doing: str) -> list[T]:
         """All results, in order; the first error of any. Raises DeadlineExceeded or ClientGone and cancels all."""
-        waiting = [asyncio.wrap_future(future) for future in futures]
-        everything = asyncio.gather(*waiting)
-        everything.add_done_callback(heard)
-        race: set[asyncio.Future[Any]] = {everything}
-        if self._task is not None:
-            race.add(self._task)
+        race = _Race(futures)
+        timer = race.loop.call_later(self.left, race.give_up)
+        if self._gone is not None:
+            self._gone.add_done_callback(race.give_up)
         try:
-            await asyncio.wait(race, timeout=self.left, return_when=asyncio.FIRST_COMPLETED)
-            if everything.done():
-                return list(everything.result())
-            if self._task is not None and self._task.done():
-                raise ClientGone(f"the client left while the server was {doing}")
-            raise self.too_late(doing)
+            last = await race.over
+            if last is None:
+                raise self._nobody(doing)
+            if last.cancelled():
+                raise Draining("the server is stopping and does no more for this request; try another one")
+            last.result()  # raises, if it is not the last of all
+            return [future.result() for future in futures]
         finally:
-            everything.cancel()
-            for future in waiting:
+            timer.cancel()
+            if self._gone is not None:
+                self._gone.remove_done_callback(race.give_up)
+            for future in futures:
                 future.cancel()
+
+    def _nobody(self, doing: str) -> ClientGone | DeadlineExceeded:
+        if self._gone is not None and self._gone.done():
+            return ClientGone(f"the client left while the server was {doing}")
+        return self.too_late(doing)
 
     def too_late(self, doing: str) -> DeadlineExceeded:
         """The error for a deadline that passed while the server was ``doing`` something."""

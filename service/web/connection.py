@@ -33,9 +33,25 @@ class _Wire:
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self._transport, self._connection = transport, weakref.ref(connection)
-        self.write, self.pause_reading = transport.write, transport.pause_reading
-        self.get_extra_info = transport.get_extra_info
+        self.pause_reading, self.get_extra_info = transport.pause_reading, transport.get_extra_info
         self.leaving = self.held = False
+        self._keeps, self._head = False, b""
+
+    def keep_head(self) -> None:
+        """What is written next is an answer's head: it goes with what follows, in one packet that wakes one client."""
+        self._keeps = True
+
+    def write(self, data: bytes) -> None:
+        if self._keeps:
+            self._keeps, self._head = False, data
+            return
+        self._transport.write(self._head + data if self._head else data)
+        self._head = b""
+
+    def let_head_go(self) -> None:
+        """Nothing follows."""
+        if self._head:
+            self.write(b"")
 
     def is_closing(self) -> bool:
         return self.leaving or self._transport.is_closing()
@@ -82,11 +98,13 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._own, self._wire = transport, _Wire(transport, self)
+        self.departed: asyncio.Future[None] = self.loop.create_future()
         super().connection_made(self._wire)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_send_timer()
+        self.departed.set_result(None)
         super().connection_lost(exc)
 
     @property
@@ -155,6 +173,7 @@ class Connection(HttpToolsProtocol):
         """Close, but not on bytes that still come: the kernel would answer them with a reset, and drop the answer."""
         if self._wire.is_closing():
             return
+        self._wire.let_head_go()
         self._wire.leaving = True
         if self._hasty or not (self._in_body or self._deaf):
             self._shut()
@@ -171,6 +190,7 @@ class Connection(HttpToolsProtocol):
     def _shut(self) -> None:
         """Close now; those bytes of an answer that are not out yet have their time."""
         self._stop_timer()
+        self._wire.let_head_go()
         self._wire.leaving = True
         self._go_deaf()
         self._own.close()

@@ -5,6 +5,7 @@ It does not know tasks' weights, the device or HTTP. Preprocessing objects are k
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 import time
@@ -21,16 +22,25 @@ from service.engine.pixels import Held, PixelMemory
 from service.pool import Pool
 
 MAX_PREPROCESSES = 256
-"""Distinct geometries whose transform is kept; the least recently used one is built again."""
+"""Configs, and distinct geometries, whose transform is kept; the least recently used one is built again."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a config sees of a body: its frames, their digest, and how many were bad."""
+    """What a config sees of a body: its frames, a digest that equal ones share, and how many were bad."""
 
     pixels: Held
     digest: bytes
     bad_frames: int
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """How inputs of one config become pixels: the transform that all of its geometry share, and that as bytes."""
+
+    config: InputConfig
+    preprocess: Preprocess
+    name: bytes
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Decoder:
         self._pool, self._limits, self._memory = pool, limits, memory
         self._lock = threading.Lock()
         self._preprocesses: OrderedDict[InputConfig, Preprocess] = OrderedDict()
+        self._prepared: OrderedDict[int, _Prepared] = OrderedDict()  # by identity: comparing configs takes longer
 
     def submit(self, body: bytes, configs: Sequence[AdapterConfig], left: float) -> Future[Decoded]:
         """The future raises a MediaError; the call itself QueueFull, also when ``left`` seconds would hardly do."""
@@ -65,34 +76,47 @@ class Decoder:
         for i, config in enumerate(configs):
             samplings.setdefault(config.video, []).append(i)
         seen: dict[int, Seen] = {}
-        for members in samplings.values():  # one after the other, so that the frames of one alone are in memory
+        for sampling, members in samplings.items():  # one after the other: the frames of one alone are in memory
             frames = decode(body, configs[members[0]], self._limits, deadline)
-            resized: dict[InputConfig, Seen] = {}
+            resized: dict[Preprocess, Seen] = {}
             for i in members:
-                shape = geometry(configs[i].input)
-                if shape not in resized:
+                prepared = self._prepare(configs[i].input)
+                if prepared.preprocess not in resized:
                     deadline.check()
                     pixels = self._memory.take(len(frames))
-                    rows(frames, self._preprocess(shape), pixels)
-                    resized[shape] = Seen(pixels, pixels.digest(), frames.bad)
-                seen[i] = resized[shape]
+                    rows(frames, prepared.preprocess, pixels)
+                    digest = _digest(body, pixels, repr(sampling).encode() + prepared.name)
+                    resized[prepared.preprocess] = Seen(pixels, digest, frames.bad)
+                seen[i] = resized[prepared.preprocess]
         return Decoded([seen[i] for i in range(len(configs))], time.perf_counter() - start)
 
     def warm_up(self, config: InputConfig) -> None:
         """Decode one blank picture, so that no request pays for Pillow's plugins and the transform; blocks."""
         blank = io.BytesIO()
         Image.new("RGB", (64, 48)).save(blank, "PNG")
-        rows([decode_image(blank.getvalue(), self._limits)], self._preprocess(geometry(config)))
+        rows([decode_image(blank.getvalue(), self._limits)], self._prepare(config).preprocess)
 
-    def _preprocess(self, config: InputConfig) -> Preprocess:
+    def _prepare(self, config: InputConfig) -> _Prepared:
         with self._lock:
-            known = self._preprocesses.get(config)
-            if known is not None:
-                self._preprocesses.move_to_end(config)
+            known = self._prepared.get(id(config))
+            if known is not None and known.config is config:
+                self._prepared.move_to_end(id(config))
                 return known
-        made = Preprocess(config)
+        shape = geometry(config)
         with self._lock:
-            self._preprocesses[config] = made
-            while len(self._preprocesses) > MAX_PREPROCESSES:
-                self._preprocesses.popitem(last=False)
+            preprocess = self._preprocesses.setdefault(shape, Preprocess(shape))
+            self._preprocesses.move_to_end(shape)
+            made = self._prepared[id(config)] = _Prepared(config, preprocess, shape.model_dump_json().encode())
+            for kept in (self._preprocesses, self._prepared):
+                while len(kept) > MAX_PREPROCESSES:
+                    kept.popitem(last=False)
         return made
+
+
+def _digest(body: bytes, pixels: Held, how: bytes) -> bytes:
+    """Equal for equal bodies that are seen in the same way; of whichever is shorter, the body or what is seen of it."""
+    if len(body) > pixels.array.nbytes:
+        return pixels.digest()
+    found = hashlib.sha256(how)
+    found.update(body)
+    return found.digest()

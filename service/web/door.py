@@ -45,13 +45,18 @@ class Proxies(ProxyHeadersMiddleware):
         await super().__call__(scope, receive, send)
 
 
+def hosts_of(settings: Settings) -> Hosts:
+    """The names that this server goes by."""
+    names = of_this_machine(settings.host, settings.published_host)
+    return Hosts(names | set(listed(settings.allowed_hosts)))
+
+
 class KnownHost:
     """Refuses requests for a name that is not this server's: a page that made its own name point here sends them."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        names = of_this_machine(settings.host, settings.published_host)
-        self._hosts = Hosts(names | set(listed(settings.allowed_hosts)))
+        self._hosts = hosts_of(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

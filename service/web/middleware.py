@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Draining
@@ -55,7 +56,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
         try:
@@ -95,17 +96,22 @@ class LastResort:
         except asyncio.CancelledError:  # uvicorn's, when the time of a stop is over; nobody else cancels a request
             if scope["type"] != "http" or begun:
                 raise
-            error = Draining("the server has stopped and did not wait for this request any longer (drain_s)")
-            await respond(error, scope["state"]["request_id"])(scope, receive, send)
-        except Exception:
+            over = Draining("the server has stopped and did not wait for this request any longer (drain_s)")
+            await respond(over, scope["state"]["request_id"])(scope, receive, send)
+        except Exception as error:
             if scope["type"] != "http":
                 raise
-            request_id = scope["state"]["request_id"]
-            log.exception("request %s: %s %r failed", request_id, scope["method"], scope["path"])
+            answer = unforeseen(scope, error)
             if begun:
                 raise  # half an answer is out; the connection must break
-            detail = f"the server made a mistake; its log has the details under {request_id}"
-            await respond_plain(500, detail, request_id)(scope, receive, send)
+            await answer(scope, receive, send)
+
+
+def unforeseen(scope: Scope, error: Exception) -> Response:
+    """The log has the error, and the client hears where."""
+    request_id = scope["state"]["request_id"]
+    log.error("request %s: %s %r failed", request_id, scope["method"], scope["path"], exc_info=error)
+    return respond_plain(500, f"the server made a mistake; its log has the details under {request_id}", request_id)
 
 
 def _log(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> None:

@@ -21,13 +21,13 @@ from service.engine.fleet import Fleet
 from service.engine.pixels import PixelMemory, array_of, row_bytes
 from service.engine.remote import RemoteEngine
 from service.engine.room import CELLS, Room, cells_of
-from service.limits import decode_workers, pixel_rows
+from service.limits import pixel_rows
 from service.messages import Call, Channel, Message, Reply, Told
-from service.settings import Settings
 from service.store.journal import Journal
 from service.store.repository import Repository
 from service.watch.counts import Count, Counts
 from service.watch.metrics import Metrics
+from service.web.accepting import Share
 from service.web.app import FrontEnd, front_end
 from service.web.server import Server, server_config
 
@@ -125,7 +125,11 @@ class _Process:
         pixels = self._pixels(fleet.facts.layout.input_size)
         with front_end(settings, fleet, repository, pixels, self._counts, metrics) as front:
             listener = socket.socket(fileno=told["listener"])
-            self._server = _Server(server_config(settings, front.app), on_started=lambda: channel.send(Told("up", {})))
+            connections = cells_of(memory.mapped(told["connections"]))
+            self._server = _Server(
+                server_config(settings, front.served), on_started=lambda: channel.send(Told("up", {})),
+                share=Share(connections, told["number"]) if len(connections) > 1 else None,
+            )  # fmt: skip
             channel.send(Told("built", {}))
             await self._go.wait()
             child.freeze()
@@ -162,16 +166,6 @@ class _Process:
         descriptor = self._begun.told["pixels"]
         os.ftruncate(descriptor, pixel_rows(self._settings) * row_bytes(size))
         return PixelMemory(array_of(memory.mapped(descriptor), size))
-
-
-def share(settings: Settings, front_ends: int) -> Settings:
-    """What one of so many front ends may hold, so that together they hold what the settings say."""
-    divided = {
-        "max_bodies_bytes": settings.max_bodies_bytes, "max_decodes_waiting": settings.max_decodes_waiting,
-        "max_uploads": settings.max_uploads, "decode_workers": decode_workers(settings),
-        "config_cache_bytes": settings.config_cache_bytes,
-    }  # fmt: skip
-    return settings.model_copy(update={name: -(-value // front_ends) for name, value in divided.items()})
 
 
 def main() -> None:

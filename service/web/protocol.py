@@ -24,7 +24,22 @@ REFUSAL = "refusal"
 """In the state of a request that never came whole: a ``Refusal``. Answering with it is the application's part."""
 CROWDED = "crowded"
 """In the state of each request beyond ``max_connections``. Which of them are still served is the application's part."""
+EXCHANGE = "exchange"
+"""In the state of each request: an ``Exchange``."""
 RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request and its answer on the wire; ``departed`` is done once the client has closed the connection."""
+
+    _cycle: RequestResponseCycle
+    departed: asyncio.Future[None]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the body's end is there, so that nothing of it need be waited for."""
+        return not self._cycle.more_body
 
 
 @dataclass(frozen=True)
@@ -168,13 +183,22 @@ class BoundedProtocol(Connection):
         async def give(message: Any) -> None:
             if cycle.more_body and not cycle.response_started:
                 self._answered_early(cycle)
+            if not cycle.response_started:
+                self._wire.keep_head()
+                await send(message)
+                return
             await send(message)
+            self._wire.let_head_go()  # to HEAD nothing follows
 
-        await app(scope, take, give)
+        scope["state"][EXCHANGE] = Exchange(cycle, self.departed)
+        try:
+            await app(scope, take, give)
+        finally:
+            del scope["state"][EXCHANGE]  # it refers to the scope: both would wait for a collection
 
     def _check_whole(self, cycle: RequestResponseCycle) -> None:
         if self._wrong is not None and cycle.more_body and not cycle.response_started:
-            raise self._wrong
+            raise self._wrong.copy()  # its traceback holds this connection, which must not hold it
 
     def _answered_early(self, cycle: RequestResponseCycle) -> None:
         """The connection lasts if the rest of the body will be read, and is sure to come."""

@@ -15,6 +15,7 @@ from typing import Any, cast
 import uvicorn
 
 from service.settings import Settings
+from service.web.accepting import Acceptor, Share
 from service.web.protocol import BoundedProtocol
 
 BACKLOG = 2048
@@ -51,13 +52,24 @@ class Server(uvicorn.Server):
     Behind a proxy, Docker's among them, a closed listener is no refusal but a connection that breaks without an answer.
     """
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_started: Callable[[], object] = lambda: None, share: Share | None = None
+    ) -> None:
+        """``share``: of the connections, where several processes listen on the same socket."""
         super().__init__(config)
-        self._on_started = on_started
+        self._on_started, self._share = on_started, share
+        if share is not None:
+            self.server_state.connections = cast(Any, share)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
-        await super().startup(sockets)
+        if self._share is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            for listener in sockets or ():
+                listener.listen(BACKLOG)
+                self.servers.append(cast(Any, Acceptor(listener, self._share, self._protocol)))
         self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

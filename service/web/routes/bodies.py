@@ -20,6 +20,7 @@ from adapters.errors import UnsupportedMedia
 from service.errors import BadRequest, BodyTooLarge, ClientGone, RequestTimeout
 from service.settings import Settings
 from service.web.budget import Budget
+from service.web.protocol import EXCHANGE, Exchange
 from service.web.routes.parameters import unknown
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ async def receive(
     form or an unknown field, UnsupportedMedia for what `curl -d` sends, ClientGone, and what the sink raises. The rest
     of a body that is refused is the server's business.
     """
+    if exchange(request).whole:
+        return await _receive(request, sink, settings, limit, limit_name, fields)
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             return await _receive(request, sink, settings, limit, limit_name, fields)
@@ -84,10 +87,10 @@ async def receive(
         ) from error  # fmt: skip
 
 
-async def gone(request: Request) -> None:
-    """Returns when the client has closed the connection. Only after the whole body was received."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def exchange(request: Request) -> Exchange:
+    """What the connection knows of this request."""
+    found: Exchange = request.scope["state"][EXCHANGE]
+    return found
 
 
 async def _receive(
@@ -126,7 +129,8 @@ async def _receive(
 
 async def _chunks(request: Request, patience: _Patience) -> AsyncIterator[bytes]:
     while True:
-        message = await patience.wait(request.receive())
+        part = request.receive()
+        message = await (part if exchange(request).whole else patience.wait(part))
         if message["type"] == "http.disconnect":
             raise ClientGone("the client left before it had sent the whole body")
         if message.get("body"):

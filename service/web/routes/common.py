@@ -5,6 +5,7 @@ It holds no behaviour of its own beyond that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
@@ -86,7 +87,7 @@ TaskName = Annotated[str, Depends(named)]
 Number = Annotated[int, Path(ge=1, description="a version's number", examples=[1])]
 
 
-def count_for(request: Request, catalogue: Catalogue, tasks: list[str]) -> None:
+def count_for(request: Request, catalogue: Catalogue, tasks: Sequence[str]) -> None:
     """Whom this request counts for; names that do not exist count together."""
     request.scope["state"]["tasks"] = [task if catalogue.has(task) else UNKNOWN for task in tasks]
 

@@ -1,72 +1,145 @@
-"""Calls in their usual form, taken off the wire without the framework's machinery, which costs more than the rest.
+"""Predict calls in their usual form, answered without the framework's machinery, which costs more than all the rest.
 
-What is checked and answered is the same: the endpoint's own work, behind the same guard. Any other form, right or
-wrong, goes through the framework, which knows all forms and has the words for what is wrong.
+A call is usual when nothing about it could be refused before its body is read. Whatever is not, right or wrong, goes
+through the framework, which knows all forms and has the words for what is wrong.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.web.routes.guard import guard, still_open
+from adapters.config import TASK_PATTERN
+from adapters.errors import AdaptError
+from service.hosts import place
+from service.keys import EVERYBODY, Key, Keys
+from service.settings import Settings
+from service.web.door import hosts_of
+from service.web.middleware import unforeseen
+from service.web.problems import respond
+from service.web.protocol import CROWDED
+from service.web.routes.common import count_for
+from service.web.routes.predict import MANY, ONE, TOP_K, Calls
+from service.web.server import DRAINING
 
 _NUMBER = rb"[1-9][0-9]{0,8}"
+_NAME = TASK_PATTERN.removeprefix("^").removesuffix("$")
 _ONE = re.compile(rb"(?:top_k=(%b))?(?:(?:^|&)version=(%b))?" % (_NUMBER, _NUMBER))
-_MANY = re.compile(rb"(task=[a-z0-9._-]+(?:&task=[a-z0-9._-]+)*)(?:&top_k=(%b))?" % _NUMBER)
-TOP_K = 5
+_MANY = re.compile(rb"(task=%b(?:&task=%b)*)(?:&top_k=(%b))?" % (_NAME.encode(), _NAME.encode(), _NUMBER))
+_HEEDED = frozenset(
+    (b"host", b"origin", b"sec-fetch-site", b"authorization", b"x-api-key", b"x-deadline-ms", b"content-type")
+)
+MAX_HOSTS = 256
+"""Forms of this server's own names that are remembered, as they came in Host headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """An endpoint's path, for logs and traces; stands where the framework puts its route."""
+
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a call asks: for ``tasks``, or for one in its path; None where the default holds."""
+    """What a usual call asks, of whom it comes, and whether it is for several tasks."""
 
+    template: Template
     tasks: tuple[str, ...]
     top_k: int
     version: int | None
     deadline_ms: int | None
+    key: Key
 
 
-def asked(request: Request) -> Asked | None:
-    """None unless the call is in a usual form: then nothing is wrong with any of its parameters."""
-    deadlines = [value for name, value in request.scope["headers"] if name == b"x-deadline-ms"]
-    if deadlines and (len(deadlines) > 1 or not re.fullmatch(_NUMBER, deadlines[0])):
-        return None
-    query: bytes = request.scope["query_string"]
-    one = "task" in request.path_params
-    match = (_ONE if one else _MANY).fullmatch(query)
-    if match is None:
-        return None
-    top_k, version = (match[1], match[2]) if one else (match[2], None)
-    tasks = () if one else tuple(name[5:].decode() for name in match[1].split(b"&"))
-    return Asked(
-        tasks, int(top_k or TOP_K), None if version is None else int(version),
-        int(deadlines[0]) if deadlines else None,
-    )  # fmt: skip
+class Plain:
+    """Answers usual calls; the application behind it answers all others."""
 
+    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys, calls: Calls) -> None:
+        self._app, self._keys, self._calls = app, keys, calls
+        self._path = re.compile(f"{re.escape(settings.root_path)}/v1/(?:tasks/({_NAME})/)?predict")
+        self._hosts, self._known_hosts = hosts_of(settings), set[bytes]()
+        self._one, self._many = Template(ONE), Template(MANY)
 
-class PlainRoute(APIRoute):
-    """A route of the framework, in its document too, that answers the usual calls itself."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = self.asked(scope)
+        if asked is None:
+            await self._app(scope, receive, send)
+            return
+        state, calls = scope["state"], self._calls
+        state["key"], scope["route"] = asked.key, asked.template
+        request = Request(scope, receive)
+        response: Response
+        try:
+            await calls.catalogue.catch_up()
+            count_for(request, calls.catalogue, asked.tasks)
+            if asked.template is self._one:
+                response = await calls.one(request, asked.tasks[0], asked.version, asked.top_k, asked.deadline_ms)
+            else:
+                response = await calls.many(request, asked.tasks, asked.top_k, asked.deadline_ms)
+        except AdaptError as error:
+            response = respond(error, state["request_id"])
+        except Exception as error:
+            response = unforeseen(scope, error)
+        await response(scope, receive, send)
 
-    async def answer(self, request: Request, asked: Asked) -> Response:
-        """What the endpoint answers too."""
-        raise NotImplementedError
+    def asked(self, scope: Scope) -> Asked | None:
+        """None unless the call is usual: then it may come in, and nothing is wrong with any of its parameters."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return None
+        path, state = self._path.fullmatch(scope["path"]), scope["state"]
+        if path is None or CROWDED in state or DRAINING in state:
+            return None
+        heeded: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in _HEEDED:
+                if name in heeded:
+                    return None
+                heeded[name] = value
+        if b"origin" in heeded or b"sec-fetch-site" in heeded or not self._is_ours(heeded.get(b"host")):
+            return None
+        deadline = heeded.get(b"x-deadline-ms")
+        if deadline is not None and not re.fullmatch(_NUMBER, deadline):
+            return None
+        one: str | None = path[1]
+        query = (_MANY if one is None else _ONE).fullmatch(scope["query_string"])
+        if query is None:
+            return None
+        if one is None:
+            tasks, top_k, version = tuple(name[5:].decode() for name in query[1].split(b"&")), query[2], None
+            if len(tasks) > self._calls.settings.max_tasks_per_request:
+                return None
+        else:
+            tasks, top_k, version = (one,), query[1], query[2]
+        key = self._key(heeded, tasks) if self._keys else EVERYBODY
+        if key is None:
+            return None
+        return Asked(
+            self._many if one is None else self._one, tasks, int(top_k or TOP_K),
+            None if version is None else int(version), None if deadline is None else int(deadline), key,
+        )  # fmt: skip
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """As the framework asks for it."""
-        careful = super().get_route_handler()
+    def _is_ours(self, host: bytes | None) -> bool:
+        if host in self._known_hosts:
+            return True
+        if host is None:
+            return False
+        try:
+            ours = place(host.decode("latin-1")) in self._hosts
+        except ValueError:
+            return False
+        if ours and len(self._known_hosts) < MAX_HOSTS:
+            self._known_hosts.add(host)
+        return ours
 
-        async def handler(request: Request) -> Response:
-            call = asked(request)
-            if call is None:
-                return await careful(request)
-            await still_open(request)
-            await guard(request)
-            return await self.answer(request, call)
-
-        return handler
+    def _key(self, heeded: dict[bytes, bytes], tasks: tuple[str, ...]) -> Key | None:
+        """Whose it is, if it may do this; the guard has the words for whoever may not."""
+        kind, _, token = heeded.get(b"authorization", b"").decode("latin-1").strip().partition(" ")
+        secret = token.strip() if kind.lower() == "bearer" else heeded.get(b"x-api-key", b"").decode("latin-1")
+        key = self._keys.find(secret)
+        if key is None or not key.may("predict") or not all(map(key.sees, tasks)):
+            return None
+        return key

@@ -21,18 +21,14 @@ from service.watch.tracing import Tracing
 from service.web.budget import Budget
 from service.web.caller import Caller
 from service.web.prediction import Answers, Outcome, Outcomes
-from service.web.routes.bodies import Memory, gone, receive
+from service.web.routes.bodies import Memory, exchange, receive
 from service.web.routes.common import SHAPE, TaskName, checked_name, count_for, file_body, problems
-from service.web.routes.plain import TOP_K, Asked, PlainRoute
 from service.web.schemas import LabelScore, ManyAnswer, PredictAnswer
 
+router = APIRouter(tags=["predict"])
 
-class _Route(PlainRoute):
-    async def answer(self, request: Request, asked: Asked) -> Response:
-        return await (_predict_many if asked.tasks else _predict)(request, asked)
-
-
-router = APIRouter(tags=["predict"], route_class=_Route)
+ONE, MANY = "/v1/tasks/{task}/predict", "/v1/predict"
+TOP_K = 5
 
 FIELDS = ["file", "image", "video"]
 _BODY = file_body(
@@ -61,7 +57,7 @@ Tasks = Annotated[
 
 
 class Calls:
-    """What both endpoints do: body, versions, pixels, scores."""
+    """What both endpoints do: body, versions, pixels, scores. Names of tasks are checked and put down before."""
 
     def __init__(self, state: Any) -> None:
         """``state`` holds what ``service.web.app`` has built."""
@@ -73,7 +69,19 @@ class Calls:
         self._metrics: Metrics = state.metrics
         self._tracing: Tracing | None = state.tracing
 
-    async def answer(
+    async def one(
+        self, request: Request, task: str, version: int | None, top_k: int, deadline_ms: int | None
+    ) -> Response:
+        """The answer of one task."""
+        outcomes = await self._answer(request, [(task, version)], top_k, deadline_ms)
+        return _response(_wire(outcomes.results[0]), outcomes)
+
+    async def many(self, request: Request, tasks: Sequence[str], top_k: int, deadline_ms: int | None) -> Response:
+        """The answers of several."""
+        outcomes = await self._answer(request, [(name, None) for name in tasks], top_k, deadline_ms)
+        return _response(ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results]), outcomes)
+
+    async def _answer(
         self, request: Request, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
     ) -> Outcomes:
         """What is asked is looked up before the body is read, and fixed after it.
@@ -81,13 +89,14 @@ class Calls:
         The deadline counts from the whole body; a slow sender's has bounds of its own.
         """
         settings, catalogue = self.settings, self.catalogue
-        async with Caller(_seconds(settings, deadline_ms)) as caller, Memory(self._bodies) as memory:
+        caller = Caller(_seconds(settings, deadline_ms))
+        async with Memory(self._bodies) as memory:
             digests = [catalogue.repository.version(task, version).digest for task, version in asked]
             await self._answers.check_room(digests, caller)
             limit = settings.max_body_bytes
             await receive(request, memory, settings, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
             caller.restart()
-            caller.watch(gone(request))
+            caller.watch(exchange(request).departed)
             await catalogue.catch_up()
             versions = [await catalogue.resolve(task, version) for task, version in asked]
             await self._answers.check_room([served.digest for served in versions], caller)
@@ -126,65 +135,36 @@ async def calls(request: Request) -> Calls:
 TheCalls = Annotated[Calls, Depends(calls)]
 
 
-@router.post("/v1/tasks/{task}/predict", openapi_extra=_BODY, responses=_PROBLEMS)
+@router.post(ONE, openapi_extra=_BODY, responses=_PROBLEMS, response_model=PredictAnswer)
 async def predict(
     request: Request,
-    response: Response,
     calls: TheCalls,
     task: TaskName,
     top_k: TopK = TOP_K,
     version: Version = None,
     deadline_ms: DeadlineMs = None,
-) -> PredictAnswer:
+) -> Response:
     """Classify a picture or clip. `Server-Timing` tells what decoding, queueing and computing took."""
-    outcomes = await calls.answer(request, [(task, version)], top_k, deadline_ms)
-    response.headers["Server-Timing"] = _server_timing(outcomes)
-    return _wire(outcomes.results[0])
+    return await calls.one(request, task, version, top_k, deadline_ms)
 
 
-async def _predict(request: Request, asked: Asked) -> Response:
-    calls: Calls = request.app.state.calls
-    task = checked_name(request.path_params["task"])
-    count_for(request, calls.catalogue, [task])
-    outcomes = await calls.answer(request, [(task, asked.version)], asked.top_k, asked.deadline_ms)
-    return _plainly(_wire(outcomes.results[0]), outcomes)
-
-
-@router.post("/v1/predict", openapi_extra=_BODY, responses=_PROBLEMS)
+@router.post(MANY, openapi_extra=_BODY, responses=_PROBLEMS, response_model=ManyAnswer)
 async def predict_many(
-    request: Request,
-    response: Response,
-    calls: TheCalls,
-    task: Tasks,
-    top_k: TopK = TOP_K,
-    deadline_ms: DeadlineMs = None,
-) -> ManyAnswer:
+    request: Request, calls: TheCalls, task: Tasks, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
+) -> Response:
     """Ask many tasks about one picture or clip: it is decoded once and computed in one go. All answer, or none."""
-    outcomes = await _answer_many(request, calls, task, top_k, deadline_ms)
-    response.headers["Server-Timing"] = _server_timing(outcomes)
-    return ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results])
-
-
-async def _predict_many(request: Request, asked: Asked) -> Response:
-    outcomes = await _answer_many(request, request.app.state.calls, asked.tasks, asked.top_k, asked.deadline_ms)
-    return _plainly(ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results]), outcomes)
-
-
-async def _answer_many(
-    request: Request, calls: Calls, tasks: Sequence[str], top_k: int, deadline_ms: int | None
-) -> Outcomes:
     limit = calls.settings.max_tasks_per_request
-    if len(tasks) > limit:
+    if len(task) > limit:
         raise BadRequest(
-            f"{len(tasks)} tasks are asked, the limit is {limit} (max_tasks_per_request); split the call",
-            field="task", limit=limit, value=len(tasks),
+            f"{len(task)} tasks are asked, the limit is {limit} (max_tasks_per_request); split the call",
+            field="task", limit=limit, value=len(task),
         )  # fmt: skip
-    names = [checked_name(name) for name in tasks]
+    names = [checked_name(name) for name in task]
     count_for(request, calls.catalogue, names)
-    return await calls.answer(request, [(name, None) for name in names], top_k, deadline_ms)
+    return await calls.many(request, names, top_k, deadline_ms)
 
 
-def _plainly(answer: BaseModel, outcomes: Outcomes) -> Response:
+def _response(answer: BaseModel, outcomes: Outcomes) -> Response:
     headers = {"Server-Timing": _server_timing(outcomes)}
     return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.web.caller import Caller
-from service.web.routes.bodies import gone, receive
+from service.web.routes.bodies import exchange, receive
 from service.web.routes.common import TaskName, TheCatalogue, TheSettings, TheUploads, file_body, problems
 from service.web.routes.tasks import version_fields
 from service.web.schemas import UploadAnswer
@@ -42,12 +42,13 @@ async def upload(
 ) -> UploadAnswer:
     """Publish a version. It is checked and tried first; when this returns, it answers and survives a crash."""
     limit = settings.max_adapter_bytes
-    async with Caller(settings.upload_timeout_s) as caller, uploads.staging(limit) as staged:
+    caller = Caller(settings.upload_timeout_s)
+    async with uploads.staging(limit) as staged:
         filename = await receive(
             request, staged, settings, limit=limit, limit_name="max_adapter_bytes", fields=["file"]
         )
         caller.restart()
-        caller.watch(gone(request))
+        caller.watch(exchange(request).departed)
         done = await uploads.publish(staged, task, filename, caller, activate=activate)
     response.status_code = 201 if done.created else 200
     root = request.scope.get("root_path", "")

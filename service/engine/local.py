@@ -96,11 +96,12 @@ class LocalEngine:
         return Readiness(await self.health.check(self.engine), self.engine.busy_s)
 
     async def snapshot(self) -> Snapshot:
-        stats, slabs = self.bank.stats(), self.bank.slabs
+        stats, slabs, prefixes = self.bank.stats(), self.bank.slabs, self.engine.runner.forward.prefixes
         if slabs.device.type == "cuda":
             memory = torch.cuda.memory_reserved(slabs.device)
         else:
             memory = slabs.nbytes + sum(p.nbytes for p in self.backbone.model.parameters())
+            memory += prefixes.nbytes if prefixes else 0
         return Snapshot(
             queue_rows=self.engine.queued_rows,
             slots={"used": stats.used - stats.pinned, "pinned": stats.pinned, "free": stats.slots - stats.used},
@@ -109,6 +110,7 @@ class LocalEngine:
             evictions=stats.evictions,
             device_memory_bytes=memory,
             ready=self.health.ready(self.engine),
+            prefix_cache_hits=prefixes.hits if prefixes else 0,
         )
 
     @property
@@ -134,7 +136,10 @@ def local_engine(settings: Settings, device: str, metrics: Metrics, room: Room |
         made: list[LocalEngine] = []
         bank = Bank(slabs, host_cache_bytes=settings.host_cache_bytes, on_load=_both(metrics, made))
         stack.callback(bank.close)
-        forward = BankedForward(backbone, slabs, cuda_graphs=settings.cuda_graphs, compile=settings.compile)
+        forward = BankedForward(
+            backbone, slabs, cuda_graphs=settings.cuda_graphs, compile=settings.compile,
+            prefix_cache_bytes=settings.prefix_cache_bytes,
+        )  # fmt: skip
         forward.warm_up((1, settings.max_batch_rows))
         engine = Engine(
             forward,

@@ -183,13 +183,13 @@ class BankedForward:
                 self.prefixes = PrefixCache(sys.maxsize)
                 job = Job(blank, 0, (0,), replace(_usual("backbone", "frozen", {}), first=block), "blank")
                 found = []
-                for _ in range(2):
-                    prepared = self.prepare([job])
-                    with self._computing(), torch.inference_mode():
+                with self._computing(), torch.inference_mode():
+                    for _ in range(2):
+                        prepared = self.prepare([job])
                         self._device_waits_for(prepared)
                         found.append(Outputs(*(out.clone() for out in self._compute(prepared))))
-                if not agrees(found[1], found[0]):
-                    raise BackboneError("it answers otherwise")
+                    if not agrees(found[1], found[0]):
+                        raise BackboneError("it answers otherwise")
         except Exception:  # any of timm's code may raise anything
             log.warning("%s does not go on from tokens that are kept, so nothing is: no prefix cache", layout.model,
                         exc_info=True)  # fmt: skip

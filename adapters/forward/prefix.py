@@ -49,7 +49,3 @@ class PrefixCache:
         while self.nbytes > self.max_bytes:
             _, gone = self._kept.popitem(last=False)
             self.nbytes -= sum(kept.nbytes for kept in gone.values())
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self.nbytes = self.hits = 0

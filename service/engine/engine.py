@@ -250,7 +250,8 @@ class Engine:
             while (batch := self._next()) is not None:
                 if batch.tickets:
                     self._coming = self.runner.run(batch, self._next_if_full)
-                    self._live = [*self._coming.tickets] if self._coming else []
+                    if self._running:  # else the end settles what ``close`` has answered
+                        self._live = [*self._coming.tickets] if self._coming else []
         finally:
             with self._wake:
                 self.room.open = self._running = False

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     )
     max_classes: int = Field(FileLimits.max_classes, ge=1, le=MAX_CLASSES, description="Classes of one adapter.")
     host_cache_bytes: int = Field(1024 * MIB, ge=0, description="Packed adapters kept in host memory, in bytes.")
+    prefix_cache_bytes: int = Field(
+        0, ge=0,
+        description="Pictures' tokens kept on each device, in bytes, for callers who ask several tasks about a picture "
+        "one after another: the blocks below the first adapted one are not computed again. 0 keeps none.",
+    )  # fmt: skip
     max_batch_rows: int = Field(BATCH_ROWS, ge=1, le=1024, description="Rows (pictures or frames) of one batch.")
     max_queue_rows: int = Field(1024, ge=1, description="Rows accepted and not yet answered; beyond it, 429.")
     deadline_s: float = Field(

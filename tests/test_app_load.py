@@ -23,14 +23,14 @@ class Held:
 
     def __init__(self, made: House) -> None:
         self.gate, self.entered = threading.Event(), threading.Event()
-        inner = made.local.engine._forward
+        inner = made.local.engine.runner.forward
 
         def forward(jobs):  # type: ignore[no-untyped-def]
             self.entered.set()
             assert self.gate.wait(WAIT)
             return inner(jobs)
 
-        self._put = lambda f: setattr(made.local.engine, "_forward", f)
+        self._put = lambda f: setattr(made.local.engine.runner, "forward", f)
         self._inner, self._held = inner, forward
 
     def __enter__(self) -> Held:
@@ -162,8 +162,8 @@ def test_concurrent_tasks_share_batches(kit: Kit, tmp_path: Path) -> None:
         for i in range(10):
             made.put(f"task-{i}", kit.file(200 + i)[0]).raise_for_status()
         seen: list[int] = []
-        inner = made.local.engine._on_batch
-        made.local.engine._on_batch = lambda report: (seen.append(report.adapters), inner(report))[1]
+        inner = made.local.engine.runner.on_batch
+        made.local.engine.runner.on_batch = lambda report: (seen.append(report.adapters), inner(report))[1]
         with Held(made) as held, ThreadPoolExecutor(11) as pool:
             first = pool.submit(made.ask, "task-0", photograph())
             assert held.entered.wait(WAIT)

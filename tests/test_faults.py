@@ -44,7 +44,7 @@ def home(kit: Kit, tmp_path: Path) -> Iterator[House]:
 @contextmanager
 def failing(home: House, fails: Callable[[Sequence[Job]], Exception | None]) -> Iterator[list[int]]:
     """The engine's forward raises what ``fails`` says; yields the sizes of the batches that came."""
-    inner, batches = home.local.engine._forward, list[int]()
+    inner, batches = home.local.engine.runner.forward, list[int]()
 
     def forward(jobs):  # type: ignore[no-untyped-def]
         batches.append(len(jobs))
@@ -53,11 +53,11 @@ def failing(home: House, fails: Callable[[Sequence[Job]], Exception | None]) -> 
             raise error
         return inner(jobs)
 
-    home.local.engine._forward = forward  # type: ignore[assignment]
+    home.local.engine.runner.forward = forward  # type: ignore[assignment]
     try:
         yield batches
     finally:
-        home.local.engine._forward = inner
+        home.local.engine.runner.forward = inner
 
 
 @pytest.mark.parametrize("error", [OUT_OF_MEMORY, NO_HOST_MEMORY, BROKEN], ids=["cuda memory", "memory", "broken"])
@@ -151,7 +151,7 @@ def test_the_watchdog_tells_a_forward_pass_that_hangs(home: House) -> None:
 
 def slowly(home: House, seconds: float) -> Callable[[Sequence[Job]], None]:
     """A forward pass of that length in which a block is computed every 50 ms."""
-    inner = home.local.engine._forward
+    inner = home.local.engine.runner.forward
 
     def forward(jobs: Sequence[Job]) -> None:
         end, pause = time.monotonic() + seconds, threading.Event()

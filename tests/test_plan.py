@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -22,11 +23,11 @@ from adapters.forward.plan import (
     SLOTS,
     SOURCE,
     TRAINED,
-    Job,
     Plan,
     padded,
     plan_of,
 )
+from adapters.forward.streams import Job, picture_of
 from adapters.meta import AdapterMeta
 
 DEPTH = 5
@@ -61,7 +62,10 @@ Row = tuple[object, ...]
 
 
 def walked(plan: Plan, jobs: list[Job]) -> list[list[Row]]:
-    """What each job's rows are after the last block: their picture, frame and normalisation, then block by slot."""
+    """What each job's rows are after the last block: their picture, frame and normalisation, then block by slot.
+
+    The prefix cache has what it says it has, and is given the tokens of a picture that no adapter has touched.
+    """
     rows: list[Row] = []
     for at in plan.inputs:
         seen = jobs[at]
@@ -70,9 +74,16 @@ def walked(plan: Plan, jobs: list[Job]) -> list[list[Row]]:
         ]
     assert len(rows) == plan.key.input_rows
     joins = dict(plan.key.joins)
-    for block in range(DEPTH):
-        for _ in range(joins.get(block, 0)):
+    for block in range(DEPTH + 1):
+        for keep in (keep for keep in plan.keeps if keep.block == block):
+            assert rows[keep.start : keep.stop] == tokens_of(keep.picture)
+        there = len(rows)
+        for picture in (picture for begin, picture in plan.resumed if begin == block):
+            rows += tokens_of(picture)
+        while len(rows) < there + joins.get(block, 0):
             rows.append(rows[plan.table.rows[SOURCE, len(rows)]])
+        if block == DEPTH:
+            break
         for at, row in enumerate(rows):
             slot = plan.table.rows[SITES, at] if plan.key.sites else 0
             if slot and block >= FIRST[slot]:
@@ -80,6 +91,12 @@ def walked(plan: Plan, jobs: list[Job]) -> list[list[Row]]:
                 rows[at] = (*row, (block, slot))
     assert len(rows) == plan.key.rows == plan.table.rows.shape[1]
     return [[rows[start + t] for t in range(n)] for start, n in zip(plan.starts, plan.frames, strict=True)]
+
+
+def tokens_of(picture: Any) -> list[Row]:
+    """A picture's rows that no adapter has touched."""
+    named, normalisation = picture
+    return [(named, t, normalisation) for t in range(LENGTHS[named])]
 
 
 def alone(number: int, one: Job) -> list[Row]:
@@ -100,6 +117,36 @@ def test_every_row_goes_through_what_it_would_alone(jobs: list[Job]) -> None:
     plan = plan_of(jobs)
     assert walked(plan, jobs) == [alone(number, one) for number, one in enumerate(jobs)]
     assert [b for b, _ in plan.key.joins] == sorted({b for b, _ in plan.key.joins})
+
+
+class Known:
+    """The prefix cache: of some pictures the tokens before some blocks."""
+
+    def __init__(self, blocks: dict[int, set[int]]) -> None:
+        self.blocks = blocks
+
+    def last(self, picture: Any, block: int) -> int:
+        return max((known for known in self.blocks.get(picture[0], ()) if known <= block), default=0)
+
+
+known = st.builds(Known, st.dictionaries(st.integers(0, 4), st.sets(st.integers(1, DEPTH), max_size=3)))
+
+
+@given(jobs_lists, known)
+def test_every_row_goes_through_what_it_would_alone_also_from_the_cache_on(jobs: list[Job], known: Known) -> None:
+    plan = plan_of(jobs, pad=True, prefixes=known)
+    if plan.resumed or plan.keeps:
+        assert walked(plan, jobs) == [alone(number, one) for number, one in enumerate(jobs)]
+    named = [one for one in jobs if one.picture is not None]
+    missing = {
+        (picture_of(one), one.meta.first)
+        for one in named
+        if one.meta.first and known.last((one.picture,), one.meta.first) < one.meta.first
+    }
+    assert {(keep.picture, keep.block) for keep in plan.keeps} == missing
+    assert len(plan.keeps) == len(missing)
+    begins = {(known.last((one.picture,), one.meta.first), picture_of(one)) for one in named}
+    assert sorted(plan.resumed, key=repr) == sorted((pair for pair in begins if pair[0]), key=repr)
 
 
 @given(jobs_lists)

@@ -85,7 +85,7 @@ def test_failures_are_told_and_only_ours_are_errors(
         raise RuntimeError("no device")
 
     assert home.ask("a", b"no picture").status_code == 415
-    monkeypatch.setattr(home.local.engine, "_forward", broken)
+    monkeypatch.setattr(home.local.engine.runner, "forward", broken)
     assert home.ask("a", photograph()).status_code == 500
     assert until(lambda: len(spans.get_finished_spans()) == 2)
     theirs, ours = spans.get_finished_spans()

@@ -1,7 +1,6 @@
 """The frozen timm model: load it, fingerprint it, and open the places where residuals are added."""
 
 from adapters.backbone.model import (
-    NO_JOINS,
     Backbone,
     Features,
     Operator,
@@ -12,6 +11,6 @@ from adapters.backbone.model import (
 )
 
 __all__ = [
-    "NO_JOINS", "Backbone", "Features", "Operator", "fingerprint_of", "load_backbone", "resolve_device",
+    "Backbone", "Features", "Operator", "fingerprint_of", "load_backbone", "resolve_device",
     "resolve_dtype",
 ]  # fmt: skip

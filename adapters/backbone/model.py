@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import wraps
 from typing import Any, Protocol, cast, get_args
 
 import torch
@@ -33,13 +33,15 @@ class Operator(Protocol):
     """
 
     @property
-    def joins(self) -> Mapping[int, Tensor]:
-        """Rows that are copied and put behind the others right before a block: (joining,) row numbers, by block."""
-        ...
-
-    @property
     def active(self) -> frozenset[str]:
         """The sites that have something to add; hooks of other sites return at once."""
+        ...
+
+    def enter(self, block: int, tokens: Tensor) -> Tensor:
+        """The tokens of all rows right before a block, or before the last norm, which counts as one more.
+
+        What comes back goes in; rows may have been put behind the others.
+        """
         ...
 
     def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor: ...
@@ -92,12 +94,15 @@ class Backbone:
     def features(self, images: Tensor, operator: Operator | None = None) -> Features:
         """Run normalised images (rows, 3, size, size) through the frozen blocks and the operator's residuals.
 
-        Rows that the operator lets join come behind these, in the order of their blocks.
+        Rows that the operator lets join come behind these, in the order of their blocks. There may be no images at all
+        where it does: blocks that no row has come to compute nothing.
         """
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("two threads ran one backbone at the same time; give it one owner")
         try:
             self._operator, self._rows = operator, images.shape[0]
+            if not self._rows:  # DINOv3 cannot embed none; this one is gone before the first block
+                images = images.new_zeros(1, *images.shape[1:])
             normed = self.model.forward_features(images.to(self.dtype))
             raw = cast(Tensor, self._raw)
             return Features(raw=raw, normed=normed)
@@ -123,23 +128,29 @@ class Backbone:
 
     def _open_sites(self) -> None:
         for index, block in enumerate(self._blocks):
-            block.module.register_forward_pre_hook(self._join(index))
+            block.module.forward = _unless_empty(block.module.forward)
+            block.module.register_forward_pre_hook(self._enter(index))
             block.before_mlp.register_forward_pre_hook(self._tap(index))
             block.module.mlp.register_forward_hook(self._site("sequential", index))
             block.module.register_forward_hook(self._block_end(index))
             for site, (linear, part) in linear_sites(block.module).items():
                 linear.register_forward_hook(self._site(site, index, part))
+        self.model.norm.register_forward_pre_hook(self._enter(len(self._blocks)))
         self.model.norm.register_forward_pre_hook(self._keep_raw)
 
     def _keep_raw(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         self._raw = args[0]
 
-    def _join(self, index: int) -> Any:
+    def _enter(self, index: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if self._operator is None or (rows := self._operator.joins.get(index)) is None:
+            if self._operator is None:
                 return None
-            self._rows += rows.shape[0]
-            return torch.cat([args[0], args[0][rows]]), *args[1:]
+            here = args[0] if self._rows else args[0][:0]
+            tokens = self._operator.enter(index, here)
+            if tokens is args[0]:
+                return None
+            self._rows = tokens.shape[0]
+            return tokens, *args[1:]
 
         return hook
 
@@ -153,7 +164,7 @@ class Backbone:
     def _block_end(self, index: int) -> Any:
         def hook(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor | None:
             self.last_step = time.monotonic()
-            if self._operator is None:
+            if self._operator is None or self._rows == 0:
                 return None
             if "parallel" in self._operator.active:
                 out = self._add("parallel", index, self._taps.pop(index), out)
@@ -207,15 +218,23 @@ class Backbone:
         return Layout(name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools))
 
 
-NO_JOINS: Mapping[int, Tensor] = MappingProxyType({})
+def _unless_empty(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A block's forward, left out where no row has come to it."""
+
+    @wraps(forward)
+    def call(tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return forward(tokens, *args, **kwargs) if tokens.shape[0] else tokens
+
+    return call
 
 
 class _Probe:
     """Adds nothing; being called is the point."""
 
-    joins = NO_JOINS
-
     active = frozenset[str](get_args(SiteName))
+
+    def enter(self, block: int, tokens: Tensor) -> Tensor:  # noqa: ARG002
+        return tokens
 
     def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002
         return out

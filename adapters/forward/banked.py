@@ -5,26 +5,35 @@ It owns the device while it runs, so one thread calls it. It knows slots; it kno
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.bank import PAGE, Slabs
 from adapters.config import Activation, Pool, SiteName
+from adapters.errors import BackboneError
 from adapters.forward.compiled import Compiled
 from adapters.forward.device import Cuda, Device
 from adapters.forward.graphs import Graphs
-from adapters.forward.plan import Job, Plan, plan_of
-from adapters.forward.runtime import Eager, Runtime
+from adapters.forward.plan import Keep, Plan, plan_of
+from adapters.forward.prefix import PrefixCache
+from adapters.forward.runtime import Eager, Outputs, Prefix, Runtime, agrees
 from adapters.forward.staging import BatchStaging, Fetched, HostStaging, PinnedStaging, Staged
+from adapters.forward.streams import Job
 from adapters.meta import AdapterMeta
 
-__all__ = ["BankedForward", "Job"]
+__all__ = ["BankedForward", "Job", "Prepared", "Running"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Prepared:
     plan: Plan
     classes: tuple[int, ...]
     staged: Staged
+    prefix: Prefix | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,10 @@ class BankedForward:
     A job's logits depend on its pixels and its slot's content alone, and for one shape of batch (``BatchKey``) they are
     the same bits whatever the other jobs are.
 
+    With ``prefix_cache_bytes``, jobs that name a picture begin where their adapter does, if an earlier batch left the
+    picture's tokens there. Those were computed in a batch of another shape, so such answers are as equal to others as
+    those of another shape of batch are. A batch that takes or leaves tokens runs eagerly.
+
     On CUDA a call returns from ``prepare`` and ``run`` before the device is done, so one batch can be prepared and its
     copies run while another one computes: ``run(a)``, ``prepare(b)``, ``a.result()``, ``run(b)``, and so on. On a CPU
     ``run`` returns with the answers. Batches are replayed from CUDA graphs unless ``cuda_graphs`` is off.
@@ -62,7 +76,7 @@ class BankedForward:
 
     def __init__(
         self, backbone: Backbone, slabs: Slabs, *, cuda_graphs: bool = True, compile: bool = False,
-        device: Device | None = None,
+        prefix_cache_bytes: int = 0, device: Device | None = None,
     ) -> None:  # fmt: skip
         """``compile`` acts on what is warmed up, nothing else. ``device`` stands in for the CUDA device in tests."""
         self.backbone, self.slabs = backbone, slabs
@@ -77,6 +91,14 @@ class BankedForward:
         if device is not None and cuda_graphs:
             with self._computing(), torch.inference_mode():
                 self.runtime = self._graphs = Graphs(self.runtime, self.reference, device)
+        self.prefixes: PrefixCache | None = None
+        if prefix_cache_bytes and self._goes_on():
+            self.prefixes = PrefixCache(prefix_cache_bytes)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether ``run`` only begins the device's work, so that another batch can be prepared before its result."""
+        return self._device is not None
 
     def __call__(self, jobs: Sequence[Job]) -> list[NDArray[np.float32]]:
         """Logits (classes,) float32 per job."""
@@ -85,17 +107,17 @@ class BankedForward:
     def prepare(self, jobs: Sequence[Job]) -> Prepared:
         """Lay a batch out and begin to copy it; at most one may be prepared and not yet run."""
         with torch.inference_mode():
-            plan = plan_of(jobs, pad=self._graphs is not None)
-            pixels = [jobs[i].pixels for i in plan.inputs]
+            plan = plan_of(jobs, pad=self._graphs is not None, prefixes=self.prefixes)
+            pixels = [jobs[i].pixels for i in plan.inputs] or [jobs[0].pixels[:0]]
             staged = self._staging.put(plan.packed, pixels, plan.key.input_rows)
-        return Prepared(plan, tuple(job.meta.classes for job in jobs), staged)
+        return Prepared(plan, tuple(job.meta.classes for job in jobs), staged, self._prefix_of(plan))
 
     def run(self, prepared: Prepared) -> Running:
         """Compute what was prepared; on CUDA only begin to. Batches run in the order of the calls."""
         staged = prepared.staged
         with self._computing(), torch.inference_mode():
             self._device_waits_for(prepared)
-            outputs = self.runtime(prepared.plan.key, staged.packed, staged.pixels)
+            outputs = self._compute(prepared)
             return Running(prepared.classes, self._staging.get(staged, outputs.logits))
 
     def warm_up(self, rows: Iterable[int], metas: Iterable[AdapterMeta] = ()) -> int:
@@ -128,6 +150,53 @@ class BankedForward:
                 picture = np.zeros((meta.frames, 3, size, size), np.uint8)
                 head = tuple(1 + number % pages for number in range(-(-meta.classes // PAGE)))
                 yield [Job(picture, 1, head, meta)] * max(1, count // meta.frames)
+
+    def _compute(self, prepared: Prepared) -> Outputs:
+        key, staged, prefix = prepared.plan.key, prepared.staged, prepared.prefix
+        if prefix is None or self.prefixes is None:
+            return self.runtime(key, staged.packed, staged.pixels)
+        outputs = self.reference(key, staged.packed, staged.pixels, prefix)
+        for keep, tokens in prefix.kept:
+            self.prefixes.put(keep.picture, keep.block, tokens)
+        return outputs
+
+    def _prefix_of(self, plan: Plan) -> Prefix | None:
+        """What a batch takes from the cache and leaves there, if anything."""
+        if self.prefixes is None or not (plan.resumed or plan.keeps):
+            return None
+        resumed, keeps = defaultdict[int, list[Tensor]](list), defaultdict[int, list[Keep]](list)
+        for block, picture in plan.resumed:
+            resumed[block].append(self.prefixes.take(picture, block))
+        for keep in plan.keeps:
+            keeps[keep.block].append(keep)
+        return Prefix(resumed, keeps)
+
+    def _goes_on(self) -> bool:
+        """Whether the backbone goes on from its own tokens, in the middle and before its last norm.
+
+        One of timm's models may do more between its blocks than can be left out.
+        """
+        layout = self.backbone.layout
+        blank = np.zeros((1, 3, layout.input_size, layout.input_size), np.uint8)
+        try:
+            for block in {layout.blocks // 2 or 1, layout.blocks}:
+                self.prefixes = PrefixCache(sys.maxsize)
+                job = Job(blank, 0, (0,), replace(_usual("backbone", "frozen", {}), first=block), "blank")
+                found = []
+                with self._computing(), torch.inference_mode():
+                    for _ in range(2):
+                        prepared = self.prepare([job])
+                        self._device_waits_for(prepared)
+                        found.append(Outputs(*(out.clone() for out in self._compute(prepared))))
+                    if not agrees(found[1], found[0]):
+                        raise BackboneError("it answers otherwise")
+        except Exception:  # any of timm's code may raise anything
+            log.warning("%s does not go on from tokens that are kept, so nothing is: no prefix cache", layout.model,
+                        exc_info=True)  # fmt: skip
+            return False
+        finally:
+            self.prefixes = None
+        return True
 
     def _device_waits_for(self, prepared: Prepared) -> None:
         if self._device is not None and prepared.staged.here is not None:

@@ -2,11 +2,6 @@
 
 Everything that changes the computation's shape is in the ``BatchKey``, everything else is data in the table, so
 one CUDA graph serves every batch of a key. It knows no device.
-
-Jobs that name the same picture share its rows. A *stream* is a picture seen by one slot; streams of a picture are the
-same up to the first block that one of them adapts. So a batch begins with one stream for each picture, the one that is
-adapted last, and every other stream *joins* as a copy of it right before its own first adapted block. Jobs whose
-adapters add nothing to the blocks are all the same stream.
 """
 
 from __future__ import annotations
@@ -15,13 +10,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.config import ACTIVATIONS, Activation, Pool, SiteName
-from adapters.meta import AdapterMeta
+from adapters.forward.streams import Job, Prefixes, picture_of, streams_of
 
 SLOTS, SOURCE, BEFORE, AFTER, HAS_BEFORE, HAS_AFTER, SITES = range(7)
 """Lines of the table's rows; from ``SITES`` on, two lines per site of the key: its slots and its activations."""
@@ -31,20 +26,6 @@ SITE_ORDER: tuple[SiteName, ...] = get_args(SiteName)
 """The one order in which a key names sites."""
 
 Array = TypeVar("Array")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One input and the slot that answers it: ``pixels`` uint8 (frames, 3, size, size).
-
-    Jobs with the same ``picture`` have equal pixels; None is like no other.
-    """
-
-    pixels: NDArray[np.uint8]
-    slot: int
-    pages: tuple[int, ...]
-    meta: AdapterMeta
-    picture: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +43,9 @@ class BatchKey:
 
     ``rows`` at its end, and the ``sites`` and ways of pooling that occur. ``first`` is the first block that any row
     adapts. ``joins`` holds (block, rows) for the rows that are not there from the beginning, in the order of the
-    blocks. ``jobs`` are its answers, each of at most ``frames`` rows and at most ``pages`` pages of its head;
-    ``heads`` are the different pages of all. These may be larger than what is there: the rest is blank.
+    blocks: those that come from the prefix cache, and behind them copies of rows that are there. ``jobs`` are its
+    answers, each of at most ``frames`` rows and at most ``pages`` pages of its head; ``heads`` are the different pages
+    of all. These may be larger than what is there: the rest is blank.
     """
 
     rows: int
@@ -118,11 +100,22 @@ class Table(Generic[Array]):
         return cls(*parts)
 
 
+class Keep(NamedTuple):
+    """A picture's tokens before a block: the rows from ``start`` to ``stop`` there."""
+
+    picture: Hashable
+    block: int
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """``packed`` int64 (integers,), see ``Table``; ``inputs`` the jobs whose pixels are the batch's, one after another.
 
-    ``frames`` (jobs,) rows per job; ``starts`` (jobs,) its first row, which several jobs may share.
+    ``frames`` (jobs,) rows per job; ``starts`` (jobs,) its first row, which several jobs may share. ``resumed``: the
+    pictures whose tokens before a block come from the prefix cache, in the order of their rows. ``keeps``: what it is
+    to have of this batch.
     """
 
     key: BatchKey
@@ -130,6 +123,8 @@ class Plan:
     inputs: tuple[int, ...]
     frames: NDArray[np.int64]
     starts: NDArray[np.int64]
+    resumed: tuple[tuple[int, Hashable], ...] = ()
+    keeps: tuple[Keep, ...] = ()
 
     @property
     def table(self) -> Table[NDArray[np.int64]]:
@@ -146,14 +141,14 @@ def power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def plan_of(jobs: Sequence[Job], *, pad: bool = False) -> Plan:
+def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None = None) -> Plan:
     """Lay the streams out one after another, a clip's rows side by side in time order.
 
     ``pad`` makes few keys of many batches, for a runtime that keeps something for each: blank rows use slot 0 and
-    neighbour only themselves, and every block is a block that some row may adapt. A batch with joins stays as it is,
-    their shapes are too many.
+    neighbour only themselves, and every block is a block that some row may adapt. A batch with joins, or of which the
+    prefix cache keeps something, stays as it is: their shapes are too many. ``prefixes`` says what that cache holds.
     """
-    streams = _streams(jobs)
+    streams = streams_of(jobs, prefixes)
     members = [jobs[job] for job in streams.jobs]
     frames = np.array([job.pixels.shape[0] for job in members])
     starts = np.cumsum(frames) - frames
@@ -166,12 +161,11 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False) -> Plan:
         acts = tuple(ACTIVATIONS[c] for c in np.unique(codes[mine > 0]))
         keys.append(SiteKey(site, acts, any(site in job.meta.temporal for job in members)))
         lines += [mine, codes]
-    joined = zip(members[streams.pictures :], frames[streams.pictures :], strict=True)
+    joined = zip(streams.enters[streams.pictures :], frames[streams.pictures :], strict=True)
     joins = tuple(
-        (block, int(sum(rows for _, rows in group)))
-        for block, group in groupby(joined, key=lambda pair: pair[0].meta.first)
+        (block, int(sum(rows for _, rows in group))) for block, group in groupby(joined, key=lambda pair: pair[0])
     )
-    pad = pad and not joins
+    pad = pad and not joins and not streams.keeps
     rows, longest = int(frames.sum()), int(frames.max())
     size = padded(rows) if pad else rows
     heads, places = np.unique(np.concatenate([job.pages for job in jobs]), return_inverse=True)
@@ -187,8 +181,14 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False) -> Plan:
         pages=power_of_two(max(len(job.pages) for job in jobs)),
         heads=max(answers, power_of_two(len(heads))),
     )
-    plan = Plan(key, np.zeros(key.integers, np.int64), tuple(streams.jobs[: streams.pictures]),
-                frames[of_job], starts[of_job])  # fmt: skip
+    plan = Plan(
+        key, np.zeros(key.integers, np.int64), tuple(streams.jobs[: streams.pictures]), frames[of_job], starts[of_job],
+        tuple((streams.enters[at], picture_of(members[at])) for at in sorted(streams.resumed)),
+        tuple(
+            Keep(picture_of(members[at]), block, int(starts[at]), int(starts[at] + frames[at]))
+            for at, block in streams.keeps
+        ),
+    )  # fmt: skip
     table = plan.table
     table.rows[:, :rows] = lines
     table.rows[SOURCE : AFTER + 1, rows:] = np.arange(rows, size)
@@ -227,47 +227,6 @@ def _fill_places(places: NDArray[np.int64], jobs: Sequence[Job], found: NDArray[
     """``found``: of every job's pages, one job after another, the places in ``heads``."""
     counts = np.array([len(job.pages) for job in jobs])
     places[np.repeat(np.arange(len(jobs)), counts), _positions(counts)] = found.reshape(-1)
-
-
-@dataclass(frozen=True)
-class _Streams:
-    """The distinct streams: the first ``pictures`` carry a picture from the beginning, the others join, in order.
-
-    ``jobs``: a job for each stream. ``carriers``: the stream that each is copied from. ``of_job``: each job's stream.
-    """
-
-    pictures: int
-    jobs: list[int]
-    carriers: list[int]
-    of_job: list[int]
-
-
-def _streams(jobs: Sequence[Job]) -> _Streams:
-    pictures: dict[Hashable, dict[int, int]] = {}  # of each picture: the slot that sees it -> a job that says so
-    seen: list[tuple[Hashable, int]] = []
-    for number, job in enumerate(jobs):
-        # Pixels that are normalised differently are another picture; None is like no other.
-        picture = number if job.picture is None else (job.picture, job.meta.normalisation)
-        slot = job.slot if job.meta.acts else 0
-        pictures.setdefault(picture, {}).setdefault(slot, number)
-        seen.append((picture, slot))
-    if len(pictures) == len(jobs):
-        alone = list(range(len(jobs)))
-        return _Streams(len(jobs), alone, alone, alone)
-
-    def first(slot_job: tuple[int, int]) -> float:
-        return jobs[slot_job[1]].meta.first if slot_job[0] else np.inf  # slot 0 is the bare backbone
-
-    carriers = {picture: max(slots.items(), key=first) for picture, slots in pictures.items()}
-    others = [(p, pair) for p, slots in pictures.items() for pair in slots.items() if pair != carriers[p]]
-    order = [*carriers.items(), *sorted(others, key=lambda other: first(other[1]))]
-    place = {(picture, slot): at for at, (picture, (slot, _)) in enumerate(order)}
-    return _Streams(
-        pictures=len(pictures),
-        jobs=[job for _, (_, job) in order],
-        carriers=[place[picture, carriers[picture][0]] for picture, _ in order],
-        of_job=[place[stream] for stream in seen],
-    )
 
 
 def _positions(frames: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,6 +25,7 @@ from adapters.forward.plan import (
     SOURCE,
     TRAINED,
     BatchKey,
+    Keep,
     Table,
 )
 from adapters.sites import ClipRows, SiteRows, banked_residual
@@ -38,6 +41,18 @@ class Outputs(NamedTuple):
 
     vectors: Tensor
     logits: Tensor
+
+
+@dataclass
+class Prefix:
+    """What the prefix cache gives a batch and gets of it.
+
+    ``resumed``: by block, tokens of rows that begin there; ``keeps``: what to keep, ``kept``: copies of its tokens.
+    """
+
+    resumed: Mapping[int, Sequence[Tensor]]
+    keeps: Mapping[int, Sequence[Keep]]
+    kept: list[tuple[Keep, Tensor]] = field(default_factory=list)
 
 
 class Runtime(Protocol):
@@ -56,11 +71,11 @@ class Eager:
     def __init__(self, backbone: Backbone, slabs: Slabs) -> None:
         self._backbone, self._slabs = backbone, slabs
 
-    def __call__(self, key: BatchKey, packed: Tensor, pixels: Tensor) -> Outputs:
+    def __call__(self, key: BatchKey, packed: Tensor, pixels: Tensor, prefix: Prefix | None = None) -> Outputs:
         table = Table[Tensor].of(key, packed)
         given = self._slabs.vectors[table.rows[SLOTS, : key.input_rows]]
         images = normalise(pixels, given[:, 0:3], given[:, 3:6])
-        operator = RowOperator(self._slabs, key, table.rows) if key.sites else None
+        operator = RowOperator(self._slabs, key, table.rows, prefix) if key.sites or prefix else None
         features = self._backbone.features(images, operator)
         pooled = [self._backbone.pool(features, *mode).float() for mode in key.modes]
         rows = pooled[0] if len(pooled) == 1 else torch.cat(pooled)
@@ -111,7 +126,7 @@ def scores_of(vectors: Tensor, slabs: Slabs, table: Table[Tensor]) -> Tensor:
 class RowOperator:
     """The backbone's operator for one batch: every row's own slot at every site. ``rows`` is the table's part."""
 
-    def __init__(self, slabs: Slabs, key: BatchKey, rows: Tensor) -> None:
+    def __init__(self, slabs: Slabs, key: BatchKey, rows: Tensor, prefix: Prefix | None = None) -> None:
         self._slabs, self._key, self._table = slabs, key, rows
         self._places = {site.site: SITES + 2 * i for i, site in enumerate(key.sites)}
         self._masks = None
@@ -119,11 +134,20 @@ class RowOperator:
             self._masks = rows[HAS_BEFORE : HAS_AFTER + 1].to(slabs.dtype).view(2, -1, 1, 1)
         self._rows = self._first_rows(key.input_rows)
         self.active = frozenset[str](self._places)
-        self.joins: dict[int, Tensor] = {}
-        there = key.input_rows
-        for block, joining in key.joins:
-            self.joins[block] = rows[SOURCE, there : there + joining]
-            there += joining
+        self._joins, self._prefix = dict(key.joins), prefix or Prefix({}, {})
+
+    def enter(self, block: int, tokens: Tensor) -> Tensor:
+        for keep in self._prefix.keeps.get(block, ()):
+            self._prefix.kept.append((keep, tokens[keep.start : keep.stop].clone()))
+        joining = self._joins.get(block)
+        if joining is None:
+            return tokens
+        end = tokens.shape[0] + joining
+        if resumed := self._prefix.resumed.get(block):
+            tokens = torch.cat([tokens, *resumed])
+        if (there := tokens.shape[0]) < end:
+            tokens = torch.cat([tokens, tokens[self._table[SOURCE, there:end]]])
+        return tokens
 
     def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
         if block < self._key.first:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import NO_JOINS, Backbone
+from adapters.backbone import Backbone
 from adapters.config import AdapterConfig, SiteName
 from adapters.sites import LowRankResidual
 
@@ -77,11 +77,14 @@ class AdaptedModel(HeadedModel):
             for block in site.blocks
         }
         super().__init__(backbone, config)
-        self.joins = NO_JOINS
         self._learn_scale = learn_scale
         self.active = frozenset[str](site.site for site in config.sites)
         self.residuals = nn.ModuleDict(residuals)
         self.to(backbone.device)
+
+    def enter(self, block: int, tokens: Tensor) -> Tensor:  # noqa: ARG002
+        """All rows are there from the beginning."""
+        return tokens
 
     def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
         """The backbone calls it at every site; see ``Operator``."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from adapters.bank import Lease
-from adapters.forward.plan import Job
+from adapters.forward.streams import Job
 from adapters.media import Pixels
 from adapters.meta import AdapterMeta
 from service.engine.interface import Answer

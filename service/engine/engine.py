@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 
-import numpy as np
-
 from adapters.bank import Bank, Lease, Loader
 from adapters.errors import AdaptError, LoadsBehind
 from adapters.forward.banked import BankedForward
@@ -22,8 +20,9 @@ from service.engine import faults
 from service.engine.batch import BatchReport, Work
 from service.engine.interface import Answer
 from service.engine.room import Room
+from service.engine.runner import Batch, Runner
 from service.engine.scheduler import Scheduler, Ticket
-from service.errors import BadScores, DeadlineExceeded, Draining
+from service.errors import DeadlineExceeded, Draining
 from service.pace import HOPE
 
 CLOSE_S = 2.0
@@ -49,14 +48,17 @@ class Engine:
 
         On CUDA that is when it was put into the device's queue, or never where it is replayed from a graph.
         """
-        self._forward, self._bank, self._clock = forward, bank, clock
-        self._on_batch = on_batch or (lambda _: None)
+        self._bank, self._clock = bank, clock
         self.last_step = last_step
         self._scheduler: Scheduler[Work] = Scheduler(max_batch_rows)
         self._wake = threading.Condition()
         self.room = (room or Room(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, clock=clock)).begin()
-        self._live: list[Ticket[Work]] = []  # the latest batch
-        self._begun: float | None = None  # when the forward pass that runs now began
+        self.runner = Runner(
+            forward, clock=clock, room=self.room, on_batch=on_batch or (lambda _: None), done=self._done,
+            fault=self._fault,
+        )  # fmt: skip
+        self._coming: Batch | None = None  # is laid out while the latest batch computes
+        self._live: list[Ticket[Work]] = []  # of both
         self._running = True
         self.last_failure = ""
         """What the latest forward pass or load that failed raised, in a line for the log; empty if none did."""
@@ -78,7 +80,7 @@ class Engine:
     @property
     def busy_s(self) -> float:
         """How long the batch that runs now has run; 0 when none does."""
-        begun = self._begun
+        begun = self.runner.begun
         return 0.0 if begun is None else self._clock() - begun
 
     def submit(
@@ -230,70 +232,59 @@ class Engine:
         if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
             future.set_exception(error)
 
-    def _loop(self) -> None:
-        try:
-            while True:
-                with self._wake:
-                    self._wake.wait_for(lambda: self._scheduler.waiting_rows or not self._running)
-                    if not self._running:
-                        return
-                    batch, expired = self._scheduler.take(self._clock())
-                for ticket in expired:
-                    waited = self._clock() - ticket.payload.submitted
-                    self._fail(ticket, DeadlineExceeded(f"waited {waited:.2f} s in the queue, past the deadline"))
-                self._live = [t for t in batch if t.payload.future.set_running_or_notify_cancel()]
-                if self._live:
-                    self._run(self._live)
-        finally:
-            with self._wake:
-                self.room.open = self._running = False
-                left = self._scheduler.clear()
-            for ticket in (*self._live, *left):  # those of the batch are answered, unless this thread ends by mistake
-                self._fail(ticket, _stopped())
-
-    def _run(self, batch: Sequence[Ticket[Work]]) -> None:
-        """Compute a batch; if it raises, each member once more alone, so that a bad one fails alone."""
-        if self._attempt(batch) is None:
-            return
-        # The error is gone by now, and with it the traceback that held the failed batch's tensors.
-        for ticket in [t for t in batch if not t.payload.future.done()]:
-            failure = self._attempt([ticket])
-            if failure is not None:
-                self._fail(ticket, failure)
-
-    def _attempt(self, batch: Sequence[Ticket[Work]]) -> AdaptError | None:
-        """Compute a batch and answer it; what its members are told if it raises."""
-        try:
-            self._answer(batch)
-        except Exception as error:
-            return self._fault(error, f"the forward pass of {len(batch)} requests")
-        return None
+    def _done(self, ticket: Ticket[Work], outcome: Answer | AdaptError) -> None:
+        if isinstance(outcome, Answer):
+            self._settle(ticket)
+            if ticket.payload.future.done():
+                return  # refused by ``close``, which did not wait for the device any longer
+            ticket.payload.future.set_result(outcome)
+        else:
+            self._fail(ticket, outcome)
 
     def _fault(self, error: BaseException, doing: str) -> AdaptError:
         self.last_failure = faults.one_line(error)
         return faults.told(error, doing)
 
-    def _answer(self, batch: Sequence[Ticket[Work]]) -> None:
-        self._begun = start = self._clock()
-        rows = sum(t.rows for t in batch)
-        jobs = [t.payload.job() for t in batch]
-        failed = True
+    def _loop(self) -> None:
         try:
-            logits = self._forward(jobs)
-            failed = False
+            while (batch := self._next()) is not None:
+                if batch.tickets:
+                    self._coming = self.runner.run(batch, self._next_if_full)
+                    if self._running:  # else the end settles what ``close`` has answered
+                        self._live = [*self._coming.tickets] if self._coming else []
         finally:
-            compute = self._clock() - start
-            self._begun = None
-            self._on_batch(BatchReport(rows, len({job.slot for job in jobs}), compute, failed))
-        self.room.saw(rows, min(t.payload.submitted for t in batch), self._clock())
-        for ticket, values in zip(batch, logits, strict=True):
-            if ticket.payload.future.done():
-                continue  # refused by ``close``, which did not wait for the device any longer
-            if not np.isfinite(values).all():
-                self._fail(ticket, BadScores(f"task '{ticket.task}' computed scores that are not finite numbers"))
-                continue
-            self._settle(ticket)
-            ticket.payload.future.set_result(Answer(values, start - ticket.payload.submitted, compute, rows))
+            with self._wake:
+                self.room.open = self._running = False
+                left = self._scheduler.clear()
+            for ticket in (*self._live, *left):  # a batch that was laid out, or, if this thread ends by mistake, any
+                self._fail(ticket, _stopped())
+
+    def _next(self) -> Batch | None:
+        """The batch that is laid out, or of what waits, once something does; None at the end."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._coming or self._scheduler.waiting_rows or not self._running)
+            if not self._running:
+                return None
+            if self._coming is None:
+                taken = self._scheduler.take(self._clock())
+        return self._coming or self._batch_of(*taken)
+
+    def _next_if_full(self) -> Batch | None:
+        """What would be the next batch anyway, whoever comes meanwhile; for a device that computes by itself."""
+        with self._wake:
+            if not self._running or self._scheduler.waiting_rows < self._scheduler.max_batch_rows:
+                return None
+            taken = self._scheduler.take(self._clock())
+        return self._batch_of(*taken)
+
+    def _batch_of(self, taken: Sequence[Ticket[Work]], expired: Sequence[Ticket[Work]]) -> Batch:
+        """Those that are still wanted; from here on ``close`` knows of them."""
+        for ticket in expired:
+            waited = self._clock() - ticket.payload.submitted
+            self._fail(ticket, DeadlineExceeded(f"waited {waited:.2f} s in the queue, past the deadline"))
+        batch = [t for t in taken if t.payload.future.set_running_or_notify_cancel()]
+        self._live = [*self._live, *batch]
+        return Batch(batch)
 
 
 def _stopped() -> Draining:

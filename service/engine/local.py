@@ -20,6 +20,7 @@ from adapters.bank import PAGE, Bank, PackedAdapter, Slabs
 from adapters.errors import AdaptError
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward
+from adapters.forward.prefix import PrefixCache
 from service.engine.batch import BatchReport
 from service.engine.engine import CLOSE_S, Engine
 from service.engine.health import Health
@@ -42,13 +43,14 @@ class LocalEngine:
     """See ``interface.Link``."""
 
     def __init__(
-        self, backbone: Backbone, bank: Bank, engine: Engine, loading: Loading, health: Health, files: Pool
-    ) -> None:
+        self, backbone: Backbone, bank: Bank, engine: Engine, loading: Loading, health: Health, files: Pool,
+        prefixes: PrefixCache | None,
+    ) -> None:  # fmt: skip
         """``files`` are the workers that check uploads."""
         self.on_loaded: Callable[[], None] = lambda: None
         """Called on the loader's thread when an adapter has come into a slot."""
         self.backbone, self.bank, self.engine, self.health = backbone, bank, engine, health
-        self.loading, self.files = loading, files
+        self.loading, self.files, self._prefixes = loading, files, prefixes
         slabs = bank.slabs
         self.facts = Facts(
             backbone.layout, backbone.input, str(slabs.device), str(slabs.dtype).removeprefix("torch."),
@@ -96,11 +98,12 @@ class LocalEngine:
         return Readiness(await self.health.check(self.engine), self.engine.busy_s)
 
     async def snapshot(self) -> Snapshot:
-        stats, slabs = self.bank.stats(), self.bank.slabs
+        stats, slabs, prefixes = self.bank.stats(), self.bank.slabs, self._prefixes
         if slabs.device.type == "cuda":
             memory = torch.cuda.memory_reserved(slabs.device)
         else:
             memory = slabs.nbytes + sum(p.nbytes for p in self.backbone.model.parameters())
+            memory += prefixes.nbytes if prefixes else 0
         return Snapshot(
             queue_rows=self.engine.queued_rows,
             slots={"used": stats.used - stats.pinned, "pinned": stats.pinned, "free": stats.slots - stats.used},
@@ -109,6 +112,7 @@ class LocalEngine:
             evictions=stats.evictions,
             device_memory_bytes=memory,
             ready=self.health.ready(self.engine),
+            prefix_cache_hits=prefixes.hits if prefixes else 0,
         )
 
     @property
@@ -134,7 +138,10 @@ def local_engine(settings: Settings, device: str, metrics: Metrics, room: Room |
         made: list[LocalEngine] = []
         bank = Bank(slabs, host_cache_bytes=settings.host_cache_bytes, on_load=_both(metrics, made))
         stack.callback(bank.close)
-        forward = BankedForward(backbone, slabs, cuda_graphs=settings.cuda_graphs, compile=settings.compile)
+        forward = BankedForward(
+            backbone, slabs, cuda_graphs=settings.cuda_graphs, compile=settings.compile,
+            prefix_cache_bytes=settings.prefix_cache_bytes,
+        )  # fmt: skip
         forward.warm_up((1, settings.max_batch_rows))
         engine = Engine(
             forward,
@@ -153,7 +160,7 @@ def local_engine(settings: Settings, device: str, metrics: Metrics, room: Room |
         files = Pool("upload", workers=settings.max_uploads, max_waiting=settings.max_uploads, setting="max_uploads")
         stack.callback(files.close)
         loading = Loading(slabs, file_limits(settings, slabs.rank))
-        made.append(LocalEngine(backbone, bank, engine, loading, health, files))
+        made.append(LocalEngine(backbone, bank, engine, loading, health, files, forward.prefixes))
         yield made[0]
 
 

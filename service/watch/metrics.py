@@ -25,7 +25,7 @@ _POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is held now; ``loads`` and ``evictions`` count since start, per tier."""
+    """What is held now; ``loads`` and ``evictions`` count since start, per tier, and so do hits."""
 
     queue_rows: int
     slots: Mapping[str, int]
@@ -34,6 +34,7 @@ class Snapshot:
     evictions: Mapping[str, int]
     device_memory_bytes: int
     ready: bool
+    prefix_cache_hits: int = 0
 
     @classmethod
     def nothing(cls) -> Self:
@@ -46,7 +47,7 @@ class Snapshot:
             self.queue_rows + other.queue_rows, _sum(self.slots, other.slots),
             self.host_cache_bytes + other.host_cache_bytes, _sum(self.loads, other.loads),
             _sum(self.evictions, other.evictions), self.device_memory_bytes + other.device_memory_bytes,
-            self.ready or other.ready,
+            self.ready or other.ready, self.prefix_cache_hits + other.prefix_cache_hits,
         )  # fmt: skip
 
 
@@ -171,6 +172,9 @@ class _Gauges(Collector):
         yield _per_tier("adaptserve_adapter_loads", "Adapters brought into a tier.", now.loads)
         yield _per_tier("adaptserve_adapter_evictions", "Adapters put out of a tier.", now.evictions)
         yield _gauge("adaptserve_device_memory_bytes", "Bytes that torch holds on the device.", now.device_memory_bytes)
+        hits = CounterMetricFamily("adaptserve_prefix_cache_hits", "Pictures that went on from kept tokens.")
+        hits.add_metric([], now.prefix_cache_hits)
+        yield hits
         yield _gauge("adaptserve_ready", "1 when the last forward pass succeeded lately.", int(now.ready))
         info = GaugeMetricFamily("adaptserve_build_info", "What runs here; always 1.", labels=list(self._build))
         info.add_metric(list(self._build.values()), 1)

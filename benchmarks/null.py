@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a front end imports no torch
     import numpy as np
     from numpy.typing import NDArray
 
-    from adapters.forward.plan import Job
+    from adapters.forward.streams import Job
 
 ENGINE, FRONT_END = "service.engine.process", "service.web.process"
 

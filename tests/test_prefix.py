@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from adapters.config import SiteConfig
 from adapters.forward.banked import BankedForward, Job
 from adapters.forward.prefix import PrefixCache
 from tests.devices import StandIn
+from tests.houses import Kit, house, photograph
 from tests.models import FAMILIES, Spec, random_adapter, small_backbone
 from tests.test_backbone import Bench, all_sites, pixels
 
@@ -146,6 +148,16 @@ def test_a_backbone_that_does_not_go_on_has_no_cache(
     assert tasks.cached.prefixes is None
     assert "no prefix cache" in caplog.text
     tasks.close([tasks.named(1), tasks.named(2)])
+
+
+def test_a_server_counts_what_it_did_not_compute(kit: Kit, tmp_path: Path) -> None:
+    with house(kit.settings(data_dir=tmp_path / "data", prefix_cache_bytes=MIB)) as home:
+        last = (kit.backbone.layout.blocks - 1,)
+        late = Spec((SiteConfig(site="parallel", blocks=last, rank=4),), 5)
+        for number in range(2):
+            home.client.put(f"/v1/tasks/t{number}/adapter", content=kit.file(number, late)[0]).raise_for_status()
+            home.client.post(f"/v1/tasks/t{number}/predict", content=photograph()).raise_for_status()
+        assert "adaptserve_prefix_cache_hits_total 1.0" in home.client.get("/metrics").text
 
 
 def test_the_picture_asked_least_recently_goes_first() -> None:

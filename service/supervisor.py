@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters.errors import AdaptError
 from service import child
 from service.engine import memory
-from service.engine.interface import Facts
 from service.engine.room import CELLS
 from service.exits import CUT_OFF, FAILED
 from service.limits import file_limits, share
@@ -35,6 +34,9 @@ from service.store.repository import Repository
 from service.watch.counts import Counts
 from service.watch.metrics import SHARED_FOLDER
 
+if TYPE_CHECKING:
+    from service.engine.interface import Facts
+
 log = logging.getLogger(__name__)
 
 COMMAND: tuple[str, ...] = (sys.executable, "-m")
@@ -43,10 +45,8 @@ TRIES, PAUSE_S = 3, 0.5
 """How often in a row a child may end without coming up again, with pauses, until the server gives up."""
 STEADY_S, QUICK, MOST_PAUSE_S = 2.0, 3, 10.0
 """A child that ends within so many seconds more often than that in a row is started again after ever longer pauses."""
-LOOKS = 6
-"""In how many looks in a row a child must give no sign of life, over ``device_lost_s``, to be ended."""
-CLOSE_S = 6.0
-"""How long an engine may take to close when nobody asks it any more."""
+LOOKS, CLOSE_S = 6, 6.0
+"""Looks in a row, over ``device_lost_s``, without a sign of life until a child is ended; seconds of a close at most."""
 
 
 class Ended(AdaptError):
@@ -131,22 +131,24 @@ class Supervisor:
         )  # fmt: skip
         stack.callback(repository.close)
         engines = [await self._engine(number) for number in range(len(self._devices))]
+        from service.engine.interface import Facts  # a third of a second, in which engines import torch
+
         for sentence in await asyncio.to_thread(repository.recover):
             log.warning("recovery: %s", sentence)
         front_ends = [await self._front_end(number) for number in range(self._count)]
         facts = Facts.of((await asyncio.gather(*(self._up(engine) for engine in engines)))[0])
         if settings.backbone == "demo":
             limits = file_limits(settings, facts.rank)
-            catalogue = Catalogue(repository, facts.layout, limits, lambda _: None, cache_bytes=0)
-            await asyncio.to_thread(publish_demo, catalogue)
+            demo = Catalogue(repository, facts.layout, limits, lambda _: None, cache_bytes=0)
+            await asyncio.to_thread(publish_demo, demo)
         await asyncio.gather(*(self._up(front_end, front_end.built) for front_end in front_ends))
         for front_end in front_ends:
             front_end.channel.send(Told("go", None))
         await asyncio.gather(*(self._up(front_end) for front_end in front_ends))
         for one in (*engines, *front_ends):
             self._keep(self._replace(one))
-        if self._settings.device_lost_s:
-            self._keep(self._look_after(self._settings.device_lost_s))
+        if settings.device_lost_s:
+            self._keep(self._look_after(settings.device_lost_s))
         said(facts, repository.names)
 
     async def _up(self, one: Child, sign: asyncio.Future[Any] | None = None) -> Any:
@@ -155,9 +157,8 @@ class Supervisor:
         await asyncio.wait({sign, one.ended}, return_when=asyncio.FIRST_COMPLETED)
         if sign.done():
             return sign.result()
-        raise Ended(
-            f"the {one.name} process ended at its start (exit code {one.ended.result()}); its log says why", FAILED
-        )
+        code = one.ended.result()
+        raise Ended(f"the {one.name} process ended at its start (exit code {code}); its log says why", FAILED)
 
     async def _engine(self, number: int) -> Child:
         path = self._folder / f"engine-{number}.sock"
@@ -237,12 +238,11 @@ class Supervisor:
 
     async def _again(self, one: Child, code: int, pause: float) -> Child:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        when = f" in {pause:g} s, since it ends again and again" if pause else ""
-        log.error("the %s process %s; another one is being started%s", one.name, how, when)
+        when = f"is started in {pause:g} s, since it ends again and again" if pause else "is being started"
+        log.error("the %s process %s; another one %s", one.name, how, when)
         await asyncio.sleep(pause)
         number = int(one.name.rpartition(" ")[2]) if one.name[-1].isdigit() else 0
-        start = self._engine if one.name.startswith("engine") else self._front_end
-        why = ""
+        start, why = self._engine if one.name.startswith("engine") else self._front_end, ""
         for attempt in range(TRIES):
             if attempt:
                 await asyncio.sleep(PAUSE_S)

@@ -96,8 +96,7 @@ class LastResort:
         except asyncio.CancelledError:  # uvicorn's, when the time of a stop is over; nobody else cancels a request
             if scope["type"] != "http" or begun:
                 raise
-            over = Draining("the server has stopped and did not wait for this request any longer (drain_s)")
-            await respond(over, scope["state"]["request_id"])(scope, receive, send)
+            await given_up(scope)(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise
@@ -105,6 +104,12 @@ class LastResort:
             if begun:
                 raise  # half an answer is out; the connection must break
             await answer(scope, receive, send)
+
+
+def given_up(scope: Scope) -> Response:
+    """For whom a stop does not wait."""
+    over = Draining("the server has stopped and did not wait for this request any longer (drain_s)")
+    return respond(over, scope["state"]["request_id"])
 
 
 def unforeseen(scope: Scope, error: Exception) -> Response:

@@ -6,6 +6,7 @@ through the framework, which knows all forms and has the words for what is wrong
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from service.hosts import place
 from service.keys import EVERYBODY, Key, Keys
 from service.settings import Settings
 from service.web.door import hosts_of
-from service.web.middleware import unforeseen
+from service.web.middleware import given_up, unforeseen
 from service.web.problems import respond
 from service.web.protocol import CROWDED
 from service.web.routes.common import count_for
@@ -82,6 +83,8 @@ class Plain:
                 response = await calls.many(request, asked.tasks, asked.top_k, asked.deadline_ms)
         except AdaptError as error:
             response = respond(error, state["request_id"])
+        except asyncio.CancelledError:  # uvicorn's, at the end of a stop
+            response = given_up(scope)
         except Exception as error:
             response = unforeseen(scope, error)
         await response(scope, receive, send)

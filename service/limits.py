@@ -40,7 +40,7 @@ def share(settings: Settings, front_ends: int) -> Settings:
     """What one of so many front ends may hold, so that together they hold what the settings say."""
     divided = {
         "max_bodies_bytes": settings.max_bodies_bytes, "max_decodes_waiting": settings.max_decodes_waiting,
-        "max_uploads": settings.max_uploads, "decode_workers": decode_workers(settings),
+        "decode_workers": decode_workers(settings),
         "config_cache_bytes": settings.config_cache_bytes,
     }  # fmt: skip
     return settings.model_copy(update={name: -(-value // front_ends) for name, value in divided.items()})

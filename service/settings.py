@@ -147,7 +147,9 @@ class Settings(BaseSettings):
         MediaLimits.decode_timeout_s, gt=0, description="Time to decode one body, in seconds."
     )
 
-    max_uploads: int = Field(4, ge=1, le=256, description="Uploads in progress at once; beyond it, 429.")
+    max_uploads: int = Field(
+        4, ge=1, le=256, description="Uploads in progress at once at one front end; beyond it, 429."
+    )
     upload_timeout_s: float = Field(
         120.0, gt=0, description="Time to check and publish an upload, from the whole file on, in seconds."
     )

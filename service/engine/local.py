@@ -127,7 +127,9 @@ class LocalEngine:
 
 
 @contextmanager
-def local_engine(settings: Settings, device: str, metrics: Metrics, room: Room | None = None) -> Iterator[LocalEngine]:
+def local_engine(
+    settings: Settings, device: str, metrics: Metrics, room: Room | None = None, front_ends: int = 1
+) -> Iterator[LocalEngine]:
     """An engine that has computed a first forward. Raises BackboneError and more."""
     with ExitStack() as stack:
         if settings.threads:
@@ -157,7 +159,9 @@ def local_engine(settings: Settings, device: str, metrics: Metrics, room: Room |
         stack.callback(engine.drain, min(settings.drain_s, CLOSE_S))  # front ends have drained before; for rests
         health.ask(engine, WARM_UP_S)  # nobody is served before the device has computed
         # An upload has one job at a time.
-        files = Pool("upload", workers=settings.max_uploads, max_waiting=settings.max_uploads, setting="max_uploads")
+        files = Pool(
+            "upload", workers=settings.max_uploads, max_waiting=settings.max_uploads * front_ends, setting="max_uploads"
+        )
         stack.callback(files.close)
         loading = Loading(slabs, file_limits(settings, slabs.rank))
         made.append(LocalEngine(backbone, bank, engine, loading, health, files, forward.prefixes))

@@ -226,7 +226,8 @@ def main() -> None:
         cells=cells,
     )  # fmt: skip
     try:
-        with local_engine(settings, told["device"], Metrics(f"engine-{told['number']}"), room) as engine:
+        metrics = Metrics(f"engine-{told['number']}")
+        with local_engine(settings, told["device"], metrics, room, len(told["pixels"])) as engine:
             lost = partial(child.end, code=DEVICE_LOST)
             with watching(engine.engine, engine.health, settings.device_lost_s, lost):
                 child.freeze()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -425,3 +426,40 @@ def test_what_lists_show_is_kept_and_belongs_to_the_version_shown(repository: Re
     again.delete_task("dogs")
     again.learn("dogs", "gone", "{}")
     again.close()
+
+
+def test_files_of_a_digest_are_told_while_others_come_and_go(tmp_path: Path) -> None:
+    """As a reader whose allocation lets a writer in: the iteration runs Python code in its midst."""
+    repository = Repository(tmp_path)
+    digest, stop = "d" * 64, threading.Event()
+    shared: dict[tuple[str, int], None] = {("always", 1): None}
+
+    class Yielding(tuple[str, int]):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            time.sleep(0)
+            return super().__hash__()
+
+    def change() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            shared[Yielding(("other", number))] = None
+            if number > 3:
+                del shared[Yielding(("other", number - 3))]
+
+    repository._digests[digest] = shared
+    thread = threading.Thread(target=change)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(3000):
+            found = repository.paths(digest, 4)
+            assert repository.path("always", 1) in found
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+        repository.close()

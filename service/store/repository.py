@@ -105,7 +105,9 @@ class Repository(View):
 
     def paths(self, digest: str, most: int) -> list[Path]:
         """Files with those bytes, of whatever tasks, at most so many; each may be deleted a moment later."""
-        return [self.path(name, number) for name, number in list(islice(self._digests.get(digest, ()), most))]
+        while True:
+            with suppress(RuntimeError):  # a writer has changed them in this moment
+                return [self.path(name, number) for name, number in list(islice(self._digests.get(digest, ()), most))]
 
     def publish(
         self, name: str, staging: Staging, *, activate: bool = True, about: str | None = None

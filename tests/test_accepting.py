@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-import uvloop
 
 from service.engine.room import Cells, cells_of
 from service.web.accepting import DEFER_S, Acceptor, Share
@@ -49,8 +48,8 @@ async def become(condition: Callable[[], bool]) -> None:
 
 
 def run(step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(step(), WAIT))
+    """On asyncio's own loop: uvloop's was seen to wait for ever in its close, where no test's timeout helps."""
+    asyncio.run(asyncio.wait_for(step(), WAIT))
 
 
 def test_a_share_tells_its_number_while_it_accepts() -> None:

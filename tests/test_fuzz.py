@@ -44,8 +44,11 @@ def test_mutated_files_over_http_end_no_process(count: int, tmp_path: Path) -> N
         family = server.family()
         before = [process.memory_info().rss for process in family]
 
+        # One after the other: two threads that make a backbone at random would share torch's generator.
+        fuzzes = [fuzzing.Fuzz(tmp_path / f"fuzz-{share}") for share in range(CHILDREN)]
+
         def send(share: int) -> None:
-            fuzz = fuzzing.Fuzz(tmp_path / f"fuzz-{share}")
+            fuzz = fuzzes[share]
             with httpx.Client(base_url=server.url, timeout=60) as client:
                 for number in range(share, count, CHILDREN):
                     parser, data = fuzz.input(number)
@@ -63,8 +66,6 @@ def test_mutated_files_over_http_end_no_process(count: int, tmp_path: Path) -> N
         print(json.dumps({"answers": {f"{parser} {status}": n for (parser, status), n in sorted(seen.items())},
                           "rss_growth": [round(share, 3) for share in growth]}))  # fmt: skip
         assert {status for _, status in seen} <= {200, 201, 413, 415, 422}
-        read = {parser for parser, status in seen if status < 300}
-        assert read >= {"clip", "image"}  # of an adapter hardly a byte may change
-        assert "adapter" in read or count < 1000
+        assert {parser for parser, status in seen if status < 300} == set(fuzzing.PARSERS)
         assert server.family() == family  # none was replaced
         assert server.stop(signal.SIGTERM) == 0

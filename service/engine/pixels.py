@@ -60,6 +60,11 @@ class Held:
         return row
 
     @property
+    def nbytes(self) -> int:
+        """Of all frames; ``array`` may have to copy them."""
+        return len(self) * int(self._owner.rows[0].nbytes)
+
+    @property
     def array(self) -> Pixels:
         """All frames, (frames, 3, size, size)."""
         return gathered(self._owner.rows, self.numbers)

@@ -6,7 +6,6 @@ It speaks to front ends and to the supervisor; it knows no HTTP.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
@@ -24,7 +23,7 @@ from service.engine.heap import keep_freed_memory
 from service.engine.interface import Answer
 from service.engine.local import LocalEngine, local_engine
 from service.engine.pixels import array_of, gathered
-from service.engine.room import CELLS, Room, cells_of
+from service.engine.room import Room
 from service.engine.watchdog import watching
 from service.exits import DEVICE_LOST
 from service.messages import (
@@ -220,11 +219,7 @@ def main() -> None:
     keep_freed_memory()
     begun = child.begin()
     settings, told = begun.settings, begun.told
-    cells = cells_of(memory.mapped(told["cells"]))[told["number"] * CELLS : (told["number"] + 1) * CELLS]
-    room = Room(
-        max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows, clock=time.monotonic,
-        cells=cells,
-    )  # fmt: skip
+    room = Room.shared(settings, told["cells"], told["number"])
     try:
         metrics = Metrics(f"engine-{told['number']}")
         with local_engine(settings, told["device"], metrics, room, len(told["pixels"])) as engine:

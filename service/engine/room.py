@@ -7,13 +7,16 @@ calls it under its own lock.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from mmap import mmap
 from typing import TypeAlias
 
 from adapters.errors import BrokenMedia, LoadsBehind, MediaTooLarge
+from service.engine import memory
 from service.errors import Draining, QueueFull
 from service.pace import HOPE, Pace, seconds
+from service.settings import Settings
 
 LOADING_SHARE = 0.75
 """Share of the queue that rows may take whose adapter is not there yet; the rest is for those that need no load."""
@@ -41,6 +44,15 @@ class Room:
         self._cells = cells_of(bytearray(8 * CELLS)) if cells is None else cells
         self._pace = Pace(max_batch_rows)
         self._most, self._limit, self._clock = max_batch_rows, max_queue_rows, clock
+
+    @classmethod
+    def shared(cls, settings: Settings, cells: int, number: int) -> Room:
+        """That of an engine by its number; ``cells`` is the descriptor of the memory that all processes share."""
+        own = cells_of(memory.mapped(cells))[number * CELLS : (number + 1) * CELLS]
+        return cls(
+            max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows, clock=time.monotonic,
+            cells=own,
+        )  # fmt: skip
 
     def begin(self) -> Room:
         """Nothing is held yet, and everything is taken; for the engine, at its start."""

@@ -115,7 +115,7 @@ class Decoder:
 
 def _digest(body: bytes, pixels: Held, how: bytes) -> bytes:
     """Equal for equal bodies that are seen in the same way; of whichever is shorter, the body or what is seen of it."""
-    if len(body) > pixels.array.nbytes:
+    if len(body) > pixels.nbytes:
         return pixels.digest()
     found = hashlib.sha256(how)
     found.update(body)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,7 +19,7 @@ from service.engine import memory
 from service.engine.fleet import Fleet
 from service.engine.pixels import PixelMemory, array_of, row_bytes
 from service.engine.remote import RemoteEngine
-from service.engine.room import CELLS, Room, cells_of
+from service.engine.room import Room, cells_of
 from service.limits import pixel_rows
 from service.messages import Call, Channel, Message, Reply, Told
 from service.store.journal import Journal
@@ -155,11 +154,7 @@ class _Process:
 
     def _engine(self, number: int, path: str) -> RemoteEngine:
         settings, told = self._settings, self._begun.told
-        cells = cells_of(memory.mapped(told["cells"]))[number * CELLS : (number + 1) * CELLS]
-        room = Room(
-            max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows, clock=time.monotonic,
-            cells=cells,
-        )  # fmt: skip
+        room = Room.shared(settings, told["cells"], number)
         return RemoteEngine(path, told["number"], room, settings.ready_timeout_s)
 
     def _pixels(self, size: int) -> PixelMemory:

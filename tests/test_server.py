@@ -73,7 +73,7 @@ class Small:
 
 
 class Crowded(Server):
-    """In the moment before it stops, clients connect and ask: the loop has not seen them, the kernel has."""
+    """In the moment before it stops, clients connect: the loop has not seen them, the kernel has."""
 
     late: list[socket.socket]
 
@@ -81,9 +81,26 @@ class Crowded(Server):
         stop = await super().on_tick(counter)
         if stop:
             self.late = [socket.create_connection(address(self), timeout=WAIT) for _ in range(20)]
-            for connection in self.late:
-                connection.sendall(request())
+            self.greet()
         return stop
+
+    def greet(self) -> None:
+        """And ask."""
+        for connection in self.late:
+            connection.sendall(request())
+
+
+class Pensive(Crowded):
+    """As those, but they ask when nobody listens any more, and a good while later: their machine is busy."""
+
+    BUSY_S = 0.7
+
+    def greet(self) -> None:
+        pass
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(self.BUSY_S, super().greet)
+        await super().shutdown(sockets)
 
 
 def address(server: Server) -> tuple[str, int]:
@@ -129,8 +146,9 @@ def status(connection: socket.socket) -> bytes:
     return connection.recv(65536)[:12]
 
 
-def test_a_stop_answers_whom_the_kernel_had_connected() -> None:
-    with running(Crowded) as home:
+@pytest.mark.parametrize("kind", [Crowded, Pensive])
+def test_a_stop_answers_whom_the_kernel_had_connected(kind: type[Crowded]) -> None:
+    with running(kind) as home:
         home.server.should_exit = True
         assert home.stopped()
         assert isinstance(home.server, Crowded)

@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 
 PARTING_S = 2.0
 """How long a connection lasts on which nothing more is answered, so that unread bytes do not reset the answer away."""
-LATE_S = 0.1
-"""At a stop, how long a connection is still listened to that came while the others ended."""
+LINGER_S = 0.5
+"""At a stop, how long a connection without a request is still listened to, since one may be on its way."""
+FIRST_S = 2.0
+"""So long after it came, at least, where it has asked nothing yet: who connects means to, and busy clients are late."""
 MAX_PIPELINED = 16
 """Requests of one connection that wait for the answer before theirs; with more, it is not read for a while."""
 
@@ -80,6 +82,7 @@ class Connection(HttpToolsProtocol):
     settings: Settings
     _wire: _Wire
     _own: asyncio.Transport
+    _came: float
     _timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
     _discard_left = 0
@@ -97,7 +100,7 @@ class Connection(HttpToolsProtocol):
     _stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._own, self._wire = transport, _Wire(transport, self)
+        self._own, self._wire, self._came = transport, _Wire(transport, self), self.loop.time()
         self.departed: asyncio.Future[None] = self.loop.create_future()
         super().connection_made(self._wire)  # type: ignore[arg-type]
 
@@ -221,10 +224,6 @@ class Connection(HttpToolsProtocol):
         self._own.abort()
 
     def shutdown(self) -> None:
-        """Uvicorn's word to all, once the listeners are closed."""
-        self.leave(LATE_S)
-
-    def leave(self, linger_s: float) -> None:
         """The server stops: end with the request in progress, or, where there is none, in a moment.
 
         A request that comes in that moment on a connection at rest is still taken, as its last.
@@ -235,7 +234,8 @@ class Connection(HttpToolsProtocol):
             self._wire.leaving = True
             self._set_timer(PARTING_S, self._shut)
         elif not self._stopping:
-            self.loop.call_later(linger_s, super().shutdown)
+            first_s = self._came + FIRST_S - self.loop.time() if self.cycle is None else 0.0
+            self.loop.call_later(max(LINGER_S, first_s), super().shutdown)
         self._stopping = True
 
     def _set_timer(self, seconds: float, then: Callable[[], None]) -> None:

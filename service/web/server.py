@@ -19,8 +19,6 @@ from service.web.accepting import Acceptor, Share
 from service.web.protocol import BoundedProtocol
 
 BACKLOG = 2048
-LINGER_S = 0.5
-"""At a stop, how long a connection without a request is still listened to, since one may be on its way."""
 TICK_S = 0.02
 DRAINING = "draining"
 """In the state of each request that came after the server was told to stop."""
@@ -78,7 +76,7 @@ class Server(uvicorn.Server):
         self.lifespan.state[DRAINING] = True
         taken, connections = set(self.server_state.tasks), set(self.server_state.connections)
         for connection in connections:
-            cast(BoundedProtocol, connection).leave(LINGER_S)
+            cast(BoundedProtocol, connection).shutdown()
         while time.monotonic() < end and not self.force_exit:
             if not (taken & self.server_state.tasks or connections & self.server_state.connections):
                 break
@@ -92,6 +90,8 @@ class Server(uvicorn.Server):
         listeners = [socket.socket(fileno=os.dup(own.fileno())) for server in self.servers for own in server.sockets]
         for server in self.servers:
             server.close()  # the loop takes no more; the copies keep the listeners alive until they are empty
+            if isinstance(server, Acceptor):
+                await server.wait_closed()  # what it has just taken must hear of the stop as well
         loop = asyncio.get_running_loop()
         for connection in [connection for listener in listeners for connection in _empty(listener)]:
             await loop.connect_accepted_socket(self._protocol, connection)

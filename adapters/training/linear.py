@@ -1,0 +1,186 @@
+"""The best linear head on frozen features: solved, not trained, its regularisation chosen by cross-validation.
+
+Logistic regression with an L2 penalty on standardised features. It knows vectors and labels; it knows no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FOLDS = 5
+MAX_CHOICE = 4000
+"""Examples at most on which the penalty is chosen; all are used once it is."""
+PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(5, -9, -1))
+"""Of half the mean squared weight against the mean loss, from strong to weak: each begins where the one before ended."""
+PATIENCE = 3
+"""So many weaker penalties in a row that are worse end the search."""
+WITHOUT_FOLDS = 1.0
+"""The penalty where a label has a single example, so that nothing can be left out."""
+STEPS, FINAL_STEPS = 40, 300
+"""Iterations of L-BFGS at most."""
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What makes features comparable: each less its mean, over its deviation; (width,) float32."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Scale:
+        """Of (items, width). A feature that never changes stays as it is."""
+        deviation, mean = torch.std_mean(features.double(), dim=0, correction=0)
+        return cls(mean.float(), torch.where(deviation < EPS, 1.0, deviation).float())
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
+
+
+@dataclass(frozen=True)
+class Solved:
+    """``weight`` (classes, width) and ``bias`` (classes,) for standardised features, float32, and how they were chosen.
+
+    ``loss`` and ``accuracy`` are those of the folds that were left out; not numbers where there were too few examples.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Scale
+    penalty: float
+    loss: float
+    accuracy: float
+
+
+def solve(
+    features: Tensor, labels: Tensor, classes: int, *, seed: int = 0, on_step: Callable[[float], None] | None = None
+) -> Solved:
+    """Features (items, width) float32 and labels, int64 (items,) or, for many at once, float32 (items, classes)."""
+    scale = Scale.of(features)
+    rotated, back = _rotated(scale(features).double())
+    problem = _Problem(rotated, labels, classes)
+    penalty, loss, accuracy = _choose(problem, seed, on_step)
+    weight, bias = problem.minimum(penalty, problem.zero(), FINAL_STEPS)
+    return Solved((weight @ back.T).float(), bias.float(), scale, penalty, loss, accuracy)
+
+
+def _rotated(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The same vectors in at most as many dimensions as there are, and what turns weights back.
+
+    The penalty does not change when features are turned, and no minimum has weight where no feature is.
+    """
+    items, width = features.shape
+    if width <= items:
+        return features, torch.eye(width, dtype=features.dtype)
+    back, upper = torch.linalg.qr(features.T)
+    return upper.T.contiguous(), back
+
+
+class _Problem:
+    """Mean loss plus penalty, over some of the examples."""
+
+    def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
+        self.features, self.labels, self.classes = features, labels, classes
+        self.many = labels.is_floating_point()
+
+    def part(self, chosen: Tensor) -> _Problem:
+        return _Problem(self.features[chosen], self.labels[chosen], self.classes)
+
+    def zero(self) -> tuple[Tensor, Tensor]:
+        width = self.features.shape[1]
+        return self.features.new_zeros(self.classes, width), self.features.new_zeros(self.classes)
+
+    def loss(self, weight: Tensor, bias: Tensor) -> Tensor:
+        logits = F.linear(self.features, weight, bias)
+        if self.many:
+            return F.binary_cross_entropy_with_logits(logits, self.labels.to(logits), reduction="sum") / len(logits)
+        return F.cross_entropy(logits, self.labels)
+
+    def accuracy(self, weight: Tensor, bias: Tensor) -> float:
+        logits = F.linear(self.features, weight, bias)
+        right = (logits > 0) == (self.labels > 0.5) if self.many else logits.argmax(1) == self.labels
+        return right.double().mean().item()
+
+    def minimum(self, penalty: float, start: tuple[Tensor, Tensor], steps: int) -> tuple[Tensor, Tensor]:
+        weight, bias = (tensor.clone().requires_grad_() for tensor in start)
+        solver = torch.optim.LBFGS(
+            [weight, bias], max_iter=steps, history_size=20, tolerance_grad=1e-6, tolerance_change=1e-9,
+            line_search_fn="strong_wolfe",
+        )  # fmt: skip
+
+        def closure() -> Tensor:
+            solver.zero_grad()
+            found = self.loss(weight, bias) + 0.5 * penalty * weight.square().sum() / self.features.shape[1]
+            found.backward()  # type: ignore[no-untyped-call]
+            return found
+
+        solver.step(closure)  # type: ignore[no-untyped-call]
+        return weight.detach(), bias.detach()
+
+
+def _folds(problem: _Problem, seed: int) -> list[tuple[_Problem, _Problem]]:
+    """Pairs of what is solved and what scores it; every label is spread over the folds. None where one is too rare."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(problem.features), generator=generator)[:MAX_CHOICE]
+    if problem.many:
+        fold = torch.arange(len(order)) % FOLDS
+    else:
+        by_label = order[problem.labels[order].argsort(stable=True)]
+        rarest = problem.labels[order].bincount(minlength=problem.classes)
+        if rarest[rarest > 0].min() < 2:
+            return []
+        order, fold = by_label, torch.arange(len(by_label)) % FOLDS
+    return [(problem.part(order[fold != k]), problem.part(order[fold == k])) for k in range(FOLDS)]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A penalty, and what the examples that were left out say of it."""
+
+    penalty: float
+    loss: float
+    accuracy: float
+
+
+def _choose(problem: _Problem, seed: int, on_step: Callable[[float], None] | None) -> tuple[float, float, float]:
+    """Penalty, loss and accuracy: of the penalties whose accuracy is as good as the best one's, that of least loss.
+
+    As good: within a standard error. The loss alone would shrink weights more than accuracy asks for, and the
+    accuracy of few examples is a lottery.
+    """
+    folds = _folds(problem, seed)
+    if not folds:
+        return WITHOUT_FOLDS, math.nan, math.nan
+    tried: list[_Tried] = []
+    found = [solved.zero() for solved, _ in folds]
+    for number, penalty in enumerate(PENALTIES, 1):
+        found = [
+            solved.minimum(penalty, start, STEPS) for (solved, _), start in zip(folds, found, strict=True)
+        ]
+        losses = [left_out.loss(*at).item() for (_, left_out), at in zip(folds, found, strict=True)]
+        accuracies = [left_out.accuracy(*at) for (_, left_out), at in zip(folds, found, strict=True)]
+        tried.append(_Tried(penalty, sum(losses) / FOLDS, sum(accuracies) / FOLDS))
+        if on_step:
+            on_step(number / len(PENALTIES))
+        if _only_worse(tried):
+            break
+    best = max(one.accuracy for one in tried)
+    error = math.sqrt(best * (1 - best) / sum(len(left_out.features) for _, left_out in folds))
+    chosen = min((one for one in tried if one.accuracy >= best - error), key=lambda one: one.loss)
+    return chosen.penalty, chosen.loss, chosen.accuracy
+
+
+def _only_worse(tried: list[_Tried]) -> bool:
+    """Whether the last ones are worse than the best before them, in loss and in accuracy."""
+    before, last = tried[:-PATIENCE], tried[-PATIENCE:]
+    if not before:
+        return False
+    loss, accuracy = min(one.loss for one in before), max(one.accuracy for one in before)
+    return all(one.loss > loss and one.accuracy < accuracy for one in last)

@@ -6,6 +6,7 @@ It does not know tensors or files; ``layout.py`` turns it into tensor names and 
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +24,7 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """In the order of the numbers that a batch's table has for them."""
 Modality = Literal["image", "video"]
 Pool = Literal["backbone", "cls", "avg"]
+HeadKind = Literal["mean", "frames", "attention"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -85,10 +87,31 @@ class InputConfig(_Frozen):
 
 
 class VideoConfig(_Frozen):
-    """How many frames stand for a clip, and which: ``uniform`` takes the middles of equal parts."""
+    """How many frames stand for a clip, and which: ``uniform`` takes the middles of equal parts.
+
+    ``head``: what the classes are computed from, the ``mean`` of the frames' vectors or the vectors in their order
+    (``heads.py``). ``head_rank`` is that of a ``frames`` head, 0 for a full one; ``head_width`` the number of values of
+    an ``attention`` head.
+    """
 
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] = 8
     sampling: Literal["uniform"] = "uniform"
+    head: Annotated[HeadKind, Field(exclude_if=lambda head: head == "mean")] = "mean"
+    head_rank: Annotated[int, Field(ge=0, le=MAX_RANK, exclude_if=lambda rank: rank == 0)] = 0
+    head_width: Annotated[int, Field(ge=0, le=MAX_RANK, exclude_if=lambda width: width == 0)] = 0
+
+    @model_validator(mode="after")
+    def _head_is_whole(self) -> Self:
+        if self.head_rank and self.head != "frames":
+            raise ValueError("'head_rank' is for head 'frames'")
+        if (self.head_width > 0) != (self.head == "attention"):
+            raise ValueError("'head_width' must be given for head 'attention', and only then")
+        return self
+
+    @cached_property
+    def decoded(self) -> VideoConfig:
+        """What decides which frames are decoded: equal for tasks that differ in their heads alone."""
+        return self.model_copy(update={"head": "mean", "head_rank": 0, "head_width": 0})
 
 
 class AdapterConfig(_Frozen):
@@ -133,3 +156,8 @@ class AdapterConfig(_Frozen):
     def frames(self) -> int:
         """Rows that one input takes in a batch: 1 for an image, T for a clip."""
         return self.video.frames if self.video else 1
+
+    @property
+    def head(self) -> HeadKind:
+        """What the classes are computed from; ``mean`` also of a picture's one vector."""
+        return self.video.head if self.video else "mean"

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from adapters.config import AdapterConfig, SiteName
 from adapters.errors import AdapterTooLarge, BrokenAdapter, WrongBase
+from adapters.heads import PAGE, class_pages, head_shapes, pages_of
 from adapters.limits import raised
 
 Shape = tuple[int, ...]
@@ -77,6 +78,7 @@ class Layout:
                     f"site '{site.site}' names block {site.blocks[-1]}, {self.model} has blocks 0 to {self.blocks - 1}",
                     field="sites.blocks", expected=self.blocks - 1, got=site.blocks[-1],
                 )  # fmt: skip
+        head_shapes(config, self.width)  # raises where the head asks too much of the backbone
         for refusal in oversized(config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames):
             raise refusal
 
@@ -95,17 +97,20 @@ class Layout:
                     shapes[f"{prefix}.time.weight"] = (site.rank, 1, 3)
         if config.norm == "trained":
             shapes["norm.weight"] = shapes["norm.bias"] = (self.width,)
-        shapes["head.weight"] = (len(config.labels), self.width)
-        shapes["head.bias"] = (len(config.labels),)
+        shapes.update(head_shapes(config, self.width))
         return shapes
 
 
 def oversized(config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> Iterator[AdapterTooLarge]:
     """Why a server with these bounds would refuse the config; nothing where it would not."""
     rank = max((site.rank for site in config.sites), default=0)
+    head: tuple[str, str, int, int] = ("labels", "{} classes", len(config.labels), max_classes)
+    if config.head != "mean":  # in the memory that the classes of a server's largest plain head take
+        head = ("video.head", "a head as large as one of {} classes", PAGE * pages_of(config),
+                PAGE * class_pages(max_classes))  # fmt: skip
     for field, what, value, limit, settings in (
         ("sites.rank", "rank {}", rank, max_rank, ("max_rank",)),
-        ("labels", "{} classes", len(config.labels), max_classes, ("max_classes",)),
+        (*head, ("max_classes",)),
         # All frames of a clip go in one batch.
         ("video.frames", "{} frames", config.frames, max_frames, ("max_clip_frames", "max_batch_rows")),
     ):

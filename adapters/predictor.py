@@ -220,9 +220,9 @@ class Predictor:
 
     def _see(self, source: Source, tasks: Sequence[tuple[str, Adapter]]) -> list[_Asked]:
         """What each task sees of one input: each sampling is decoded once, and each geometry of it resized once."""
-        wanted = [(adapter.config.video, geometry(adapter.config.input)) for _, adapter in tasks]
+        wanted = [(_sampling(adapter), geometry(adapter.config.input)) for _, adapter in tasks]
         seen: dict[tuple[VideoConfig | None, InputConfig], tuple[Pixels, bytes, int]] = {}
-        for video, config in {adapter.config.video: adapter.config for _, adapter in tasks}.items():
+        for video, config in {_sampling(adapter): adapter.config for _, adapter in tasks}.items():
             frames = self._decoded(source, config)  # those of one sampling at a time are in memory
             for shape in dict.fromkeys(shape for sampling, shape in wanted if sampling == video):
                 pixels = rows(frames, Preprocess(shape))
@@ -284,3 +284,9 @@ class Predictor:
                 held = self._bank[task]
                 jobs.append(Job(pixels, held.slot, held.pages, held.meta, picture))
             return self._forward(jobs)
+
+
+def _sampling(adapter: Adapter) -> VideoConfig | None:
+    """What decides which frames of a clip are decoded."""
+    video = adapter.config.video
+    return video and video.decoded

@@ -19,8 +19,8 @@ from rich.table import Table as Printed
 from torch import Tensor
 
 from adapters.bank import PAGE, Slabs
+from adapters.forward.heads import scores_of
 from adapters.forward.plan import Table, plan_of
-from adapters.forward.runtime import scores_of
 from adapters.forward.streams import Job
 from adapters.layout import Layout
 from adapters.meta import AdapterMeta

@@ -67,6 +67,9 @@ class Spec:
     norm: str = "frozen"
     frames: int = 1
     score: str = "softmax"
+    head: str = "mean"
+    head_rank: int = 0
+    head_width: int = 0
 
 
 def random_adapter(backbone: Backbone, spec: Spec, seed: int, size: float = 0.3, task: str = "t") -> Adapter:
@@ -91,7 +94,9 @@ def config_of(backbone: Backbone, spec: Spec, task: str = "t") -> AdapterConfig:
         pool=spec.pool,
         norm=spec.norm,
         input=backbone.input,
-        video=VideoConfig(frames=spec.frames) if spec.frames > 1 else None,
+        video=VideoConfig(frames=spec.frames, head=spec.head, head_rank=spec.head_rank, head_width=spec.head_width)
+        if spec.frames > 1
+        else None,
     )
 
 
@@ -114,12 +119,32 @@ def residual(adapter: Adapter, site: str, block: int, tap: Tensor) -> Tensor | f
 
 
 def head_of(backbone: Backbone, adapter: Adapter, pooled: Tensor) -> Tensor:
-    """Mean over frames, the file's own norm if it has one, the linear head."""
-    pooled = pooled.float().reshape(-1, adapter.config.frames, pooled.shape[-1]).mean(1)
+    """Mean over frames, the file's own norm if it has one, the linear head; or what sees time, frame by frame."""
+    clips = pooled.float().reshape(-1, adapter.config.frames, pooled.shape[-1])
     t: Mapping[str, Tensor] = adapter.tensors
+    if adapter.config.head == "mean":
+        clips = clips.mean(1, keepdim=True)
     if adapter.config.norm == "trained":
-        pooled = F.layer_norm(pooled, pooled.shape[-1:], t["norm.weight"], t["norm.bias"], backbone.norm_eps)
-    return pooled @ t["head.weight"].T + t["head.bias"]
+        clips = F.layer_norm(clips, clips.shape[-1:], t["norm.weight"], t["norm.bias"], backbone.norm_eps)
+    made = torch.stack([_seen(adapter, clip) for clip in clips])
+    return made @ t["head.weight"].T + t["head.bias"]
+
+
+def _seen(adapter: Adapter, clip: Tensor) -> Tensor:
+    """What the last map takes, of one clip (frames, width) or its mean (1, width)."""
+    t = adapter.tensors
+    if adapter.config.head == "attention":
+        values = [[t["head.value.weight"][i] @ v + p[i] for i in range(len(p))]
+                  for v, p in zip(clip, t["head.value.position"], strict=True)]  # fmt: skip
+        scores = torch.stack(
+            [t["head.score.weight"] @ v + p for v, p in zip(clip, t["head.score.position"], strict=True)]
+        )
+        shares = torch.exp(scores) / torch.exp(scores).sum(0)
+        return torch.stack(
+            [sum(shares[k, i // 15] * values[k][i] for k in range(len(clip))) for i in range(len(values[0]))]
+        )
+    flat = torch.cat(list(clip))
+    return t["head.down.weight"] @ flat if "head.down.weight" in t else flat
 
 
 def close(found: Tensor, expected: Tensor) -> None:

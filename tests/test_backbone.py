@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone, resolve_dtype
-from adapters.bank import PAGE, Slabs, pack
+from adapters.bank import Slabs, pack
 from adapters.config import SiteConfig
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.forward.plan import plan_of
+from adapters.heads import pages_of
 from tests.models import FAMILIES, Spec, close, head_of, random_adapter, residual, small_backbone
 
 
@@ -41,7 +42,7 @@ class Bench:
     """Slots filled with adapters, and jobs for them."""
 
     def __init__(self, backbone: Backbone, adapters: list[Adapter], rank: int = 16) -> None:
-        counts = [-(-len(adapter.config.labels) // PAGE) for adapter in adapters]
+        counts = [pages_of(adapter.config) for adapter in adapters]
         self.slabs = Slabs(
             backbone.layout, slots=len(adapters), rank=rank, pages=sum(counts),
             dtype=backbone.dtype, device=backbone.device,

@@ -146,6 +146,13 @@ def test_clips_are_served_as_trained(kit: Kit, home: House, clips: Path, tmp_pat
     assert header.config.frames == 4
     assert all(site.temporal for site in header.config.sites)
     check_served(home, clips, file, "clips")
+    linear = done(
+        kit, clips, tmp_path / "linear.safetensors", "--frames", "4", "--method", "linear", "--head", "frames"
+    )
+    assert linear.config.head == "frames"
+    check_served(home, clips, tmp_path / "linear.safetensors", "linear-clips")
+    shown = runner.invoke(app, ["inspect", str(tmp_path / "linear.safetensors")]).stdout
+    assert "video, 4 frames, head of all of them" in shown
     flat = done(kit, clips, tmp_path / "flat.safetensors", "--frames", "4", "--no-temporal", "--no-report")
     assert not any(site.temporal for site in flat.config.sites)
     assert not (tmp_path / "flat.safetensors.report").exists()

@@ -48,6 +48,9 @@ SPECS = [
     Spec(sites("q", "v", "output"), 2, "backbone", "frozen"),
     Spec(sites("parallel", temporal=True), 2, "cls", "trained", frames=3),
     Spec((), 2, "cls", "frozen"),
+    Spec(sites("parallel", temporal=True), 2, "avg", "trained", frames=3, head="frames"),
+    Spec((), 2, "avg", "trained", frames=2, head="frames", head_rank=1),
+    Spec(sites("parallel"), 2, "avg", "trained", frames=2, head="attention", head_width=20),
 ]
 
 
@@ -112,10 +115,10 @@ def test_nothing_before_the_first_adapted_block_is_kept_for_gradients(backbone: 
     assert kept == [False, False, True]
 
 
-@pytest.mark.parametrize("frames", [1, 2])
-def test_a_frozen_backbone_sees_every_item_once(backbone: Backbone, frames: int) -> None:
+@pytest.mark.parametrize(("frames", "head"), [(1, "mean"), (2, "mean"), (2, "frames")])
+def test_a_frozen_backbone_sees_every_item_once(backbone: Backbone, frames: int, head: str) -> None:
     train, held_out = tinted(20, frames), tinted(6, frames, seed=1)
-    config = config_of(backbone, Spec((), 2, frames=frames))
+    config = config_of(backbone, Spec((), 2, frames=frames, head=head))
 
     def counted(**options: Any) -> tuple[AdaptedModel, int]:
         torch.manual_seed(0)
@@ -130,6 +133,21 @@ def test_a_frozen_backbone_sees_every_item_once(backbone: Backbone, frames: int)
     assert (rows, more) == (26 * frames, 4 * 26 * frames)
     for name, tensor in once.tensors().items():
         torch.testing.assert_close(tensor, again.tensors()[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", [{"head": "mean"}, {"head": "frames"}, {"head": "attention", "head_width": 15}])
+def test_only_a_head_that_sees_time_learns_the_order_of_frames(backbone: Backbone, head: dict[str, Any]) -> None:
+    """Clips of two frames, reddish and bluish: which comes first is the class."""
+
+    def ordered(count: int, seed: int) -> TensorDataset:
+        tint = tinted(2 * count, seed=seed).tensors[0].view(count, 2, 3, 32, 32)
+        labels = torch.arange(count) // 2 % 2
+        return TensorDataset(torch.where(labels.bool().view(-1, 1, 1, 1, 1), tint.flip(1), tint), labels)
+
+    torch.manual_seed(0)
+    model = AdaptedModel(backbone, config_of(backbone, Spec((), 2, "avg", "trained", frames=2, **head)))
+    result = fit(model, ordered(64, 0), ordered(32, 1), FitConfig(epochs=20, batch=16, lr=1e-2))
+    assert result.accuracy >= 0.95 if head["head"] != "mean" else result.accuracy <= 0.8
 
 
 def test_mixup_is_the_loss_of_the_blend_by_both_labels(backbone: Backbone) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from adapters.backbone import Backbone, load_backbone
+from adapters.config import HeadKind
 from adapters.errors import AdaptError, TrainingError
 from adapters.training.model import AdaptedModel
 from adapters.training.recipe import Recipe, config_of, parse_blocks
@@ -46,6 +48,19 @@ def test_methods_have_their_own_defaults(demo: Backbone) -> None:
     assert config_of(Recipe("t", scale=0.0), demo, "image", LABELS).sites[0].scale == 0.0
 
 
+@pytest.mark.parametrize("head", ["frames", "attention"])
+@pytest.mark.parametrize("classes", [2, 7, 100, 400])
+def test_a_clip_s_head_and_adapter_are_below_two_percent(demo: Backbone, head: HeadKind, classes: int) -> None:
+    """Where a plain head of so many classes leaves room for that."""
+    config = config_of(Recipe("t", head=head), demo, "video", tuple(map(str, range(classes))))
+    shapes = demo.layout.tensors(config)
+    assert config.head == head
+    assert "time" in " ".join(shapes)
+    size = sum(math.prod(shape) for shape in shapes.values())
+    assert size < 0.02 * demo.layout.parameters or classes == 400
+    assert config_of(Recipe("t"), demo, "video", LABELS).head == "mean"
+
+
 @pytest.mark.parametrize("family", ["eva02", "swin", "beit", "gap", "dinov3"])
 def test_every_family_has_something_to_train(tmp_path: Path, family: str) -> None:
     backbone = small_backbone(tmp_path / family, family)
@@ -77,6 +92,7 @@ def test_blocks() -> None:
         Recipe("t", scale=float("nan")),
         Recipe("t", "linear", blocks="1"),
         Recipe("t", temporal=True),
+        Recipe("t", head="frames"),
     ],
 )
 def test_what_cannot_be_is_one_line(demo: Backbone, recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.bank import PAGE, Slabs
+from adapters.bank import Slabs
 from adapters.config import Activation, Pool, SiteName
 from adapters.errors import BackboneError
 from adapters.forward.compiled import Compiled
@@ -148,7 +148,7 @@ class BankedForward:
         for count in rows:
             for meta in metas:
                 picture = np.zeros((meta.frames, 3, size, size), np.uint8)
-                head = tuple(1 + number % pages for number in range(-(-meta.classes // PAGE)))
+                head = tuple(1 + number % pages for number in range(meta.pages))
                 yield [Job(picture, 1, head, meta)] * max(1, count // meta.frames)
 
     def _compute(self, prepared: Prepared) -> Outputs:
@@ -208,7 +208,8 @@ class BankedForward:
 
 def _kind(meta: AdapterMeta) -> object:
     """What of a task makes another key."""
-    return tuple(sorted(meta.acts.items())), meta.temporal, meta.pool, meta.norm, meta.frames, meta.classes
+    head = meta.classes, meta.head, meta.groups
+    return tuple(sorted(meta.acts.items())), meta.temporal, meta.pool, meta.norm, meta.frames, *head
 
 
 def _usual(pool: Pool, norm: str, acts: dict[SiteName, Activation]) -> AdapterMeta:

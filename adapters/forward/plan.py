@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from adapters.config import ACTIVATIONS, Activation, Pool, SiteName
 from adapters.forward.streams import Job, Prefixes, picture_of, streams_of
+from adapters.forward.timed import Timed, TimedKey, TimedTable, power_of_two
 
 SLOTS, SOURCE, BEFORE, AFTER, HAS_BEFORE, HAS_AFTER, SITES = range(7)
 """Lines of the table's rows; from ``SITES`` on, two lines per site of the key: its slots and its activations."""
@@ -45,7 +46,7 @@ class BatchKey:
     adapts. ``joins`` holds (block, rows) for the rows that are not there from the beginning, in the order of the
     blocks: those that come from the prefix cache, and behind them copies of rows that are there. ``jobs`` are its
     answers, each of at most ``frames`` rows and at most ``pages`` pages of its head; ``heads`` are the different pages
-    of all. These may be larger than what is there: the rest is blank.
+    of all. These may be larger than what is there: the rest is blank. ``timed`` is of the heads that see time.
     """
 
     rows: int
@@ -57,6 +58,7 @@ class BatchKey:
     frames: int = 1
     pages: int = 1
     heads: int = 1
+    timed: TimedKey | None = None
 
     @property
     def input_rows(self) -> int:
@@ -67,7 +69,16 @@ class BatchKey:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of the table's parts, in the order of ``Table``."""
         lines = SITES + 2 * len(self.sites)
-        return (lines, self.rows), (3, self.jobs), (self.jobs, self.frames), (self.jobs, self.pages), (self.heads,)
+        timed = sum(map(prod, self.timed_shapes))
+        return (
+            (lines, self.rows), (3, self.jobs), (self.jobs, self.frames), (self.jobs, self.pages), (self.heads,),
+            (timed,),
+        )  # fmt: skip
+
+    @property
+    def timed_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the parts for heads that see time, in the order of ``TimedTable``; none where there are no such heads."""
+        return self.timed.shapes(self.jobs, self.frames) if self.timed else ()
 
     @property
     def integers(self) -> int:
@@ -81,7 +92,7 @@ class Table(Generic[Array]):
 
     ``rows`` (7 + 2 sites, rows); ``jobs`` (3, jobs); ``vectors`` (jobs, frames): which of the pooled vectors, row after
     row and mode after mode, are each job's, its last one repeated; ``places`` (jobs, pages): where in ``heads`` its
-    pages are; ``heads`` (heads,): page numbers.
+    pages are; ``heads`` (heads,): page numbers; ``timed`` (integers,): see ``TimedTable``.
     """
 
     rows: Array
@@ -89,6 +100,7 @@ class Table(Generic[Array]):
     vectors: Array
     places: Array
     heads: Array
+    timed: Array
 
     @classmethod
     def of(cls, key: BatchKey, packed: Any) -> Table[Array]:
@@ -136,11 +148,6 @@ def padded(count: int) -> int:
     return power_of_two(count) if count <= 8 else -(-count // 8) * 8
 
 
-def power_of_two(count: int) -> int:
-    """The smallest one that is not less."""
-    return 1 << (count - 1).bit_length()
-
-
 def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None = None) -> Plan:
     """Lay the streams out one after another, a clip's rows side by side in time order.
 
@@ -168,8 +175,12 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
     pad = pad and not joins and not streams.keeps
     rows, longest = int(frames.sum()), int(frames.max())
     size = padded(rows) if pad else rows
-    heads, places = np.unique(np.concatenate([job.pages for job in jobs]), return_inverse=True)
+    timed = Timed.among(jobs)
+    # Of a head that sees time, the pages of its classes alone: the others make its job's vector.
+    pages = [job.pages[: job.meta.class_pages] if timed and job.meta.groups else job.pages for job in jobs]
+    heads, places = np.unique(np.concatenate(pages), return_inverse=True)
     answers = max(size, padded(len(jobs))) if pad else len(jobs)
+    span = power_of_two(longest) if pad else longest
     key = BatchKey(
         rows=size,
         sites=tuple(keys),
@@ -177,9 +188,10 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
         first=0 if pad else min((job.meta.first for job in members if job.meta.acts), default=0),
         joins=joins,
         jobs=answers,
-        frames=power_of_two(longest) if pad else longest,
-        pages=power_of_two(max(len(job.pages) for job in jobs)),
+        frames=span,
+        pages=power_of_two(max(map(len, pages))),
         heads=max(answers, power_of_two(len(heads))),
+        timed=timed.key(jobs, size // span if pad else 0) if timed else None,
     )
     plan = Plan(
         key, np.zeros(key.integers, np.int64), tuple(streams.jobs[: streams.pictures]), frames[of_job], starts[of_job],
@@ -194,7 +206,9 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
     table.rows[SOURCE : AFTER + 1, rows:] = np.arange(rows, size)
     _fill_jobs(table, plan, jobs)
     table.heads[: len(heads)] = heads
-    _fill_places(table.places, jobs, places)
+    _fill_places(table.places, pages, places)
+    if timed:
+        timed.fill(TimedTable.of(key.timed_shapes, table.timed), jobs)
     return plan
 
 
@@ -223,10 +237,10 @@ def _fill_jobs(table: Table[NDArray[np.int64]], plan: Plan, jobs: Sequence[Job])
     table.vectors[:count] = (modes * key.rows + plan.starts)[:, None] + step
 
 
-def _fill_places(places: NDArray[np.int64], jobs: Sequence[Job], found: NDArray[np.int64]) -> None:
+def _fill_places(places: NDArray[np.int64], pages: Sequence[tuple[int, ...]], found: NDArray[np.int64]) -> None:
     """``found``: of every job's pages, one job after another, the places in ``heads``."""
-    counts = np.array([len(job.pages) for job in jobs])
-    places[np.repeat(np.arange(len(jobs)), counts), _positions(counts)] = found.reshape(-1)
+    counts = np.array([len(own) for own in pages])
+    places[np.repeat(np.arange(len(pages)), counts), _positions(counts)] = found.reshape(-1)
 
 
 def _positions(frames: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -182,7 +182,7 @@ def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
 def _pooled(
     model: HeadedModel, data: Examples, config: FitConfig, on_step: Callable[[float, float], None] | None
 ) -> Examples:
-    """What a frozen backbone makes of every item, computed once and not in each epoch: (width,) float32 and label."""
+    """What a frozen backbone makes of every item, computed once and not in each epoch: float32 vectors and label."""
     model.eval()
     found, labels, loader = [], [], Batches(data, config.batch, threads=config.workers)
     for pixels, truth in loader:
@@ -218,7 +218,7 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> float:
 
 def images_of(model: HeadedModel, pixels: Tensor) -> Tensor:
     """Pixels (items, frames, 3, size, size) uint8 -> normalised rows (items * frames, 3, size, size); vectors stay."""
-    if pixels.ndim == 2:
+    if pixels.ndim <= 3:
         return pixels.to(model.backbone.device)
     rows = pixels.flatten(0, 1).to(model.backbone.device)
     config = model.config.input

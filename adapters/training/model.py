@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adapters.backbone import Backbone
 from adapters.config import AdapterConfig, SiteName
 from adapters.sites import LowRankResidual
+from adapters.training.heads import head_for
 
 HEAD_BN_EPS = 1e-6
 
@@ -18,8 +19,10 @@ HEAD_BN_EPS = 1e-6
 class HeadedModel(nn.Module):
     """What every method shares: features of the backbone, pooled as the config says, and a head of its own.
 
-    The head is BatchNorm without affine and a Linear (AdaptFormer's official code). The backbone is no submodule:
-    parameters are what is trained. A subclass says in ``pooled`` what happens inside the backbone.
+    The head is BatchNorm without affine and a Linear (AdaptFormer's official code), or one of ``heads.py`` that sees
+    time: then norms and BatchNorm act on every frame's vector, with statistics of all frames together, where else they
+    act on the frames' mean. The backbone is no submodule: parameters are what is trained. A subclass says in ``pooled``
+    what happens inside the backbone.
     """
 
     def __init__(self, backbone: Backbone, config: AdapterConfig) -> None:
@@ -28,9 +31,7 @@ class HeadedModel(nn.Module):
         layout = backbone.layout
         self.norm = nn.LayerNorm(layout.width, eps=backbone.norm_eps) if config.norm == "trained" else None
         self.head_norm = nn.BatchNorm1d(layout.width, affine=False, eps=HEAD_BN_EPS)
-        self.head = nn.Linear(layout.width, len(config.labels))
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.head = head_for(config, layout.width)
 
     def pooled(self, images: Tensor) -> Tensor:
         """Normalised images (rows, 3, size, size) -> one vector (rows, width) each."""
@@ -42,18 +43,23 @@ class HeadedModel(nn.Module):
         return False
 
     def pooled_items(self, images: Tensor) -> Tensor:
-        """Normalised images (items * frames, 3, size, size) -> the mean over each item's frames (items, width)."""
+        """Normalised images (items * frames, 3, size, size) -> what the head looks at.
+
+        The mean over each item's frames (items, width), or (items, frames, width) where the head sees time.
+        """
         pooled = self.pooled(images).float()
-        return pooled.view(-1, self.config.frames, pooled.shape[-1]).mean(1)
+        seen: Tensor = self.head.seen(pooled.view(-1, self.config.frames, pooled.shape[-1]))
+        return seen
 
     def vectors(self, images: Tensor) -> Tensor:
-        """Normalised images, or what ``pooled_items`` made of them -> one vector (items, width) each."""
-        pooled = images if images.ndim == 2 else self.pooled_items(images)
+        """Normalised images, or what ``pooled_items`` made of them -> the latter, after the own norm if any."""
+        pooled = images if images.ndim <= 3 else self.pooled_items(images)
         return pooled if self.norm is None else self.norm(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
         """What ``vectors`` takes -> logits (items, classes) float32."""
-        logits: Tensor = self.head(self.head_norm(self.vectors(images)))
+        vectors = self.vectors(images)
+        logits: Tensor = self.head(self.head_norm(vectors.flatten(0, -2)).view_as(vectors))
         return logits
 
 
@@ -121,8 +127,7 @@ class AdaptedModel(HeadedModel):
         mean, variance = self.head_norm.running_mean, self.head_norm.running_var
         assert mean is not None
         assert variance is not None
-        weight = self.head.weight * (variance + HEAD_BN_EPS).rsqrt()
-        found["head.weight"], found["head.bias"] = weight, self.head.bias - weight @ mean
+        found |= self.head.tensors(mean, (variance + HEAD_BN_EPS).rsqrt())
         return {name: t.detach().float().cpu().clone() for name, t in found.items()}
 
     def exported_config(self) -> AdapterConfig:

@@ -18,6 +18,7 @@ from adapters.config import (
     MAX_RANK,
     AdapterConfig,
     BaseModelConfig,
+    HeadKind,
     Modality,
     Pool,
     SiteConfig,
@@ -25,6 +26,7 @@ from adapters.config import (
     VideoConfig,
 )
 from adapters.errors import TrainingError
+from adapters.heads import rank_of_head, width_of_head
 from adapters.layout import Layout
 
 Method = Literal["adaptformer", "lora", "linear", "vpt", "full"]
@@ -41,8 +43,8 @@ LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2
 class Recipe:
     """Options as a person gives them; None leaves the choice to the method.
 
-    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames`` and ``temporal`` are for clips,
-    ``prompts`` for vpt.
+    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames``, ``temporal`` and ``head`` are for
+    clips, ``prompts`` for vpt.
     """
 
     task: str
@@ -55,6 +57,7 @@ class Recipe:
     frames: int | None = None
     temporal: bool | None = None
     prompts: int | None = None
+    head: HeadKind | None = None
 
 
 def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tuple[str, ...]) -> AdapterConfig:
@@ -62,14 +65,14 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
 
     Raises TrainingError for options that contradict each other, AdapterError for those the backbone cannot do.
     """
-    if modality == "image" and (recipe.frames or recipe.temporal):
-        raise TrainingError("frames and temporal are for clips, and the data holds pictures", field="frames")
+    if modality == "image" and (recipe.frames or recipe.temporal or recipe.head):
+        raise TrainingError("frames, temporal and head are for clips, and the data holds pictures", field="frames")
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
     layout = backbone.layout
     pool: Pool = recipe.pool or ("avg" if "avg" in layout.pools and recipe.method != "linear" else "backbone")
-    video = VideoConfig(frames=recipe.frames or FRAMES) if modality == "video" else None
     try:
+        video = _video(recipe, layout, len(labels)) if modality == "video" else None
         config = AdapterConfig(
             task=recipe.task,
             modality=modality,
@@ -116,6 +119,18 @@ def rank_for(layout: Layout, sites: tuple[SiteName, ...], blocks: tuple[int, ...
         return layout.default_rank(SHARE)
     per_rank = sum(sum(layout.sites[site][block]) for site in sites for block in blocks)
     return min(MAX_RANK, max(1, round(SHARE * layout.parameters / per_rank)))
+
+
+def _video(recipe: Recipe, layout: Layout, classes: int) -> VideoConfig:
+    """A head that sees time is as large as its share of the backbone allows."""
+    frames, head = recipe.frames or FRAMES, recipe.head or "mean"
+    sizes = layout.width, frames, classes, layout.parameters
+    return VideoConfig(
+        frames=frames,
+        head=head,
+        head_rank=rank_of_head(*sizes) if head == "frames" else 0,
+        head_width=width_of_head(*sizes) if head == "attention" else 0,
+    )
 
 
 def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConfig, ...]:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from adapters.config import VideoConfig
 from adapters.header import Header, digest_of, read_header
 from adapters.layout import oversized
 from adapters.limits import OWN_FILE, FileLimits, needed, raised
@@ -51,7 +52,7 @@ def _config_table(file: Path, header: Header, digest: str, size: int, backbone: 
     more = len(config.labels) - MAX_LABELS_SHOWN
     rows = {
         "task": config.task,
-        "modality": f"video, {config.frames} frames" if config.video else "image",
+        "modality": f"video, {config.frames} frames, {_head(config.video)}" if config.video else "image",
         "labels": f"{len(config.labels)}: {labels}{f', and {more} more' if more > 0 else ''}",
         "score": config.score,
         "base model": config.base.model,
@@ -106,6 +107,14 @@ def _told_parameters(header: Header) -> int | None:
 def _plain(text: str) -> str:
     """A file's own words, without what a terminal or rich would act on."""
     return "".join(c if c.isprintable() else "?" for c in text).replace("[", r"\[")
+
+
+def _head(video: VideoConfig) -> str:
+    if video.head == "attention":
+        return f"head of an attention over them, {video.head_width} values"
+    if video.head == "frames":
+        return f"head of all of them{f', rank {video.head_rank}' if video.head_rank else ''}"
+    return "head of their mean"
 
 
 def _ranges(blocks: tuple[int, ...]) -> str:

@@ -40,6 +40,14 @@ class Method(StrEnum):
     full = "full"
 
 
+class HeadName(StrEnum):
+    """What a clip's classes are computed from."""
+
+    mean = "mean"
+    frames = "frames"
+    attention = "attention"
+
+
 class PoolName(StrEnum):
     """How tokens become one vector."""
 
@@ -96,6 +104,13 @@ def train(
     temporal: Annotated[
         bool | None, typer.Option("--temporal/--no-temporal", help="Mix over a clip's frames.  [default: adaptformer]")
     ] = None,
+    head: Annotated[
+        HeadName | None,
+        typer.Option(
+            help="Of a clip: the mean of its frames, all frames in their order, or an attention over them.  "
+            "[default: mean]"
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=0, max=256, help="Threads that decode a set too large to keep.  [default: the cores]"),
@@ -130,6 +145,7 @@ def train(
         recipe = Recipe(
             task=task or task_name(file.name), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
             pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
+            head=head.value if head else None,
         )  # fmt: skip
         if crop is None:  # without crops, a frozen backbone sees every picture once and not in each epoch
             crop = 1.0 if method is Method.linear else 0.8

@@ -74,7 +74,7 @@ class Decoder:
         deadline = Deadline(self._limits)
         samplings: dict[VideoConfig | None, list[int]] = {}
         for i, config in enumerate(configs):
-            samplings.setdefault(config.video, []).append(i)
+            samplings.setdefault(config.video and config.video.decoded, []).append(i)
         seen: dict[int, Seen] = {}
         for sampling, members in samplings.items():  # one after the other: the frames of one alone are in memory
             frames = decode(body, configs[members[0]], self._limits, deadline)

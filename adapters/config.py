@@ -17,10 +17,13 @@ MAX_LABEL_CHARS = 256
 MAX_BLOCKS = 256
 MAX_FRAMES = 128
 
-SiteName = Literal["parallel", "sequential", "output", "qkv", "q", "k", "v", "proj", "fc1", "fc2"]
+SiteName = Literal[
+    "parallel", "sequential", "output", "input", "pre_mlp", "qkv", "q", "k", "v", "proj", "fc1", "fc2"
+]  # fmt: skip
 Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """In the order of the numbers that a batch's table has for them."""
+Tokens = Literal["all", "patches"]
 Modality = Literal["image", "video"]
 Pool = Literal["backbone", "cls", "avg"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -54,7 +57,11 @@ class SiteConfig(_Frozen):
 
     ``parallel``: tap the block's input to norm2, add to the block's output (AdaptFormer, eq. 2 and 3).
     ``sequential``: tap and add at the MLP's output. ``output``: tap and add at the block's output.
+    ``input``: tap and add at the block's input. ``pre_mlp``: tap and add at the stream between attention and MLP.
+    Both change the stream itself, for the layers and for the skip around them (ST-Adapter, Pan et al. 2022).
     ``qkv``, ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2``: LoRA on that Linear.
+
+    ``tokens``: ``patches`` leaves the class token and registers as they are.
     """
 
     site: SiteName
@@ -65,6 +72,7 @@ class SiteConfig(_Frozen):
     act: Activation = "relu"
     scale: Finite = 0.1
     temporal: bool = False
+    tokens: Annotated[Tokens, Field(exclude_if=lambda tokens: tokens == "all")] = "all"
 
     @model_validator(mode="after")
     def _blocks_ascend(self) -> Self:

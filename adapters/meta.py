@@ -14,7 +14,7 @@ class AdapterMeta:
     """What the engine must know of a resident adapter, without its tensors.
 
     ``first`` is the first block that it adapts, the number of blocks if it adapts none; ``normalisation`` is the mean
-    and the standard deviation per channel.
+    and the standard deviation per channel. ``patches``: the sites that leave out tokens that the backbone has.
     """
 
     digest: str
@@ -29,6 +29,7 @@ class AdapterMeta:
     parameters: int
     first: int = 0
     normalisation: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
+    patches: frozenset[SiteName] = frozenset()
 
     @classmethod
     def of(cls, config: AdapterConfig, layout: Layout, *, digest: str, parameters: int) -> AdapterMeta:
@@ -46,4 +47,5 @@ class AdapterMeta:
             parameters=parameters,
             first=min((min(site.blocks) for site in config.sites), default=layout.blocks),
             normalisation=(*config.input.mean, *config.input.std),
+            patches=frozenset(s.site for s in config.sites if s.tokens == "patches" and layout.prefix_tokens),
         )

@@ -95,8 +95,8 @@ def config_of(backbone: Backbone, spec: Spec, task: str = "t") -> AdapterConfig:
     )
 
 
-def residual(adapter: Adapter, site: str, block: int, tap: Tensor) -> Tensor | float:
-    """The paper's formula, written out once more; ``tap`` is (rows, ..., width)."""
+def residual(adapter: Adapter, site: str, block: int, tap: Tensor, prefix: int = 0) -> Tensor | float:
+    """The paper's formula, written out once more; ``tap`` is (rows, ..., width), its first ``prefix`` tokens no patches."""
     chosen = [s for s in adapter.config.sites if s.site == site and block in s.blocks]
     if not chosen:
         return 0.0
@@ -110,7 +110,10 @@ def residual(adapter: Adapter, site: str, block: int, tap: Tensor) -> Tensor | f
         mixed = sum(padded[:, k : k + frames] * kernel[:, k] for k in range(3))
         hidden = mixed.reshape(hidden.shape)
     act = {"none": lambda v: v, "relu": torch.relu, "gelu": F.gelu}[config.act]
-    return config.scale * (act(hidden) @ t[f"{p}.up.weight"].T + t[f"{p}.up.bias"])
+    update = config.scale * (act(hidden) @ t[f"{p}.up.weight"].T + t[f"{p}.up.bias"])
+    if config.tokens == "patches" and tap.ndim == 3:
+        update[:, :prefix] = 0
+    return update
 
 
 def head_of(backbone: Backbone, adapter: Adapter, pooled: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ class Backbone:
         for index, block in enumerate(self._blocks):
             block.module.forward = _unless_empty(block.module.forward)
             block.module.register_forward_pre_hook(self._enter(index))
-            block.before_mlp.register_forward_pre_hook(self._tap(index))
+            block.module.register_forward_pre_hook(self._input(index))
+            block.before_mlp.register_forward_pre_hook(self._before_mlp(index))
             block.module.mlp.register_forward_hook(self._site("sequential", index))
             block.module.register_forward_hook(self._block_end(index))
             for site, (linear, part) in linear_sites(block.module).items():
@@ -154,9 +155,24 @@ class Backbone:
 
         return hook
 
-    def _tap(self, index: int) -> Any:
+    def _input(self, index: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if self._operator is None or self._rows == 0 or "input" not in self._operator.active:
+                return None
+            return self._add("input", index, args[0], args[0]), *args[1:]
+
+        return hook
+
+    def _before_mlp(self, index: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self._operator is not None and "parallel" in self._operator.active:
+            if self._operator is None:
+                return
+            if "pre_mlp" in self._operator.active:
+                # x' is a sum that only this block holds, so what is written there goes along the skip too. A gradient
+                # needs what was there before.
+                tap = args[0].clone() if torch.is_grad_enabled() else args[0]
+                args[0].copy_(self._add("pre_mlp", index, tap, tap))
+            if "parallel" in self._operator.active:
                 self._taps[index] = args[0]
 
         return hook
@@ -215,7 +231,11 @@ class Backbone:
         pools = ["backbone"]
         if features.normed.shape[-1] == width:
             pools += (["cls"] if getattr(self.model, "cls_token", None) is not None else []) + ["avg"]
-        return Layout(name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools))
+        # Swin's tokens lie on a grid: they are patches all.
+        prefix_tokens = getattr(self.model, "num_prefix_tokens", 0 if features.raw.ndim == 4 else None)
+        return Layout(
+            name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools), prefix_tokens
+        )
 
 
 def _unless_empty(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

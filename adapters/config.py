@@ -80,6 +80,11 @@ class SiteConfig(_Frozen):
             raise ValueError("blocks must be ascending and without repeats")
         return self
 
+    @property
+    def manner(self) -> str:
+        """For people, behind other words: that it mixes over time, that it changes patches only."""
+        return f"{', over time' if self.temporal else ''}{', patches only' if self.tokens == 'patches' else ''}"
+
 
 class InputConfig(_Frozen):
     """Preprocessing, in the terms of timm's eval transform."""

@@ -81,8 +81,8 @@ class Layout:
                 )  # fmt: skip
             if site.tokens == "patches" and self.prefix_tokens is None:
                 raise BrokenAdapter(
-                    f"site '{site.site}' adapts the patches' tokens alone, and which of {self.model}'s tokens are not of "
-                    "patches is not known; only tokens 'all' can be served on it",
+                    f"site '{site.site}' adapts the tokens of patches alone, and which ones these are on {self.model} "
+                    "is not known; only tokens 'all' can be served on it",
                     field="sites.tokens", expected="all", got=site.tokens,
                 )  # fmt: skip
         for refusal in oversized(config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames):

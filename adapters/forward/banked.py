@@ -208,7 +208,8 @@ class BankedForward:
 
 def _kind(meta: AdapterMeta) -> object:
     """What of a task makes another key."""
-    return tuple(sorted(meta.acts.items())), meta.temporal, meta.patches, meta.pool, meta.norm, meta.frames, meta.classes
+    sites = tuple(sorted(meta.acts.items())), meta.temporal, meta.patches
+    return sites, meta.pool, meta.norm, meta.frames, meta.classes
 
 
 def _usual(pool: Pool, norm: str, acts: dict[SiteName, Activation]) -> AdapterMeta:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,7 @@ class Bench:
 
 def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
     """The backbone's forward with every block written out by hand; tokens before the last norm."""
-
-    prefix = getattr(backbone.model, "num_prefix_tokens", 0)
-
-    def added(site: str, index: int, tap: Tensor) -> Tensor | float:
-        return residual(adapter, site, index, tap, prefix)
+    added = partial(residual, adapter, prefix=getattr(backbone.model, "num_prefix_tokens", 0))
 
     def rest(block: Any, index: int, x: Tensor, pre_norm: bool) -> Tensor:
         """From x' on: MLP with its sequential and LoRA sites, then the residuals at the block's end."""

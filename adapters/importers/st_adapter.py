@@ -26,6 +26,7 @@ TOLERANCE = 1e-6
 NORM_EPS = 1e-5
 _SITES: Mapping[str, SiteName] = {"adapter_pre_attn": "input", "adapter_pre_mlp": "pre_mlp"}
 _ADAPTER = re.compile(r"transformer\.resblocks\.(\d{1,4})\.(adapter_pre_attn|adapter_pre_mlp)\.")
+_PARTS = ("fc1.weight", "fc1.bias", "conv.weight", "conv.bias", "fc2.weight", "fc2.bias")
 _NAMES = {
     r"class_embedding": "cls_token", r"positional_embedding": "pos_embed", r"conv1\.weight": "patch_embed.proj.weight",
     r"ln_pre\.(weight|bias)": r"norm_pre.\1",
@@ -73,12 +74,9 @@ def read_checkpoint(path: Path) -> STAdapterCheckpoint:
                                 tensor=name)  # fmt: skip
         return state.pop(name).float()
 
-    found = {match for match in map(_ADAPTER.match, state) if match}
-    places = sorted({(match[2], int(match[1]), match[0]) for match in found})
     residuals: dict[SiteName, dict[int, Residual]] = defaultdict(dict)
-    for kind, block, prefix in places:
-        tensors = [take(f"{prefix}{name}") for name in _PARTS]
-        residuals[_SITES[kind]][block] = _residual(prefix, *tensors)
+    for kind, block, prefix in sorted({(m[2], int(m[1]), m[0]) for m in map(_ADAPTER.match, state) if m}):
+        residuals[_SITES[kind]][block] = _residual(prefix, *(take(f"{prefix}{part}") for part in _PARTS))
     if not residuals:
         raise ImportRefused(f"{path.name} holds no adapter_pre_attn or adapter_pre_mlp; it is no checkpoint of "
                             "ST-Adapter's code")  # fmt: skip
@@ -112,9 +110,6 @@ def convert(checkpoint: STAdapterCheckpoint, backbone: Backbone, terms: ImportTe
     return config, tensors
 
 
-_PARTS = ("fc1.weight", "fc1.bias", "conv.weight", "conv.bias", "fc2.weight", "fc2.bias")
-
-
 def _residual(
     prefix: str, down: Tensor, down_bias: Tensor, kernel: Tensor, kernel_bias: Tensor, up: Tensor, up_bias: Tensor
 ) -> Residual:
@@ -126,7 +121,7 @@ def _residual(
             f"{rank}x1x3x1x1 here: three frames, and every patch for itself",
             tensor=f"{prefix}conv.weight", expected=[rank, 1, 3, 1, 1], got=list(kernel.shape),
         )  # fmt: skip
-    if kernel_bias.shape != (rank,) or up.ndim != 2 or up.shape[1] != rank:
+    if kernel_bias.shape != (rank,) or up.shape != (*up_bias.shape, rank):
         raise ImportRefused(f"the tensors of {prefix[:-1]} do not fit together; its rank is {rank}",
                             tensor=f"{prefix}fc2.weight")  # fmt: skip
     time = kernel[..., 0, 0]
@@ -150,20 +145,13 @@ def _timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check_base(backbone: Backbone) -> None:
     """Raise ImportRefused unless the base computes as the only backbone that the official code has."""
     model, layout = backbone.model, backbone.layout
-    lacking = next(
-        (
-            what
-            for there, what in (
-                (isinstance(getattr(model, "norm_pre", None), nn.LayerNorm), "a norm before its blocks"),
-                ("cls" in layout.pools and layout.prefix_tokens == 1, "a class token and no registers"),
-                (any(isinstance(module, QuickGELU) for module in model.modules()), "QuickGELU"),
-                (backbone.norm_eps == NORM_EPS, f"norms with an epsilon of {NORM_EPS:g}"),
-            )
-            if not there
-        ),
-        None,
-    )
-    if lacking:
+    wanted = {
+        "a norm before its blocks": isinstance(getattr(model, "norm_pre", None), nn.LayerNorm),
+        "a class token and no registers": "cls" in layout.pools and layout.prefix_tokens == 1,
+        "QuickGELU": any(isinstance(module, QuickGELU) for module in model.modules()),
+        f"norms with an epsilon of {NORM_EPS:g}": backbone.norm_eps == NORM_EPS,
+    }
+    if lacking := next((what for what, there in wanted.items() if not there), None):
         raise ImportRefused(
             f"{layout.model} lacks {lacking}, which OpenAI's CLIP has, and ST-Adapter's code knows no other backbone; "
             "scores would be others; name one such as vit_base_patch16_clip_quickgelu_224.openai with --base",

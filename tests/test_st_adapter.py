@@ -191,7 +191,8 @@ def test_patches_need_a_backbone_that_tells_them(clip: Backbone) -> None:
 
 def test_what_is_the_default_is_not_written() -> None:
     site = SiteConfig(site="parallel", blocks=(0,), rank=4)
-    assert "tokens" not in site.model_dump_json()
-    assert SiteConfig.model_validate_json(site.model_dump_json()) == site
+    before = '{"site":"parallel","blocks":[0],"rank":4,"act":"relu","scale":0.1,"temporal":false}'
+    assert site.model_dump_json() == before
+    assert SiteConfig.model_validate_json(before) == site
     spared = site.model_copy(update={"tokens": "patches"})
     assert SiteConfig.model_validate_json(spared.model_dump_json()) == spared

@@ -18,10 +18,13 @@ MAX_LABEL_CHARS = 256
 MAX_BLOCKS = 256
 MAX_FRAMES = 128
 
-SiteName = Literal["parallel", "sequential", "output", "qkv", "q", "k", "v", "proj", "fc1", "fc2"]
+SiteName = Literal[
+    "parallel", "sequential", "output", "input", "pre_mlp", "qkv", "q", "k", "v", "proj", "fc1", "fc2"
+]  # fmt: skip
 Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """In the order of the numbers that a batch's table has for them."""
+Tokens = Literal["all", "patches"]
 Modality = Literal["image", "video"]
 Pool = Literal["backbone", "cls", "avg"]
 HeadKind = Literal["mean", "frames", "attention"]
@@ -56,7 +59,11 @@ class SiteConfig(_Frozen):
 
     ``parallel``: tap the block's input to norm2, add to the block's output (AdaptFormer, eq. 2 and 3).
     ``sequential``: tap and add at the MLP's output. ``output``: tap and add at the block's output.
+    ``input``: tap and add at the block's input. ``pre_mlp``: tap and add at the stream between attention and MLP.
+    Both change the stream itself, for the layers and for the skip around them (ST-Adapter, Pan et al. 2022).
     ``qkv``, ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2``: LoRA on that Linear.
+
+    ``tokens``: ``patches`` leaves the class token and registers as they are.
     """
 
     site: SiteName
@@ -67,12 +74,18 @@ class SiteConfig(_Frozen):
     act: Activation = "relu"
     scale: Finite = 0.1
     temporal: bool = False
+    tokens: Annotated[Tokens, Field(exclude_if=lambda tokens: tokens == "all")] = "all"
 
     @model_validator(mode="after")
     def _blocks_ascend(self) -> Self:
         if any(b <= a for a, b in zip(self.blocks, self.blocks[1:], strict=False)):
             raise ValueError("blocks must be ascending and without repeats")
         return self
+
+    @property
+    def manner(self) -> str:
+        """For people, behind other words: that it mixes over time, that it changes patches only."""
+        return f"{', over time' if self.temporal else ''}{', patches only' if self.tokens == 'patches' else ''}"
 
 
 class InputConfig(_Frozen):

@@ -24,7 +24,8 @@ class Layout:
 
     ``sites[site][block]`` is (width at the tap, width where it is added). ``width`` is that of the
     pooled feature, ``input_size`` the side of the square input in pixels, ``parameters`` the count
-    without a classifier.
+    without a classifier. ``prefix_tokens`` come before those of the patches: the class token and registers; None where
+    that is not known.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Layout:
     blocks: int
     sites: Mapping[SiteName, tuple[tuple[int, int], ...]]
     pools: tuple[str, ...] = ("backbone", "cls", "avg")
+    prefix_tokens: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", MappingProxyType(dict(self.sites)))
@@ -77,6 +79,12 @@ class Layout:
                 raise BrokenAdapter(
                     f"site '{site.site}' names block {site.blocks[-1]}, {self.model} has blocks 0 to {self.blocks - 1}",
                     field="sites.blocks", expected=self.blocks - 1, got=site.blocks[-1],
+                )  # fmt: skip
+            if site.tokens == "patches" and self.prefix_tokens is None:
+                raise BrokenAdapter(
+                    f"site '{site.site}' adapts the tokens of patches alone, and which ones these are on {self.model} "
+                    "is not known; only tokens 'all' can be served on it",
+                    field="sites.tokens", expected="all", got=site.tokens,
                 )  # fmt: skip
         head_shapes(config, self.width)  # raises where the head asks too much of the backbone
         for refusal in oversized(config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames):

@@ -16,7 +16,7 @@ class AdapterMeta:
 
     ``first`` is the first block that it adapts, the number of blocks if it adapts none; ``normalisation`` is the mean
     and the standard deviation per channel. ``groups``: of pages that make a clip's vector of its frames, for a ``head``
-    that sees time.
+    that sees time. ``patches``: the sites that leave out tokens that the backbone has.
     """
 
     digest: str
@@ -33,6 +33,7 @@ class AdapterMeta:
     normalisation: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
     head: HeadKind = "mean"
     groups: int = 0
+    patches: frozenset[SiteName] = frozenset()
 
     @property
     def class_pages(self) -> int:
@@ -62,4 +63,5 @@ class AdapterMeta:
             normalisation=(*config.input.mean, *config.input.std),
             head=config.head,
             groups=groups_of(config),
+            patches=frozenset(s.site for s in config.sites if s.tokens == "patches" and layout.prefix_tokens),
         )

@@ -60,7 +60,9 @@ def digits(_root: Path, side: int, count: int = 1000) -> tuple[Part, Part]:
     return _split(items, bunch.target.tolist(), np.isin(np.arange(len(items)), order[:count]), side)
 
 
-def _cifar(root: Path, part: str, classes: tuple[str, ...], each: int, seed: int) -> tuple[list[Image.Image], list[int]]:
+def _cifar(
+    root: Path, part: str, classes: tuple[str, ...], each: int, seed: int
+) -> tuple[list[Image.Image], list[int]]:
     random, items, labels = np.random.default_rng(seed), [], []
     for label, name in enumerate(classes):
         paths = sorted((root / "cifar10" / part / name).iterdir())

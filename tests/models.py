@@ -37,11 +37,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "relpos": ("vit_relpos_small_patch16_224", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
 }
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "clip": (
+        "vit_base_patch16_clip_quickgelu_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3},
+    ),
+}
+"""Of a family above, for tests of their own."""
 
 
 def small_backbone(folder: Path, family: str = "vit", device: str = "cpu", dtype: str = "float32") -> Backbone:
     """A family's real architecture with a few small blocks and weights from seed 0, large enough to matter."""
-    architecture, args = FAMILIES[family]
+    architecture, args = (FAMILIES | OTHERS)[family]
     folder.mkdir(parents=True, exist_ok=True)
     size = args["img_size"]
     cfg = {"input_size": [3, size, size], "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3], "crop_pct": 0.9}
@@ -100,8 +107,8 @@ def config_of(backbone: Backbone, spec: Spec, task: str = "t") -> AdapterConfig:
     )
 
 
-def residual(adapter: Adapter, site: str, block: int, tap: Tensor) -> Tensor | float:
-    """The paper's formula, written out once more; ``tap`` is (rows, ..., width)."""
+def residual(adapter: Adapter, site: str, block: int, tap: Tensor, prefix: int = 0) -> Tensor | float:
+    """The formula of the paper, once more; ``tap`` is (rows, ..., width), ``prefix`` tokens before the patches."""
     chosen = [s for s in adapter.config.sites if s.site == site and block in s.blocks]
     if not chosen:
         return 0.0
@@ -115,7 +122,10 @@ def residual(adapter: Adapter, site: str, block: int, tap: Tensor) -> Tensor | f
         mixed = sum(padded[:, k : k + frames] * kernel[:, k] for k in range(3))
         hidden = mixed.reshape(hidden.shape)
     act = {"none": lambda v: v, "relu": torch.relu, "gelu": F.gelu}[config.act]
-    return config.scale * (act(hidden) @ t[f"{p}.up.weight"].T + t[f"{p}.up.bias"])
+    update = config.scale * (act(hidden) @ t[f"{p}.up.weight"].T + t[f"{p}.up.bias"])
+    if config.tokens == "patches" and tap.ndim == 3:
+        update[:, :prefix] = 0
+    return update
 
 
 def head_of(backbone: Backbone, adapter: Adapter, pooled: Tensor) -> Tensor:

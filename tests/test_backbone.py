@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,29 +63,31 @@ class Bench:
 
 def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
     """The backbone's forward with every block written out by hand; tokens before the last norm."""
+    added = partial(residual, adapter, prefix=getattr(backbone.model, "num_prefix_tokens", 0))
 
     def rest(block: Any, index: int, x: Tensor, pre_norm: bool) -> Tensor:
         """From x' on: MLP with its sequential and LoRA sites, then the residuals at the block's end."""
         post = x.reshape(x.shape[0], -1, x.shape[-1])
+        post = post + added("pre_mlp", index, post)
         branch = mlp(block.mlp, index, block.norm2(post) if pre_norm else post)
-        branch = branch + residual(adapter, "sequential", index, branch)
+        branch = branch + added("sequential", index, branch)
         if not pre_norm:
             branch = block.norm2(branch)
         gamma = getattr(block, "gamma_2", None)
         branch = branch * gamma if gamma is not None else getattr(block, "ls2", nn.Identity())(branch)
-        out = post + branch + residual(adapter, "parallel", index, post)
-        out = out + residual(adapter, "output", index, out)
+        out = post + branch + added("parallel", index, post)
+        out = out + added("output", index, out)
         return out.reshape(x.shape)
 
     def mlp(module: Any, index: int, x: Tensor) -> Tensor:
-        hidden = module.fc1(x) + residual(adapter, "fc1", index, x)
+        hidden = module.fc1(x) + added("fc1", index, x)
         if type(module).__name__ == "GluMlp":
             gate, value = hidden.chunk(2, dim=-1)
             hidden = module.norm(module.act(gate) * value)
         else:
             assert type(module).__name__ == "Mlp"
             hidden = module.norm(module.act(hidden))
-        return module.fc2(hidden) + residual(adapter, "fc2", index, hidden)
+        return module.fc2(hidden) + added("fc2", index, hidden)
 
     model, x = backbone.model, images
     x = model.patch_embed(x)
@@ -96,6 +99,7 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
             x = stage.downsample(x)
             for block in stage.blocks:
                 normed_first = "V2" not in kind
+                x = x + added("input", index, x)
                 x = x + (block._attn(block.norm1(x)) if normed_first else block.norm1(block._attn(x)))
                 x = rest(block, index, x, normed_first)
                 index += 1
@@ -115,6 +119,7 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
     else:
         x = model.norm_pre(model._pos_embed(x))
     for index, block in enumerate(model.blocks):
+        x = x + added("input", index, x)
         attended = block.attn(block.norm1(x), **extra)
         gamma = getattr(block, "gamma_1", None)
         attended = attended * gamma if gamma is not None else getattr(block, "ls1", nn.Identity())(attended)
@@ -141,9 +146,11 @@ def name_of(backbone: Backbone, wanted: nn.Module) -> str:
     return next(name for name, module in backbone.model.named_modules() if module is wanted)
 
 
-def all_sites(backbone: Backbone, name: str, temporal: bool = False, act: str = "relu", rank: int = 5) -> SiteConfig:
+def all_sites(
+    backbone: Backbone, name: str, temporal: bool = False, act: str = "relu", rank: int = 5, tokens: str = "all"
+) -> SiteConfig:
     blocks = tuple(range(backbone.layout.blocks))
-    return SiteConfig(site=name, blocks=blocks, rank=rank, act=act, scale=0.6, temporal=temporal)
+    return SiteConfig(site=name, blocks=blocks, rank=rank, act=act, scale=0.6, temporal=temporal, tokens=tokens)
 
 
 @torch.inference_mode()

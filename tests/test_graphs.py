@@ -33,9 +33,10 @@ def site(temporal: bool = False, act: str = "relu", blocks: tuple[int, ...] = (0
     return SiteConfig(site="parallel", blocks=blocks, rank=4, temporal=temporal, act=act)
 
 
+STREAM = tuple(SiteConfig(site=name, blocks=(0, 1), rank=4, tokens="patches") for name in ("input", "pre_mlp"))
 SPECS = (
     Spec((site(),), 3), Spec((site(),), 20, pool="avg", norm="trained"), Spec((), 4), Spec((site(True),), 5, frames=3),
-    Spec((site(act="gelu"),), 3), Spec((SiteConfig(site="qkv", blocks=(1,), rank=2, act="none"),), 3, frames=1),
+    Spec((site(act="gelu"), *STREAM), 3), Spec((SiteConfig(site="qkv", blocks=(1,), rank=2, act="none"),), 3, frames=1),
     Spec((site(True),), 5, "avg", "trained", 3, head="frames"), Spec((), 5, frames=2, head="attention", head_width=30),
 )  # fmt: skip
 

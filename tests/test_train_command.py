@@ -124,6 +124,7 @@ METHODS: dict[str, list[str]] = {
     "lora": ["--method", "lora", "--blocks", "1-2"],
     "qkv": ["--method", "lora", "--site", "qkv,fc1", "--rank", "2", "--pool", "cls"],
     "linear": ["--method", "linear", "--epochs", "2", "--batch", "8"],
+    "stream": ["--site", "input,pre_mlp", "--tokens", "patches"],
     "output": ["--site", "output", "--blocks", "0,2", "--rank", "3", "--pool", "backbone"],
 }
 
@@ -153,6 +154,9 @@ def test_clips_are_served_as_trained(kit: Kit, home: House, clips: Path, tmp_pat
     check_served(home, clips, tmp_path / "linear.safetensors", "linear-clips")
     shown = runner.invoke(app, ["inspect", str(tmp_path / "linear.safetensors")]).stdout
     assert "video, 4 frames, head of all of them" in shown
+    theirs = done(kit, clips, tmp_path / "st.safetensors", "--frames", "4", "--method", "st-adapter", "--epochs", "1")
+    assert [(s.site, s.tokens) for s in theirs.config.sites] == [("input", "patches"), ("pre_mlp", "patches")]
+    check_served(home, clips, tmp_path / "st.safetensors", "st")
     flat = done(kit, clips, tmp_path / "flat.safetensors", "--frames", "4", "--no-temporal", "--no-report")
     assert not any(site.temporal for site in flat.config.sites)
     assert not (tmp_path / "flat.safetensors.report").exists()

@@ -28,8 +28,10 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return small_backbone(tmp_path_factory.mktemp("training") / "vit")
 
 
-def sites(*names: str, temporal: bool = False) -> tuple[SiteConfig, ...]:
-    return tuple(SiteConfig(site=n, blocks=(0, 1, 2), rank=4, scale=0.5, temporal=temporal) for n in names)
+def sites(*names: str, temporal: bool = False, tokens: str = "all") -> tuple[SiteConfig, ...]:
+    return tuple(
+        SiteConfig(site=n, blocks=(0, 1, 2), rank=4, scale=0.5, temporal=temporal, tokens=tokens) for n in names
+    )
 
 
 def tinted(count: int, frames: int = 1, seed: int = 0) -> TensorDataset:
@@ -51,6 +53,7 @@ SPECS = [
     Spec(sites("parallel", temporal=True), 2, "avg", "trained", frames=3, head="frames"),
     Spec((), 2, "avg", "trained", frames=2, head="frames", head_rank=1),
     Spec(sites("parallel"), 2, "avg", "trained", frames=2, head="attention", head_width=20),
+    Spec(sites("input", "pre_mlp", temporal=True, tokens="patches"), 2, "cls", "trained", frames=3),
 ]
 
 
@@ -94,7 +97,7 @@ def test_the_same_seed_gives_the_same_tensors(backbone: Backbone) -> None:
 
 def test_a_fresh_adapter_is_the_bare_backbone(backbone: Backbone) -> None:
     model = AdaptedModel(
-        backbone, config_of(backbone, Spec(sites("parallel", "sequential", "output", "qkv"), 2))
+        backbone, config_of(backbone, Spec(sites("parallel", "sequential", "output", "input", "pre_mlp", "qkv"), 2))
     ).eval()
     images = images_of(model, tinted(4).tensors[0])
     with torch.inference_mode():

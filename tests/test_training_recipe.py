@@ -45,6 +45,14 @@ def test_methods_have_their_own_defaults(demo: Backbone) -> None:
     assert clip.frames == 8
     assert clip.sites[0].temporal
     assert not config_of(Recipe("t", "lora"), demo, "video", LABELS).sites[0].temporal
+    st_adapter = config_of(Recipe("t", "st-adapter"), demo, "video", LABELS).sites
+    assert [(s.site, s.act, s.scale, s.temporal, s.tokens) for s in st_adapter] == [
+        ("input", "none", 1.0, True, "patches"), ("pre_mlp", "none", 1.0, True, "patches"),
+    ]  # fmt: skip
+    spared = config_of(Recipe("t", site="input,parallel", tokens="patches"), demo, "image", LABELS).sites
+    assert [(s.site, s.act, s.tokens) for s in spared] == [
+        ("input", "relu", "patches"), ("parallel", "relu", "patches"),
+    ]  # fmt: skip
     assert config_of(Recipe("t", scale=0.0), demo, "image", LABELS).sites[0].scale == 0.0
 
 
@@ -93,6 +101,8 @@ def test_blocks() -> None:
         Recipe("t", "linear", blocks="1"),
         Recipe("t", temporal=True),
         Recipe("t", head="frames"),
+        Recipe("t", "linear", tokens="patches"),
+        Recipe("t", "st-adapter"),
     ],
 )
 def test_what_cannot_be_is_one_line(demo: Backbone, recipe: Recipe) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from adapters.backbone.checkpoint import classifier_names
 from adapters.backbone.families import blocks_of, keep_rope, linear_sites
+from adapters.backbone.placement import resolve_device, resolve_dtype
 from adapters.backbone.weights import build_model
 from adapters.config import InputConfig, SiteName
 from adapters.errors import BackboneError
@@ -130,7 +131,8 @@ class Backbone:
         for index, block in enumerate(self._blocks):
             block.module.forward = _unless_empty(block.module.forward)
             block.module.register_forward_pre_hook(self._enter(index))
-            block.before_mlp.register_forward_pre_hook(self._tap(index))
+            block.module.register_forward_pre_hook(self._input(index))
+            block.before_mlp.register_forward_pre_hook(self._before_mlp(index))
             block.module.mlp.register_forward_hook(self._site("sequential", index))
             block.module.register_forward_hook(self._block_end(index))
             for site, (linear, part) in linear_sites(block.module).items():
@@ -154,9 +156,24 @@ class Backbone:
 
         return hook
 
-    def _tap(self, index: int) -> Any:
+    def _input(self, index: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if self._operator is None or self._rows == 0 or "input" not in self._operator.active:
+                return None
+            return self._add("input", index, args[0], args[0]), *args[1:]
+
+        return hook
+
+    def _before_mlp(self, index: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self._operator is not None and "parallel" in self._operator.active:
+            if self._operator is None:
+                return
+            if "pre_mlp" in self._operator.active:
+                # x' is a sum that only this block holds, so what is written there goes along the skip too. A gradient
+                # needs what was there before.
+                tap = args[0].clone() if torch.is_grad_enabled() else args[0]
+                args[0].copy_(self._add("pre_mlp", index, tap, tap))
+            if "parallel" in self._operator.active:
                 self._taps[index] = args[0]
 
         return hook
@@ -215,7 +232,9 @@ class Backbone:
         pools = ["backbone"]
         if features.normed.shape[-1] == width:
             pools += (["cls"] if getattr(self.model, "cls_token", None) is not None else []) + ["avg"]
-        return Layout(name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools))
+        # Swin's tokens lie on a grid: they are patches all.
+        prefix_tokens = getattr(self.model, "num_prefix_tokens", 0 if features.raw.ndim == 4 else None)
+        return Layout(name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools), prefix_tokens)
 
 
 def _unless_empty(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -270,29 +289,3 @@ def load_backbone(name: str = "demo", weights: str = "", device: str = "auto", d
         # One of timm's thousand models may have our blocks, and a forward that is unlike those we know.
         why = next(iter(str(error).strip().splitlines()), "")
         raise BackboneError(f"{name} cannot be adapted ({type(error).__name__}: {why})", model=name) from error
-
-
-def resolve_device(device: str) -> torch.device:
-    """``auto``, or any of torch's device names that exists here."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise BackboneError(f"device '{device}' is not usable here: {error}", device=device) from error
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 where the device multiplies in it, else float32."""
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    names["auto"] = torch.bfloat16 if device.type == "cuda" or multiplies_bfloat16() else torch.float32
-    if dtype not in names:
-        raise BackboneError(f"dtype '{dtype}' is not one of {', '.join(names)}", dtype=dtype)
-    return names[dtype]
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for it (AVX-512 BF16, AMX): twice as fast or more; else it is slower."""
-    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))

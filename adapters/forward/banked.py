@@ -208,8 +208,8 @@ class BankedForward:
 
 def _kind(meta: AdapterMeta) -> object:
     """What of a task makes another key."""
-    head = meta.classes, meta.head, meta.groups
-    return tuple(sorted(meta.acts.items())), meta.temporal, meta.pool, meta.norm, meta.frames, *head
+    sites = tuple(sorted(meta.acts.items())), meta.temporal, meta.patches
+    return sites, meta.pool, meta.norm, meta.frames, meta.classes, meta.head, meta.groups
 
 
 def _usual(pool: Pool, norm: str, acts: dict[SiteName, Activation]) -> AdapterMeta:

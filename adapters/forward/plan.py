@@ -20,7 +20,9 @@ from adapters.forward.streams import Job, Prefixes, picture_of, streams_of
 from adapters.forward.timed import Timed, TimedKey, TimedTable, power_of_two
 
 SLOTS, SOURCE, BEFORE, AFTER, HAS_BEFORE, HAS_AFTER, SITES = range(7)
-"""Lines of the table's rows; from ``SITES`` on, two lines per site of the key: its slots and its activations."""
+"""Lines of the table's rows; from ``SITES`` on, for each site of the key those of ``SLOTS_AT`` and so on."""
+SLOTS_AT, ACTS_AT, PATCHES_AT, LINES_PER_SITE = range(4)
+"""A site's own lines: its slots, its activations, and whether only the patches' tokens are adapted."""
 SLOT, TRAINED, FRAMES = range(3)
 """Lines of the table's jobs: the slot, whether it has a norm of its own, rows of the job."""
 SITE_ORDER: tuple[SiteName, ...] = get_args(SiteName)
@@ -31,11 +33,12 @@ Array = TypeVar("Array")
 
 @dataclass(frozen=True)
 class SiteKey:
-    """A site in use, the activations that occur there, and whether any row mixes in time."""
+    """A site in use, the activations that occur there, whether any row mixes in time, and whether any spares tokens."""
 
     site: SiteName
     acts: tuple[Activation, ...]
     temporal: bool
+    patches: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class BatchKey:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of the table's parts, in the order of ``Table``."""
-        lines = SITES + 2 * len(self.sites)
+        lines = SITES + LINES_PER_SITE * len(self.sites)
         timed = sum(map(prod, self.timed_shapes))
         return (
             (lines, self.rows), (3, self.jobs), (self.jobs, self.frames), (self.jobs, self.pages), (self.heads,),
@@ -90,7 +93,7 @@ class BatchKey:
 class Table(Generic[Array]):
     """The parts of a packed table, as views of it.
 
-    ``rows`` (7 + 2 sites, rows); ``jobs`` (3, jobs); ``vectors`` (jobs, frames): which of the pooled vectors, row after
+    ``rows`` (6 + 3 sites, rows); ``jobs`` (3, jobs); ``vectors`` (jobs, frames): which of the pooled vectors, row after
     row and mode after mode, are each job's, its last one repeated; ``places`` (jobs, pages): where in ``heads`` its
     pages are; ``heads`` (heads,): page numbers; ``timed`` (integers,): see ``TimedTable``.
     """
@@ -166,8 +169,10 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
         mine = np.repeat([job.slot if site in job.meta.acts else 0 for job in members], frames)
         codes = np.repeat([ACTIVATIONS.index(job.meta.acts.get(site, "none")) for job in members], frames)
         acts = tuple(ACTIVATIONS[c] for c in np.unique(codes[mine > 0]))
-        keys.append(SiteKey(site, acts, any(site in job.meta.temporal for job in members)))
-        lines += [mine, codes]
+        patches = np.repeat([site in job.meta.patches for job in members], frames)
+        temporal = any(site in job.meta.temporal for job in members)
+        keys.append(SiteKey(site, acts, temporal, bool(patches.any())))
+        lines += [mine, codes, patches]
     joined = zip(streams.enters[streams.pictures :], frames[streams.pictures :], strict=True)
     joins = tuple(
         (block, int(sum(rows for _, rows in group))) for block, group in groupby(joined, key=lambda pair: pair[0])

@@ -15,14 +15,18 @@ from adapters.bank import Slabs
 from adapters.config import SiteName
 from adapters.forward.heads import features_of, mean_over_frames, scores_of
 from adapters.forward.plan import (
+    ACTS_AT,
     AFTER,
     BEFORE,
     FRAMES,
     HAS_AFTER,
     HAS_BEFORE,
+    LINES_PER_SITE,
+    PATCHES_AT,
     SITES,
     SLOT,
     SLOTS,
+    SLOTS_AT,
     SOURCE,
     TRAINED,
     BatchKey,
@@ -30,7 +34,7 @@ from adapters.forward.plan import (
     Table,
 )
 from adapters.forward.timed import TimedTable
-from adapters.sites import ClipRows, SiteRows, banked_residual
+from adapters.sites import ClipRows, LeftOut, SiteRows, banked_residual
 
 TOLERANCE = 0.05
 """How far a runtime may be from eager, of the largest value: what roundings to bfloat16 add up to over the blocks."""
@@ -107,7 +111,7 @@ class RowOperator:
 
     def __init__(self, slabs: Slabs, key: BatchKey, rows: Tensor, prefix: Prefix | None = None) -> None:
         self._slabs, self._key, self._table = slabs, key, rows
-        self._places = {site.site: SITES + 2 * i for i, site in enumerate(key.sites)}
+        self._places = {site.site: SITES + LINES_PER_SITE * i for i, site in enumerate(key.sites)}
         self._masks = None
         if any(site.temporal for site in key.sites):
             self._masks = rows[HAS_BEFORE : HAS_AFTER + 1].to(slabs.dtype).view(2, -1, 1, 1)
@@ -142,13 +146,17 @@ class RowOperator:
             clips = ClipRows(table[BEFORE], table[AFTER], self._masks[0, :count], self._masks[1, :count])
         return {
             site.site: SiteRows(
-                slots=table[place],
+                slots=table[place + SLOTS_AT],
                 acts=site.acts,
-                act_of=table[place + 1],
+                act_of=table[place + ACTS_AT],
                 clips=clips if site.temporal else None,
+                left_out=self._left_out(table[place + PATCHES_AT]) if site.patches else None,
             )
             for site, place in zip(self._key.sites, self._places.values(), strict=True)
         }
+
+    def _left_out(self, patches: Tensor) -> LeftOut:
+        return LeftOut(self._slabs.layout.prefix_tokens or 0, patches.bool().view(-1, 1, 1))
 
 
 def agrees(found: Outputs, expected: Outputs) -> bool:

@@ -17,7 +17,7 @@ FOLDS = 5
 MAX_CHOICE = 4000
 """Examples at most on which the penalty is chosen; all are used once it is."""
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(5, -9, -1))
-"""Of half the mean squared weight against the mean loss, from strong to weak: each begins where the one before ended."""
+"""Of half the mean squared weight against the loss, from strong to weak: each begins where the one before ended."""
 PATIENCE = 3
 """So many weaker penalties in a row that are worse end the search."""
 WITHOUT_FOLDS = 1.0
@@ -161,9 +161,7 @@ def _choose(problem: _Problem, seed: int, on_step: Callable[[float], None] | Non
     tried: list[_Tried] = []
     found = [solved.zero() for solved, _ in folds]
     for number, penalty in enumerate(PENALTIES, 1):
-        found = [
-            solved.minimum(penalty, start, STEPS) for (solved, _), start in zip(folds, found, strict=True)
-        ]
+        found = [solved.minimum(penalty, start, STEPS) for (solved, _), start in zip(folds, found, strict=True)]
         losses = [left_out.loss(*at).item() for (_, left_out), at in zip(folds, found, strict=True)]
         accuracies = [left_out.accuracy(*at) for (_, left_out), at in zip(folds, found, strict=True)]
         tried.append(_Tried(penalty, sum(losses) / FOLDS, sum(accuracies) / FOLDS))

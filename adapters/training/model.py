@@ -6,6 +6,7 @@ It knows the operator and the config; it knows no data, optimiser, file or other
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone
@@ -85,6 +86,7 @@ class AdaptedModel(HeadedModel):
         super().__init__(backbone, config)
         self._learn_scale = learn_scale
         self.active = frozenset[str](site.site for site in config.sites)
+        self._spared = {site.site: layout.prefix_tokens or 0 for site in config.sites if site.tokens == "patches"}
         self.residuals = nn.ModuleDict(residuals)
         self.to(backbone.device)
 
@@ -97,7 +99,10 @@ class AdaptedModel(HeadedModel):
         key = f"{site}_{block}"
         if key not in self.residuals:
             return out
-        update: Tensor = self.residuals[key](tap.float(), self.config.frames)
+        spared = self._spared.get(site, 0)
+        update: Tensor = self.residuals[key](tap[:, spared:].float(), self.config.frames)
+        if spared:
+            update = F.pad(update, (0, 0, spared, 0))
         return out + update.to(out.dtype)
 
     @property
@@ -114,7 +119,7 @@ class AdaptedModel(HeadedModel):
         found: dict[str, Tensor] = {}
         for key, residual in self.residuals.items():
             assert isinstance(residual, LowRankResidual)
-            prefix = key.replace("_", ".")
+            prefix = ".".join(key.rsplit("_", 1))
             factor = residual.scale if self._learn_scale else 1.0
             found[f"{prefix}.down.weight"] = residual.down.weight
             found[f"{prefix}.down.bias"] = residual.down.bias

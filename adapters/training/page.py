@@ -211,9 +211,7 @@ def _facts(config: AdapterConfig, digest: str) -> str:
     told["peak memory"] = f"{told.pop('peak_memory_bytes') / 2**20:,.0f} MiB"
     told["share_of_backbone"] = f"{told['share_of_backbone']:.3%}"
     told["sites"] = (
-        "; ".join(
-            f"{s.site}, rank {s.rank}, scale {s.scale:g}{', over time' if s.temporal else ''}" for s in config.sites
-        )
+        "; ".join(f"{s.site}, rank {s.rank}, scale {s.scale:g}{s.manner}" for s in config.sites)
         or f"none, {SITELESS.get(told['method'], 'the head alone')}"
     )
     told["pool, norm"] = f"{config.pool}, {config.norm}"

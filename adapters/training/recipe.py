@@ -23,19 +23,21 @@ from adapters.config import (
     Pool,
     SiteConfig,
     SiteName,
+    Tokens,
     VideoConfig,
 )
 from adapters.errors import TrainingError
 from adapters.heads import rank_of_head, width_of_head
 from adapters.layout import Layout
 
-Method = Literal["adaptformer", "lora", "linear", "vpt", "full"]
+Method = Literal["adaptformer", "lora", "st-adapter", "linear", "vpt", "full"]
 SITELESS: dict[str, str] = {"linear": "the head alone", "vpt": "prompts and the head", "full": "the whole backbone"}
 """Methods without residuals -> what they train."""
 SHARE = 0.014
 """Of the backbone's parameters, unless a rank is given; rank 64 on ViT-B, as in AdaptFormer."""
 FRAMES = 8
 LORA_SITES: tuple[SiteName, ...] = ("q", "v")
+ST_SITES: tuple[SiteName, ...] = ("input", "pre_mlp")
 LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2")
 
 
@@ -58,6 +60,7 @@ class Recipe:
     temporal: bool | None = None
     prompts: int | None = None
     head: HeadKind | None = None
+    tokens: Tokens | None = None
 
 
 def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tuple[str, ...]) -> AdapterConfig:
@@ -67,6 +70,10 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
     """
     if modality == "image" and (recipe.frames or recipe.temporal or recipe.head):
         raise TrainingError("frames, temporal and head are for clips, and the data holds pictures", field="frames")
+    if modality == "image" and recipe.method == "st-adapter":
+        raise TrainingError(
+            "method st-adapter mixes the frames of clips, and the data holds pictures; take adaptformer", field="method"
+        )
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
     layout = backbone.layout
@@ -135,7 +142,7 @@ def _video(recipe: Recipe, layout: Layout, classes: int) -> VideoConfig:
 
 def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConfig, ...]:
     if recipe.method in SITELESS:
-        given = [n for n in ("rank", "scale", "site", "temporal") if getattr(recipe, n)]
+        given = [n for n in ("rank", "scale", "site", "temporal", "tokens") if getattr(recipe, n)]
         if given or recipe.blocks != "all":
             raise TrainingError(
                 f"method {recipe.method} trains {SITELESS[recipe.method]}; leave out {', '.join(given) or 'blocks'}, "
@@ -143,23 +150,28 @@ def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConf
                 field="method",
             )  # fmt: skip
         return ()
-    lora = recipe.method == "lora"
+    lora, st_adapter = recipe.method == "lora", recipe.method == "st-adapter"
+    linear = lora or st_adapter
     names = _site_names(recipe, layout)
     blocks = parse_blocks(recipe.blocks, layout.blocks)
     rank = recipe.rank or rank_for(layout, names, blocks)
     temporal = (modality == "video" and not lora) if recipe.temporal is None else recipe.temporal
-    scale = recipe.scale if recipe.scale is not None else (1.0 if lora else 0.1)
+    scale = recipe.scale if recipe.scale is not None else (1.0 if linear else 0.1)
+    tokens: Tokens = recipe.tokens or ("patches" if st_adapter else "all")
     return tuple(
-        SiteConfig(site=name, blocks=blocks, rank=rank, act="none" if lora else "relu", scale=scale, temporal=temporal)
+        SiteConfig(
+            site=name, blocks=blocks, rank=rank, act="none" if linear else "relu", scale=scale, temporal=temporal,
+            tokens=tokens,
+        )
         for name in names
-    )
+    )  # fmt: skip
 
 
 def _site_names(recipe: Recipe, layout: Layout) -> tuple[SiteName, ...]:
     """The sites asked for, or the method's own; LoRA takes Linear layers only, and ``qkv`` where q and v are one."""
     lora = recipe.method == "lora"
     if recipe.site is None and not lora:
-        return ("parallel",)
+        return ST_SITES if recipe.method == "st-adapter" else ("parallel",)
     if recipe.site is None:
         usual: tuple[SiteName, ...] = LORA_SITES if all(s in layout.sites for s in LORA_SITES) else ("qkv",)
         if not all(s in layout.sites for s in usual):

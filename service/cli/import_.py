@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.config import task_name
+from adapters.config import MAX_FRAMES, task_name
 from adapters.header import refusals
 from adapters.limits import foreseen
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
@@ -128,6 +128,48 @@ def peft(
     out().print(
         f"it was trained on {source.trained_on or 'a model that it does not name'}; "
         f"that {base} has the same weights cannot be seen from the folder",
+        markup=False,
+    )
+
+
+@app.command("st-adapter")
+def st_adapter(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.pth", help="What ST-Adapter's own code saved.")],
+    base: Base,
+    labels: Labels,
+    file: Out,
+    task: Task = None,
+    weights: Weights = "",
+    frames: Annotated[
+        int, typer.Option("--frames", min=1, max=MAX_FRAMES, help="Frames of a clip, the training's --num_frames.")
+    ] = 8,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+) -> None:
+    """Import a checkpoint of ST-Adapter's official code: clips on OpenAI's CLIP, adapters with kernels of 3x1x1.
+
+    The file holds what was trained and seldom the backbone, so that --base has the weights that the training had is
+    yours to know. Preprocessing is that code's unless it is given.
+
+    Example:  adaptserve import st-adapter checkpoint-49.pth --base vit_base_patch16_clip_quickgelu_224.openai
+    --labels ssv2.txt --out ssv2.safetensors
+    """
+    with one_line_errors():
+        from adapters.backbone import load_backbone
+        from adapters.importers import ImportTerms, read_labels
+        from adapters.importers.st_adapter import convert, read_checkpoint
+
+        source = read_checkpoint(checkpoint)
+        names = read_labels(labels, source.classes)
+        backbone = load_backbone(base, weights, "cpu", "float32")
+        terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
+        _finish(file, convert(source, backbone, terms, frames=frames), backbone)
+    seen = "the part of its backbone that the file holds" if source.backbone else "nothing of its backbone"
+    out().print(
+        f"compared with {base}: {seen}; taken for granted: OpenAI's CLIP weights in all else, and clips of "
+        f"{frames} frames from all over the clip, which no checkpoint tells",
         markup=False,
     )
 

@@ -58,8 +58,7 @@ def _config_table(file: Path, header: Header, digest: str, size: int, backbone: 
         "base model": config.base.model,
         "base fingerprint": config.base.fingerprint,
         "sites": "; ".join(
-            f"{s.site} in blocks {_ranges(s.blocks)}, rank {s.rank}, {s.act}, scale {s.scale:g}"
-            f"{', over time' if s.temporal else ''}"
+            f"{s.site} in blocks {_ranges(s.blocks)}, rank {s.rank}, {s.act}, scale {s.scale:g}{s.manner}"
             for s in config.sites
         )
         or "none (head only)",

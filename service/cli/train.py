@@ -35,6 +35,7 @@ class Method(StrEnum):
 
     adaptformer = "adaptformer"
     lora = "lora"
+    st_adapter = "st-adapter"
     linear = "linear"
     vpt = "vpt"
     full = "full"
@@ -56,6 +57,13 @@ class PoolName(StrEnum):
     avg = "avg"
 
 
+class TokensName(StrEnum):
+    """Which tokens residuals change."""
+
+    all = "all"
+    patches = "patches"
+
+
 def train(
     data: Annotated[
         Path,
@@ -72,9 +80,13 @@ def train(
     weights: Annotated[str, typer.Option(help="A .safetensors or .pth file instead of the pretrained weights.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     rank: Annotated[int | None, typer.Option(min=1, help="[default: about 1.4 % of the backbone]")] = None,
-    scale: Annotated[float | None, typer.Option(help="[default: 0.1, lora 1]")] = None,
+    scale: Annotated[float | None, typer.Option(help="[default: 0.1, lora and st-adapter 1]")] = None,
     blocks: Annotated[str, typer.Option(help="all, or such as 0-3,8.")] = "all",
-    site: Annotated[str | None, typer.Option(help="[default: parallel, lora q,v]")] = None,
+    site: Annotated[str | None, typer.Option(help="[default: parallel, lora q,v, st-adapter input,pre_mlp]")] = None,
+    tokens: Annotated[
+        TokensName | None,
+        typer.Option(help="patches leaves the class token and registers out.  [default: all, st-adapter patches]"),
+    ] = None,
     pool: Annotated[PoolName | None, typer.Option(help="[default: avg; linear: the backbone's own]")] = None,
     epochs: Annotated[int, typer.Option(min=1, max=MAX_EPOCHS)] = 20,
     batch: Annotated[int, typer.Option(min=2, max=4096, help="Pictures or clips in a step.")] = 32,
@@ -102,7 +114,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same tensors.")] = 0,
     frames: Annotated[int | None, typer.Option(min=1, max=MAX_FRAMES, help="Frames of a clip.  [default: 8]")] = None,
     temporal: Annotated[
-        bool | None, typer.Option("--temporal/--no-temporal", help="Mix over a clip's frames.  [default: adaptformer]")
+        bool | None, typer.Option("--temporal/--no-temporal", help="Mix over a clip's frames.  [default: not for lora]")
     ] = None,
     head: Annotated[
         HeadName | None,
@@ -145,7 +157,7 @@ def train(
         recipe = Recipe(
             task=task or task_name(file.name), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
             pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
-            head=head.value if head else None,
+            head=head.value if head else None, tokens=tokens.value if tokens else None,
         )  # fmt: skip
         if crop is None:  # without crops, a frozen backbone sees every picture once and not in each epoch
             crop = 1.0 if method is Method.linear else 0.8

@@ -16,6 +16,10 @@ MAX_CLASSES = 65_536
 MAX_LABEL_CHARS = 256
 MAX_BLOCKS = 256
 MAX_FRAMES = 128
+MAX_STRIDE = 1024
+MAX_VIEWS = 64
+MAX_CLIP_ROWS = 512
+"""Rows of all views of one clip; the frames of one view go in one batch, those of others in others."""
 
 SiteName = Literal["parallel", "sequential", "output", "qkv", "q", "k", "v", "proj", "fc1", "fc2"]
 Activation = Literal["none", "relu", "gelu"]
@@ -84,11 +88,33 @@ class InputConfig(_Frozen):
     crop_mode: Literal["center", "squash", "border"] = "center"
 
 
+def _is_one(value: object) -> bool:
+    """Left out of what is written, so that the file of a clip that is seen once stays as it was before views."""
+    return value == 1
+
+
 class VideoConfig(_Frozen):
-    """How many frames stand for a clip, and which: ``uniform`` takes the middles of equal parts."""
+    """How many frames stand for a clip, and which.
+
+    ``uniform`` takes the middles of equal parts of its time; ``dense`` every ``stride``-th of its frames, as they are
+    stored, around its middle, and repeats the last where it ends before. With ``views`` the clip is seen so many
+    times, at other times, and with ``crops`` 3 each time at both ends and in the middle of its longer side; the scores
+    are averaged. ``Timeline.chosen`` has the exact frames.
+    """
 
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] = 8
-    sampling: Literal["uniform"] = "uniform"
+    sampling: Literal["uniform", "dense"] = "uniform"
+    stride: int = Field(1, ge=1, le=MAX_STRIDE, exclude_if=_is_one)
+    views: int = Field(1, ge=1, le=MAX_VIEWS, exclude_if=_is_one)
+    crops: Literal[1, 3] = Field(1, exclude_if=_is_one)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.sampling == "uniform" and self.stride != 1:
+            raise ValueError("'stride' is for sampling 'dense'; 'uniform' spreads its frames over the whole clip")
+        if self.frames * self.views * self.crops > MAX_CLIP_ROWS:
+            raise ValueError(f"frames times views times crops must be at most {MAX_CLIP_ROWS}")
+        return self
 
 
 class AdapterConfig(_Frozen):
@@ -121,6 +147,8 @@ class AdapterConfig(_Frozen):
             raise ValueError("labels must be unique")
         if (self.modality == "video") != (self.video is not None):
             raise ValueError("'video' must be given for modality 'video', and only then")
+        if self.video is not None and self.video.crops > 1 and self.input.crop_mode != "center":
+            raise ValueError("video.crops 3 needs input.crop_mode 'center': another leaves nothing beside the middle")
         if len({s.site for s in self.sites}) != len(self.sites):
             raise ValueError("each site may be listed once")
         if self.modality == "image" and any(s.temporal for s in self.sites):
@@ -131,5 +159,21 @@ class AdapterConfig(_Frozen):
 
     @property
     def frames(self) -> int:
-        """Rows that one input takes in a batch: 1 for an image, T for a clip."""
+        """Rows that one view of an input takes in a batch: 1 for an image, T for a clip."""
         return self.video.frames if self.video else 1
+
+    @property
+    def views(self) -> int:
+        """How many times an input is seen, the scores of which are averaged: in time and in space."""
+        return self.video.views * self.video.crops if self.video else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows that all views of one input take."""
+        return self.frames * self.views
+
+    def seen_once(self) -> AdapterConfig:
+        """The same for one view of an input alone, as in training: that in the middle of time and space."""
+        if self.video is None or self.views == 1:
+            return self
+        return self.model_copy(update={"video": self.video.model_copy(update={"views": 1, "crops": 1})})

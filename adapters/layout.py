@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from adapters.config import AdapterConfig, SiteName
+from adapters.config import MAX_CLIP_ROWS, AdapterConfig, SiteName
 from adapters.errors import AdapterTooLarge, BrokenAdapter, WrongBase
 from adapters.limits import raised
 
@@ -47,7 +47,9 @@ class Layout:
         """The rank of a server's slots, and so the largest it takes: ``max_rank``, or what fits the backbone."""
         return max_rank or max(MIN_SLOT_RANK, self.default_rank())
 
-    def check(self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> None:
+    def check(
+        self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int, max_rows: int = MAX_CLIP_ROWS
+    ) -> None:
         """Raise WrongBase, BrokenAdapter or AdapterTooLarge unless the config fits this backbone."""
         if config.base.fingerprint != self.fingerprint:
             raise WrongBase(
@@ -77,7 +79,9 @@ class Layout:
                     f"site '{site.site}' names block {site.blocks[-1]}, {self.model} has blocks 0 to {self.blocks - 1}",
                     field="sites.blocks", expected=self.blocks - 1, got=site.blocks[-1],
                 )  # fmt: skip
-        for refusal in oversized(config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames):
+        for refusal in oversized(
+            config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames, max_rows=max_rows
+        ):
             raise refusal
 
     def tensors(self, config: AdapterConfig) -> dict[str, Shape]:
@@ -100,14 +104,18 @@ class Layout:
         return shapes
 
 
-def oversized(config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> Iterator[AdapterTooLarge]:
+def oversized(
+    config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int, max_rows: int
+) -> Iterator[AdapterTooLarge]:
     """Why a server with these bounds would refuse the config; nothing where it would not."""
     rank = max((site.rank for site in config.sites), default=0)
+    views, clip = config.views, ("max_clip_frames",)
     for field, what, value, limit, settings in (
         ("sites.rank", "rank {}", rank, max_rank, ("max_rank",)),
         ("labels", "{} classes", len(config.labels), max_classes, ("max_classes",)),
-        # All frames of a clip go in one batch.
-        ("video.frames", "{} frames", config.frames, max_frames, ("max_clip_frames", "max_batch_rows")),
+        ("video.views", f"{{}} frames in {views} views", config.rows if views > 1 else 0, max_rows, clip),
+        # All frames of a view go in one batch.
+        ("video.frames", "{} frames", config.frames, max_frames, (*(clip if views == 1 else ()), "max_batch_rows")),
     ):
         if value > limit:
             yield AdapterTooLarge(

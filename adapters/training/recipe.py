@@ -33,6 +33,8 @@ SITELESS: dict[str, str] = {"linear": "the head alone", "vpt": "prompts and the 
 SHARE = 0.014
 """Of the backbone's parameters, unless a rank is given; rank 64 on ViT-B, as in AdaptFormer."""
 FRAMES = 8
+STRIDE = 4
+"""Of dense frames, as in VideoMAE."""
 LORA_SITES: tuple[SiteName, ...] = ("q", "v")
 LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2")
 
@@ -41,8 +43,8 @@ LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2
 class Recipe:
     """Options as a person gives them; None leaves the choice to the method.
 
-    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames`` and ``temporal`` are for clips,
-    ``prompts`` for vpt.
+    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames``, ``temporal``, ``sampling``,
+    ``stride``, ``views`` and ``crops`` are for clips, ``prompts`` for vpt.
     """
 
     task: str
@@ -54,6 +56,10 @@ class Recipe:
     pool: Pool | None = None
     frames: int | None = None
     temporal: bool | None = None
+    sampling: Literal["uniform", "dense"] | None = None
+    stride: int | None = None
+    views: int | None = None
+    crops: int | None = None
     prompts: int | None = None
 
 
@@ -62,14 +68,15 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
 
     Raises TrainingError for options that contradict each other, AdapterError for those the backbone cannot do.
     """
-    if modality == "image" and (recipe.frames or recipe.temporal):
-        raise TrainingError("frames and temporal are for clips, and the data holds pictures", field="frames")
+    if modality == "image" and (recipe.frames or recipe.temporal or _sampling(recipe)):
+        given = ", ".join(_sampling(recipe)) or "frames and temporal"
+        raise TrainingError(f"{given} are for clips, and the data holds pictures", field="frames")
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
     layout = backbone.layout
     pool: Pool = recipe.pool or ("avg" if "avg" in layout.pools and recipe.method != "linear" else "backbone")
-    video = VideoConfig(frames=recipe.frames or FRAMES) if modality == "video" else None
     try:
+        video = _video(recipe) if modality == "video" else None
         config = AdapterConfig(
             task=recipe.task,
             modality=modality,
@@ -91,6 +98,17 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
         ) from error
     layout.check(config, max_rank=MAX_RANK, max_classes=MAX_CLASSES, max_frames=MAX_FRAMES)
     return config
+
+
+def _sampling(recipe: Recipe) -> dict[str, str | int]:
+    """What is asked of it."""
+    given = {name: getattr(recipe, name) for name in ("sampling", "stride", "views", "crops")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _video(recipe: Recipe) -> VideoConfig:
+    usual = {"stride": STRIDE} if recipe.sampling == "dense" else {}
+    return VideoConfig.model_validate({"frames": recipe.frames or FRAMES, **usual, **_sampling(recipe)})
 
 
 def parse_blocks(text: str, count: int) -> tuple[int, ...]:

@@ -168,6 +168,11 @@ class AdapterConfig(_Frozen):
         return self.video.views * self.video.crops if self.video else 1
 
     @property
+    def crops(self) -> int:
+        """Those of ``views`` that differ in space alone."""
+        return self.video.crops if self.video else 1
+
+    @property
     def rows(self) -> int:
         """Rows that all views of one input take."""
         return self.frames * self.views

@@ -10,7 +10,7 @@ import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from os import PathLike
 from typing import Literal, NamedTuple, TypeVar
 
@@ -20,7 +20,7 @@ from PIL.Image import Image
 
 from adapters.backbone import Backbone
 from adapters.bank import SimpleBank
-from adapters.config import AdapterConfig, InputConfig, is_task_name
+from adapters.config import AdapterConfig, is_task_name
 from adapters.errors import (
     AdapterError,
     AdapterTooLarge,
@@ -189,10 +189,7 @@ class Predictor:
         return self._results(self._see(source, [(task, self.adapter(task))])[0] for source, task in asked)
 
     def logits(self, pixels: Iterable[Pixels], tasks: Tasks = None) -> list[NDArray[np.float32]]:
-        """Logits (classes,) float32 of inputs that are decoded and resized already: uint8 (frames, 3, size, size).
-
-        Of a task that looks at a clip several times (views, classes), of uint8 (views * frames, 3, size, size).
-        """
+        """Logits as in ``Result``, of inputs that are decoded and resized already: uint8 (rows, 3, size, size)."""
         asked = (self._fitting(one, task, self.adapter(task)) for one, task in self._pairs(pixels, tasks))
         return [logits for _, logits in self._computed(asked)]
 
@@ -204,13 +201,12 @@ class Predictor:
                 task=name[:80],
             )
         adapter.check(self.backbone.layout)
-        rows = adapter.config.rows
-        if rows > self.limits.max_frames:
-            views = f" in {adapter.config.views} views" if adapter.config.views > 1 else ""
+        frames, views = adapter.config.rows, adapter.config.views
+        if frames > self.limits.max_frames:
             raise AdapterTooLarge(
-                f"task '{name}' takes clips of {rows} frames{views}, at most {self.limits.max_frames} are taken; allow "
-                f"more with limits=MediaLimits(max_frames={rows})",
-                field="video.frames", limit=self.limits.max_frames, value=rows,
+                f"task '{name}' takes clips of {frames} frames{f' in {views} views' if views > 1 else ''}, at most "
+                f"{self.limits.max_frames} are taken; allow more with limits=MediaLimits(max_frames={frames})",
+                field="video.frames", limit=self.limits.max_frames, value=frames,
             )  # fmt: skip
         return name
 
@@ -233,17 +229,13 @@ class Predictor:
 
     def _see(self, source: Source, tasks: Sequence[tuple[str, Adapter]]) -> list[_Asked]:
         """What each task sees of one input; tasks that see the same share the work."""
-        transforms: dict[InputConfig, Preprocess] = {}
-
-        def transform(config: InputConfig) -> Preprocess:
-            shape = geometry(config)
-            return transforms.setdefault(shape, Preprocess(shape))
+        configs, transform = [adapter.config for _, adapter in tasks], cache(Preprocess)
 
         def seen(frames: Frames, preprocess: Preprocess, config: AdapterConfig) -> tuple[Pixels, bytes, int]:
-            pixels = rows(frames, preprocess, crops=config.video.crops if config.video else 1)
+            pixels = rows(frames, preprocess, crops=config.crops)
             return pixels, hashlib.sha256(pixels.data).digest(), frames.bad
 
-        found = seen_by([adapter.config for _, adapter in tasks], partial(self._decoded, source), transform, seen)
+        found = seen_by(configs, partial(self._decoded, source), lambda config: transform(geometry(config)), seen)
         return [_Asked(task, adapter, *what) for (task, adapter), what in zip(tasks, found, strict=True)]
 
     def _decoded(self, source: Source, config: AdapterConfig) -> Frames:
@@ -280,9 +272,8 @@ class Predictor:
         found: list[NDArray[np.float32]] = []
         for one, logits in self._batched(view for whole in asked for view in whole.views()):
             found.append(logits)
-            views = one.adapter.config.views
-            if len(found) == views:
-                yield one, logits if views == 1 else np.stack(found)
+            if len(found) == one.adapter.config.views:
+                yield one, np.stack(found) if len(found) > 1 else logits
                 found = []
 
     def _batched(self, asked: Iterable[_Asked]) -> Iterator[tuple[_Asked, NDArray[np.float32]]]:

@@ -18,7 +18,7 @@ from adapters.config import AdapterConfig
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, WrongModality
 from adapters.media import Deadline, MediaLimits, decode, decode_clip
 from adapters.media.animation import decode_animation
-from adapters.media.timeline import Timeline
+from adapters.media.timeline import Sampling, Timeline
 from tests.media_samples import animation, encode, levels, scene
 
 LIMITS = MediaLimits()
@@ -37,7 +37,7 @@ def test_a_picture_that_moves_is_a_clip(name: str) -> None:
 
 def test_avif() -> None:
     data = animation("AVIF", 20)
-    pictures, bad = decode_animation(data, "avif", 5, LIMITS, Deadline(LIMITS))
+    pictures, bad = decode_animation(data, "avif", Sampling(5), LIMITS, Deadline(LIMITS))
     assert (levels(pictures), bad) == ([2, 6, 10, 14, 18], 0)
 
 

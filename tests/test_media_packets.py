@@ -24,7 +24,7 @@ from adapters.media import Deadline, MediaLimits, decode_clip
 from adapters.media.choose import choose_frames
 from adapters.media.packets import VideoPacket, read_clip
 from adapters.media.sniff import media_format
-from adapters.media.timeline import Timeline
+from adapters.media.timeline import Sampling, Timeline
 from tests.media_samples import clip, header_first, levels
 
 LIMITS = MediaLimits()
@@ -91,7 +91,7 @@ def test_jumping_gives_the_same_pictures_and_decodes_less(container: str, b_fram
     with opened(data) as source:
         source.flags &= ~0x1
         read = read_clip(source, source.streams.video[0], LIMITS, Deadline(LIMITS))
-        chosen = choose_frames(replace(read, deadline=counter), 2)
+        chosen = choose_frames(replace(read, deadline=counter), Sampling(2))
         some = [chosen.frames[key].to_ndarray(format="rgb24") for key in chosen.order]
     assert counter.calls < 16  # packets fed: at most two groups of pictures and what reordering needs
     for picture, index in zip(some, (7, 22), strict=True):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
-from adapters.media import Deadline, MediaLimits, decode_clip
+from adapters.media import Deadline, MediaLimits, Sampling, decode_clip
 from tests.media_samples import animation, clip, encode, levels, scene, sound_only
 
 LIMITS = MediaLimits()
@@ -220,9 +220,9 @@ def test_bytes_in_the_media_data_are_no_table() -> None:
 
 
 def test_wrong_arguments_are_the_callers_fault() -> None:
-    for frames, sampling in ((0, "uniform"), (4, "random")):
-        with pytest.raises(ValueError, match="sampling 'uniform'"):
-            decode_clip(clip(), frames, LIMITS, sampling)
+    for wanted in ((0,), (4, "random"), (4, "dense", 0), (4, "dense", 1, 0)):
+        with pytest.raises(ValueError, match="'uniform' or 'dense', got"):
+            decode_clip(clip(), Sampling(*wanted), LIMITS)
 
 
 def test_empty() -> None:

@@ -90,7 +90,7 @@ def seen_by(
         for place in places:
             config = configs[place]
             preprocess = preprocess_of(config.input)
-            key = preprocess, config.video and config.video.crops
+            key = preprocess, config.crops
             if key not in made:
                 made[key] = made_of(frames, preprocess, config)
             seen[place] = made[key]

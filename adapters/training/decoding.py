@@ -39,8 +39,8 @@ class Reader:
 
     def __call__(self, example: Example) -> Tensor:
         """Raises MediaError, or OSError where the file is gone."""
-        crops = self._config.video.crops if self._config.video else 1
-        return torch.from_numpy(rows(take(example.path, self._config, self._limits), self._prepare, crops=crops))
+        frames = take(example.path, self._config, self._limits)
+        return torch.from_numpy(rows(frames, self._prepare, crops=self._config.crops))
 
 
 @dataclass

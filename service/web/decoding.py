@@ -87,11 +87,9 @@ class Decoder:
         def seen(frames: Frames, preprocess: Preprocess, config: AdapterConfig) -> Seen:
             deadline.check()
             pixels, how = self._memory.take(config.rows), self._prepare(config.input).name
-            if config.video is None:
-                rows(frames, preprocess, pixels)
-            else:
-                rows(frames, preprocess, pixels, crops=config.video.crops)
-                how += f"{Sampling.of(config.video)} {config.video.crops}".encode()
+            rows(frames, preprocess, pixels, crops=config.crops)
+            if config.video is not None:
+                how += f"{Sampling.of(config.video)} {config.crops}".encode()
             return Seen(pixels, _digest(body, pixels, how), frames.bad)
 
         found = seen_by(

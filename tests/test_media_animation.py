@@ -105,6 +105,13 @@ def test_what_no_frame_of_a_gif_covers_is_white() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_dense_frames_of_what_moves(name: str) -> None:
+    data = animation(name, 20, **EXACT.get(name, {}))
+    assert levels(decode_clip(data, Sampling(4, "dense", 3, 2), LIMITS)) == [0, 3, 6, 9, 10, 13, 16, 19]
+    assert levels(decode_clip(data, Sampling(3, "dense", 9), LIMITS)) == [0, 9, 18]
+
+
 def test_a_png_with_a_picture_for_those_who_cannot_see_it_move() -> None:
     others = [Image.new("RGB", (64, 48), (16 + 8 * i,) * 3) for i in range(4)]
     data = encode(scene(64, 48), "PNG", save_all=True, default_image=True, append_images=others, duration=40)

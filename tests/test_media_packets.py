@@ -82,6 +82,17 @@ def test_the_same_frames_as_decoding_everything(
     assert [picture.tobytes() for picture in chosen] in expected, kind
 
 
+@pytest.mark.parametrize("container", ["mp4", "avi"])
+def test_views_that_overlap_are_decoded_once(container: str) -> None:
+    data, packets_fed = clip(container, "mpeg4", count=30, b_frames=0), _Counting(LIMITS)
+    with opened(data) as source:
+        read = read_clip(source, source.streams.video[0], LIMITS, Deadline(LIMITS))
+        chosen = choose_frames(replace(read, deadline=packets_fed), Sampling(8, "dense", 2, 9))
+    assert len(chosen.order) == 72
+    assert len(chosen.frames) <= 30
+    assert packets_fed.calls <= 31
+
+
 @pytest.mark.parametrize("b_frames", [0, 3])
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
 def test_jumping_gives_the_same_pictures_and_decodes_less(container: str, b_frames: int) -> None:

@@ -55,8 +55,8 @@ def test_dense(count: int, frames: int, stride: int, views: int, expected: list[
 
 
 @given(count=st.integers(1, 300), frames=st.integers(1, 32), stride=st.integers(1, 20), views=st.integers(1, 9))
-def test_dense_views_are_those_of_mmaction_s_test_pipeline(count: int, frames: int, stride: int, views: int) -> None:
-    """Its offsets for one clip, and those of several to the last whole frame; VideoMAE's end; and its repetition."""
+def test_dense_views_are_those_of_the_papers_loaders(count: int, frames: int, stride: int, views: int) -> None:
+    """mmaction's span and middle in testing, VideoMAE's starts of several, and its repetition of the last frame."""
     most = max(count - ((frames - 1) * stride + 1), 0)
     starts = [most // 2] if views == 1 else [int(Fraction(most, views - 1) * view) for view in range(views)]
     expected = [start + stride * step for start in starts for step in range(frames)]

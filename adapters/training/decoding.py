@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adapters.config import AdapterConfig
-from adapters.errors import MediaError
+from adapters.errors import MediaError, TrainingError
 from adapters.media import MediaLimits, Preprocess, rows, take
 from adapters.training.data import BadFile, Example, reason_of
 
@@ -127,10 +127,14 @@ def all_views(
 ) -> tuple[list[int], MediaExamples]:
     """Chosen files of which one view was read, now with all that ``reader`` sees: those that are left, and their views.
 
-    What cannot be read so, as past a bound, goes to those that are bad.
+    What cannot be read so, as past a bound, goes to those that are bad. Raises TrainingError where nothing is left.
     """
     seen = scan([scanned.examples[i] for i in chosen], reader, threads=os.cpu_count() or 1, cache_bytes=cache_bytes)
     scanned.bad += seen.bad
+    if seen.bad and not seen.examples:
+        raise TrainingError(
+            f"no held-out clip can be read in all its views; of {seen.bad[0].name} {seen.bad[0].reason}", field="views"
+        )
     left = {example.path for example in seen.examples}
     return (
         [i for i in chosen if scanned.examples[i].path in left],

@@ -21,6 +21,7 @@ from adapters.file import read_adapter, write_adapter, write_tensors
 from adapters.header import METADATA_KEY, read_header
 from adapters.limits import FileLimits
 from adapters.media import decode_clip
+from service.errors import QueueFull
 from tests.houses import CLIP, IMAGE, House, Kit, house, photograph, problem, scores_of, until
 from tests.media_samples import animation, clip
 from tests.models import random_adapter
@@ -165,14 +166,40 @@ def test_rows_come_back_with_the_answer_and_not_when_rings_are_collected(home: H
         gc.enable()
 
 
-def test_a_queue_too_small_for_all_views_takes_none(kit: Kit, tmp_path: Path) -> None:
+def test_a_queue_too_small_for_all_views_takes_none(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with house(kit.settings(data_dir=tmp_path / "1", max_batch_rows=8, max_queue_rows=15, decode_workers=1)) as home:
         home.put("t", bytes_of(made(kit, "dense views"), tmp_path)).raise_for_status()
-        for _ in range(3):
-            assert "max_queue_rows" in str(problem(home.ask("t", moving()), 429)["detail"])
-        assert until(lambda: home.local.engine.queued_rows == 0)
         home.put("small", bytes_of(made(kit, "uniform views"), tmp_path)).raise_for_status()
         assert home.ask("small", moving()).status_code == 200
+        asked: list[object] = []
+        monkeypatch.setattr(home.local, "ask", lambda *given: asked.append(given))
+        told = problem(home.ask("t", moving()), 429)
+        assert (told["field"], told["limit"], told["value"]) == ("max_queue_rows", 15, 16)
+        assert not asked
+
+
+def test_a_view_that_fails_takes_the_others_back(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room was there for all when it was looked for, and is not any more for the last."""
+    with house(kit.settings(data_dir=tmp_path / "1", decode_workers=1)) as home:
+        home.put("t", bytes_of(made(kit, "dense views"), tmp_path)).raise_for_status()
+        ask, asked = home.local.ask, list[Any]()
+
+        def full(*given: Any) -> Any:
+            if len(asked) == 3:
+                raise QueueFull("the queue is full now", retry_after=1.0)
+            asked.append(ask(*given))
+            return asked[-1]
+
+        monkeypatch.setattr(home.local, "ask", full)
+        assert problem(home.ask("t", moving()), 429)["detail"] == "the queue is full now"
+        assert all(answer.done() for (answer,) in asked)
+        assert until(lambda: home.local.engine.queued_rows == 0)
+        monkeypatch.undo()
+        np.testing.assert_allclose(
+            scores_of(home.ask("t", moving()).json()), kit.alone(made(kit, "dense views"), moving()), atol=1e-5
+        )
+        told = home.client.get("/v1/tasks/t").json()
+        assert (told["frames"], told["views"]) == (4, 4)
 
 
 def test_views_beyond_the_server_s_bound_are_refused_with_the_setting_that_takes_them(

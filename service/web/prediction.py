@@ -88,6 +88,9 @@ class Answers:
     async def _compute(self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller) -> list[list[Answer]]:
         """The answers to each version's views. Those that see the same pixels are asked for together."""
         answers: dict[int, list[Answering]] = {place: [] for place in range(len(versions))}
+        rows = sum(served.config.rows for served in versions if served.config.views > 1)
+        if rows:  # all views or none: those that found room would be computed for nothing
+            await self._engine.check_room(rows, caller.deadline, ())
         try:
             for seen in {id(seen): seen for seen in decoded}.values():
                 places = [place for place, other in enumerate(decoded) if other is seen]

@@ -6,7 +6,6 @@ It does not know tensors or files; ``layout.py`` turns it into tensor names and 
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,6 +16,10 @@ MAX_CLASSES = 65_536
 MAX_LABEL_CHARS = 256
 MAX_BLOCKS = 256
 MAX_FRAMES = 128
+MAX_STRIDE = 1024
+MAX_VIEWS = 64
+MAX_CLIP_ROWS = 512
+"""Rows of all views of one clip; the frames of one view go in one batch, those of others in others."""
 
 SiteName = Literal[
     "parallel", "sequential", "output", "input", "pre_mlp", "qkv", "q", "k", "v", "proj", "fc1", "fc2"
@@ -99,32 +102,43 @@ class InputConfig(_Frozen):
     crop_mode: Literal["center", "squash", "border"] = "center"
 
 
-class VideoConfig(_Frozen):
-    """How many frames stand for a clip, and which: ``uniform`` takes the middles of equal parts.
+def _is_one(value: object) -> bool:
+    """Left out of what is written, so that the file of a clip that is seen once stays as it was before views."""
+    return value == 1
 
-    ``head``: what the classes are computed from, the ``mean`` of the frames' vectors or the vectors in their order
-    (``heads.py``). ``head_rank`` is that of a ``frames`` head, 0 for a full one; ``head_width`` the number of values of
-    an ``attention`` head.
+
+class VideoConfig(_Frozen):
+    """How many frames stand for a clip, which, and what the classes are computed from.
+
+    ``uniform`` takes the middles of equal parts of its time; ``dense`` every ``stride``-th of its frames, as they are
+    stored, around its middle, and repeats the last where it ends before. With ``views`` the clip is seen so many
+    times, at other times, and with ``crops`` 3 each time at both ends and in the middle of its longer side; the scores
+    are averaged. ``Timeline.chosen`` has the exact frames.
+
+    ``head``: the ``mean`` of the frames' vectors or the vectors in their order (``heads.py``). ``head_rank`` is that of
+    a ``frames`` head, 0 for a full one; ``head_width`` the number of values of an ``attention`` head.
     """
 
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] = 8
-    sampling: Literal["uniform"] = "uniform"
+    sampling: Literal["uniform", "dense"] = "uniform"
+    stride: int = Field(1, ge=1, le=MAX_STRIDE, exclude_if=_is_one)
+    views: int = Field(1, ge=1, le=MAX_VIEWS, exclude_if=_is_one)
+    crops: Literal[1, 3] = Field(1, exclude_if=_is_one)
     head: Annotated[HeadKind, Field(exclude_if=lambda head: head == "mean")] = "mean"
     head_rank: Annotated[int, Field(ge=0, le=MAX_RANK, exclude_if=lambda rank: rank == 0)] = 0
     head_width: Annotated[int, Field(ge=0, le=MAX_RANK, exclude_if=lambda width: width == 0)] = 0
 
     @model_validator(mode="after")
-    def _head_is_whole(self) -> Self:
+    def _agrees(self) -> Self:
+        if self.sampling == "uniform" and self.stride != 1:
+            raise ValueError("'stride' is for sampling 'dense'; 'uniform' spreads its frames over the whole clip")
+        if self.frames * self.views * self.crops > MAX_CLIP_ROWS:
+            raise ValueError(f"frames times views times crops must be at most {MAX_CLIP_ROWS}")
         if self.head_rank and self.head != "frames":
             raise ValueError("'head_rank' is for head 'frames'")
         if (self.head_width > 0) != (self.head == "attention"):
             raise ValueError("'head_width' must be given for head 'attention', and only then")
         return self
-
-    @cached_property
-    def decoded(self) -> VideoConfig:
-        """What decides which frames are decoded: equal for tasks that differ in their heads alone."""
-        return self.model_copy(update={"head": "mean", "head_rank": 0, "head_width": 0})
 
 
 class AdapterConfig(_Frozen):
@@ -157,6 +171,8 @@ class AdapterConfig(_Frozen):
             raise ValueError("labels must be unique")
         if (self.modality == "video") != (self.video is not None):
             raise ValueError("'video' must be given for modality 'video', and only then")
+        if self.video is not None and self.video.crops > 1 and self.input.crop_mode != "center":
+            raise ValueError("video.crops 3 needs input.crop_mode 'center': another leaves nothing beside the middle")
         if len({s.site for s in self.sites}) != len(self.sites):
             raise ValueError("each site may be listed once")
         if self.modality == "image" and any(s.temporal for s in self.sites):
@@ -167,10 +183,31 @@ class AdapterConfig(_Frozen):
 
     @property
     def frames(self) -> int:
-        """Rows that one input takes in a batch: 1 for an image, T for a clip."""
+        """Rows that one view of an input takes in a batch: 1 for an image, T for a clip."""
         return self.video.frames if self.video else 1
 
     @property
     def head(self) -> HeadKind:
         """What the classes are computed from; ``mean`` also of a picture's one vector."""
         return self.video.head if self.video else "mean"
+
+    @property
+    def views(self) -> int:
+        """How many times an input is seen, the scores of which are averaged: in time and in space."""
+        return self.video.views * self.video.crops if self.video else 1
+
+    @property
+    def crops(self) -> int:
+        """Those of ``views`` that differ in space alone."""
+        return self.video.crops if self.video else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows that all views of one input take."""
+        return self.frames * self.views
+
+    def seen_once(self) -> AdapterConfig:
+        """The same for one view of an input alone, as in training: that in the middle of time and space."""
+        if self.video is None or self.views == 1:
+            return self
+        return self.model_copy(update={"video": self.video.model_copy(update={"views": 1, "crops": 1})})

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from adapters.config import AdapterConfig, SiteName
+from adapters.config import MAX_CLIP_ROWS, AdapterConfig, SiteName
 from adapters.errors import AdapterTooLarge, BrokenAdapter, WrongBase
 from adapters.heads import PAGE, class_pages, head_shapes, pages_of
 from adapters.limits import raised
@@ -50,7 +50,9 @@ class Layout:
         """The rank of a server's slots, and so the largest it takes: ``max_rank``, or what fits the backbone."""
         return max_rank or max(MIN_SLOT_RANK, self.default_rank())
 
-    def check(self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> None:
+    def check(
+        self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int, max_rows: int = MAX_CLIP_ROWS
+    ) -> None:
         """Raise WrongBase, BrokenAdapter or AdapterTooLarge unless the config fits this backbone."""
         if config.base.fingerprint != self.fingerprint:
             raise WrongBase(
@@ -87,7 +89,9 @@ class Layout:
                     field="sites.tokens", expected="all", got=site.tokens,
                 )  # fmt: skip
         head_shapes(config, self.width)  # raises where the head asks too much of the backbone
-        for refusal in oversized(config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames):
+        for refusal in oversized(
+            config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames, max_rows=max_rows
+        ):
             raise refusal
 
     def tensors(self, config: AdapterConfig) -> dict[str, Shape]:
@@ -109,18 +113,22 @@ class Layout:
         return shapes
 
 
-def oversized(config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> Iterator[AdapterTooLarge]:
+def oversized(
+    config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int, max_rows: int
+) -> Iterator[AdapterTooLarge]:
     """Why a server with these bounds would refuse the config; nothing where it would not."""
     rank = max((site.rank for site in config.sites), default=0)
     head: tuple[str, str, int, int] = ("labels", "{} classes", len(config.labels), max_classes)
     if config.head != "mean":  # in the memory that the classes of a server's largest plain head take
         head = ("video.head", "a head as large as one of {} classes", PAGE * pages_of(config),
                 PAGE * class_pages(max_classes))  # fmt: skip
+    views, clip = config.views, ("max_clip_frames",)
     for field, what, value, limit, settings in (
         ("sites.rank", "rank {}", rank, max_rank, ("max_rank",)),
         (*head, ("max_classes",)),
-        # All frames of a clip go in one batch.
-        ("video.frames", "{} frames", config.frames, max_frames, ("max_clip_frames", "max_batch_rows")),
+        ("video.views", f"{{}} frames in {views} views", config.rows if views > 1 else 0, max_rows, clip),
+        # All frames of a view go in one batch.
+        ("video.frames", "{} frames", config.frames, max_frames, (*(clip if views == 1 else ()), "max_batch_rows")),
     ):
         if value > limit:
             yield AdapterTooLarge(

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.clip_formats import CODECS, CONTAINERS, some_of
-from adapters.config import MAX_CLASSES, MAX_FRAMES, MAX_RANK
+from adapters.config import MAX_CLASSES, MAX_CLIP_ROWS, MAX_RANK
 from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variable
 from service import hosts
 
@@ -117,8 +117,9 @@ class Settings(BaseSettings):
     )
     max_frame_pixels: int = Field(MediaLimits.max_frame_pixels, ge=1, description="Pixels of one frame of a clip.")
     max_clip_frames: int = Field(
-        MediaLimits.max_frames, ge=1, le=MAX_FRAMES,
-        description="Frames that a video task may ask for; a batch must hold them too (`ADAPTSERVE_MAX_BATCH_ROWS`).",
+        MediaLimits.max_frames, ge=1, le=MAX_CLIP_ROWS,
+        description="Frames that a video task may ask for, in all views of a clip together; a batch must hold those of "
+        "one view (`ADAPTSERVE_MAX_BATCH_ROWS`), the queue all of them.",
     )  # fmt: skip
     max_clip_pixels: int = Field(
         MediaLimits.max_clip_pixels, ge=1, description="Pixels of all frames that are taken from one clip."

@@ -24,7 +24,7 @@ from adapters.media import Deadline, MediaLimits, decode_clip
 from adapters.media.choose import choose_frames
 from adapters.media.packets import VideoPacket, read_clip
 from adapters.media.sniff import media_format
-from adapters.media.timeline import Timeline
+from adapters.media.timeline import Sampling, Timeline
 from tests.media_samples import clip, header_first, levels
 
 LIMITS = MediaLimits()
@@ -82,6 +82,17 @@ def test_the_same_frames_as_decoding_everything(
     assert [picture.tobytes() for picture in chosen] in expected, kind
 
 
+@pytest.mark.parametrize("container", ["mp4", "avi"])
+def test_views_that_overlap_are_decoded_once(container: str) -> None:
+    data, packets_fed = clip(container, "mpeg4", count=30, b_frames=0), _Counting(LIMITS)
+    with opened(data) as source:
+        read = read_clip(source, source.streams.video[0], LIMITS, Deadline(LIMITS))
+        chosen = choose_frames(replace(read, deadline=packets_fed), Sampling(8, "dense", 2, 9))
+    assert len(chosen.order) == 72
+    assert len(chosen.frames) <= 30
+    assert packets_fed.calls <= 31
+
+
 @pytest.mark.parametrize("b_frames", [0, 3])
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
 def test_jumping_gives_the_same_pictures_and_decodes_less(container: str, b_frames: int) -> None:
@@ -91,7 +102,7 @@ def test_jumping_gives_the_same_pictures_and_decodes_less(container: str, b_fram
     with opened(data) as source:
         source.flags &= ~0x1
         read = read_clip(source, source.streams.video[0], LIMITS, Deadline(LIMITS))
-        chosen = choose_frames(replace(read, deadline=counter), 2)
+        chosen = choose_frames(replace(read, deadline=counter), Sampling(2))
         some = [chosen.frames[key].to_ndarray(format="rgb24") for key in chosen.order]
     assert counter.calls < 16  # packets fed: at most two groups of pictures and what reordering needs
     for picture, index in zip(some, (7, 22), strict=True):

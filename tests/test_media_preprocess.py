@@ -204,3 +204,24 @@ def test_wrong_modality(modality: str, other: str) -> None:
     with pytest.raises(WrongModality, match=f"a {other} came") as caught:
         decode(data, task(modality), LIMITS)
     assert caught.value.facts["expected"] == modality
+
+
+@pytest.mark.parametrize("size", [(90, 40), (40, 90), (64, 64), (33, 32)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.8])
+def test_three_crops_lie_along_the_longer_side(size: tuple[int, int], crop_pct: float) -> None:
+    """The one in the middle is the usual one; each picture is resized once, also where it repeats."""
+    pre, picture = Preprocess(config(crop_pct=crop_pct)), noise(size)
+    pixels = rows([picture, NOISE, picture], pre, crops=3)
+    assert pixels.shape == (9, 3, 32, 32)
+    first, middle, last = (pixels[3 * crop] for crop in range(3))
+    assert np.array_equal(middle, pre(picture))
+    resized = np.asarray(pre._resized(picture)).transpose(2, 0, 1)
+    height, width = resized.shape[1:]
+    left, top = round((width - 32) / 2), round((height - 32) / 2)
+    if width > height:
+        assert np.array_equal(first, resized[:, top : top + 32, :32])
+        assert np.array_equal(last, resized[:, top : top + 32, width - 32 :])
+    else:
+        assert np.array_equal(first, resized[:, :32, left : left + 32])
+        assert np.array_equal(last, resized[:, height - 32 :, left : left + 32])
+    assert np.array_equal(pixels[[0, 3, 6]], pixels[[2, 5, 8]])

@@ -64,6 +64,21 @@ def test_the_digest_is_that_of_the_frames_in_order() -> None:
     assert one.digest() != other.digest()
 
 
+def test_an_input_is_held_as_long_as_one_of_its_views() -> None:
+    rows = PixelMemory.private(8, SIZE)
+    whole = rows.take(6)
+    for frame in range(6):
+        whole[frame][...] = frame
+    assert whole.views(6) == [whole]
+    views = whole.views(2)
+    assert [view.array[:, 0, 0, 0].tolist() for view in views] == [[0, 1], [2, 3], [4, 5]]
+    last = views.pop()
+    del whole, views
+    assert rows.held == 6
+    del last
+    assert rows.held == 0
+
+
 def test_rows_that_come_back_within_a_collection_hold_nobody_up() -> None:
     """A cycle holds rows; whoever takes others may be the one whose allocation has it collected."""
     rows = PixelMemory.private(64, SIZE)

@@ -46,10 +46,22 @@ class Preprocess:
         self._check_shape(*picture.size)
         size = self.config.size
         pixels = np.empty((3, size, size), np.uint8) if out is None else out
-        square = self._cropped(self._resized(picture))
+        return self._unpacked(self._cropped(self._resized(picture)), pixels)
+
+    def along(self, picture: Image.Image, outs: Sequence[Pixels]) -> None:
+        """Three squares of the picture, resized once: the beginning, the middle and the end of its longer side."""
+        self._check_shape(*picture.size)
+        resized, size = self._resized(picture), self.config.size
+        left, top = (self._start(side) for side in resized.size)
+        wide = resized.width > resized.height
+        for out, at in zip(outs, (0, None, max(resized.size) - size), strict=True):
+            box = (left if at is None or not wide else at, top if at is None or wide else at)
+            self._unpacked(resized.crop((*box, box[0] + size, box[1] + size)), out)
+
+    def _unpacked(self, square: Image.Image, pixels: Pixels) -> Pixels:
         # Plane after plane: Pillow unpacks one twice as fast as numpy turns (size, size, 3) around.
         for plane, channel in zip(pixels, "RGB", strict=True):
-            plane[...] = np.frombuffer(square.tobytes("raw", channel), np.uint8).reshape(size, size)
+            plane[...] = np.frombuffer(square.tobytes("raw", channel), np.uint8).reshape(plane.shape)
         return pixels
 
     def _resized(self, picture: Image.Image) -> Image.Image:
@@ -119,18 +131,24 @@ class Places(Protocol):
 
 
 @overload
-def rows(pictures: Sequence[Image.Image], pre: Preprocess) -> Pixels: ...
+def rows(pictures: Sequence[Image.Image], pre: Preprocess, *, crops: int = 1) -> Pixels: ...
 @overload
-def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places) -> Places: ...
-def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places | None = None) -> Places:
-    """T RGB pictures -> uint8 (T, 3, size, size), in ``out`` if it is given. A picture that repeats is resized once."""
-    size = pre.config.size
-    pixels: Places = np.empty((len(pictures), 3, size, size), np.uint8) if out is None else out
+def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places, *, crops: int = 1) -> Places: ...
+def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places | None = None, *, crops: int = 1) -> Places:
+    """T RGB pictures -> uint8 (T, 3, size, size), in ``out`` if it is given. A picture that repeats is resized once.
+
+    With 3 ``crops`` (3 T, 3, size, size): each crop of all pictures, one crop after the other.
+    """
+    size, count = pre.config.size, len(pictures)
+    pixels: Places = np.empty((crops * count, 3, size, size), np.uint8) if out is None else out
     done: dict[int, int] = {}
     for number, picture in enumerate(pictures):
         first = done.setdefault(id(picture), number)
-        if first == number:
+        if first != number:
+            for skipped in range(0, crops * count, count):
+                pixels[number + skipped][...] = pixels[first + skipped]
+        elif crops == 1:
             pre(picture, pixels[number])
         else:
-            pixels[number][...] = pixels[first]
+            pre.along(picture, [pixels[place] for place in range(number, crops * count, count)])
     return pixels

@@ -36,6 +36,8 @@ SITELESS: dict[str, str] = {"linear": "the head alone", "vpt": "prompts and the 
 SHARE = 0.014
 """Of the backbone's parameters, unless a rank is given; rank 64 on ViT-B, as in AdaptFormer."""
 FRAMES = 8
+STRIDE = 4
+"""Of dense frames, as in VideoMAE."""
 LORA_SITES: tuple[SiteName, ...] = ("q", "v")
 ST_SITES: tuple[SiteName, ...] = ("input", "pre_mlp")
 LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2")
@@ -45,8 +47,8 @@ LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2
 class Recipe:
     """Options as a person gives them; None leaves the choice to the method.
 
-    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames``, ``temporal`` and ``head`` are for
-    clips, ``prompts`` for vpt.
+    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames``, ``temporal``, ``sampling``,
+    ``stride``, ``views``, ``crops`` and ``head`` are for clips, ``prompts`` for vpt.
     """
 
     task: str
@@ -58,6 +60,10 @@ class Recipe:
     pool: Pool | None = None
     frames: int | None = None
     temporal: bool | None = None
+    sampling: Literal["uniform", "dense"] | None = None
+    stride: int | None = None
+    views: int | None = None
+    crops: int | None = None
     prompts: int | None = None
     head: HeadKind | None = None
     tokens: Tokens | None = None
@@ -68,12 +74,13 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
 
     Raises TrainingError for options that contradict each other, AdapterError for those the backbone cannot do.
     """
-    if modality == "image" and (recipe.frames or recipe.temporal or recipe.head):
-        raise TrainingError("frames, temporal and head are for clips, and the data holds pictures", field="frames")
     if modality == "image" and recipe.method == "st-adapter":
         raise TrainingError(
             "method st-adapter mixes the frames of clips, and the data holds pictures; take adaptformer", field="method"
         )
+    if modality == "image" and (recipe.frames or recipe.temporal or recipe.head or _sampling(recipe)):
+        given = ", ".join(_sampling(recipe)) or "frames, temporal and head"
+        raise TrainingError(f"{given} are for clips, and the data holds pictures", field="frames")
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
     layout = backbone.layout
@@ -101,6 +108,12 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
         ) from error
     layout.check(config, max_rank=MAX_RANK, max_classes=MAX_CLASSES, max_frames=MAX_FRAMES)
     return config
+
+
+def _sampling(recipe: Recipe) -> dict[str, str | int]:
+    """What is asked of it."""
+    given = {name: getattr(recipe, name) for name in ("sampling", "stride", "views", "crops")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def parse_blocks(text: str, count: int) -> tuple[int, ...]:
@@ -132,12 +145,15 @@ def _video(recipe: Recipe, layout: Layout, classes: int) -> VideoConfig:
     """A head that sees time is as large as its share of the backbone allows."""
     frames, head = recipe.frames or FRAMES, recipe.head or "mean"
     sizes = layout.width, frames, classes, layout.parameters
-    return VideoConfig(
-        frames=frames,
-        head=head,
-        head_rank=rank_of_head(*sizes) if head == "frames" else 0,
-        head_width=width_of_head(*sizes) if head == "attention" else 0,
-    )
+    usual = {"stride": STRIDE} if recipe.sampling == "dense" else {}
+    return VideoConfig.model_validate({
+        "frames": frames,
+        "head": head,
+        "head_rank": rank_of_head(*sizes) if head == "frames" else 0,
+        "head_width": width_of_head(*sizes) if head == "attention" else 0,
+        **usual,
+        **_sampling(recipe),
+    })  # fmt: skip
 
 
 def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConfig, ...]:

@@ -30,7 +30,7 @@ from adapters.training.account import account_of, tool
 from adapters.training.baselines import NO_FILE, check_method, model_of
 from adapters.training.checkpoint import Checkpoint, CheckpointFile, FitResult
 from adapters.training.data import NOUNS, BadFile, DataListing, check_classes, find_examples, reason_of, split
-from adapters.training.decoding import CACHE_BYTES, MediaExamples, Reader, Scanned, scan
+from adapters.training.decoding import CACHE_BYTES, MediaExamples, Reader, Scanned, all_views, scan
 from adapters.training.fit import FitConfig, fit, predict
 from adapters.training.model import AdaptedModel, HeadedModel
 from adapters.training.names import Part
@@ -116,17 +116,18 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
     refused = _refused(plan, config, backbone)
     for refusal in refused:
         teller.warn(foreseen(refusal))
-    scanned, data = _data(plan, listing, config, teller)
+    scanned, data, served = _data(plan, listing, config, teller)
     bad = (*listing.bad, *scanned.bad)
     model, result, resumed = _fit(plan, backbone, config, listing, data, teller)
     adapter = Adapter(model.exported_config(), model.tensors(), "") if isinstance(model, AdaptedModel) else None
-    settings = _settings(plan, data[1])
+    settings = _settings(plan, served)
     scoring = partial(teller.at, "scoring")
     if adapter:
-        config, logits = adapter.config, served_logits(adapter, backbone, data[1], settings.workers, scoring)
+        config, logits = adapter.config, served_logits(adapter, backbone, served, settings.workers, scoring)
     else:
-        logits, _ = predict(model, data[1], settings, scoring)
-    examples = scored(logits, config.labels, data[1])
+        batch = max(1, settings.batch // config.views)
+        logits, _ = predict(model, served, dataclasses.replace(settings, batch=batch), scoring)
+    examples = scored(logits, config.labels, served)
     given, recalls = data[1].examples[0].part, Recalls.of((e.label, e.predicted) for e in examples)
     account = {
         "method": plan.recipe.method,
@@ -170,28 +171,33 @@ def _refused(plan: TrainingPlan, config: AdapterConfig, backbone: Backbone) -> l
 
 def _data(
     plan: TrainingPlan, listing: DataListing, config: AdapterConfig, teller: Teller
-) -> tuple[Scanned, tuple[MediaExamples, MediaExamples]]:
-    """Training and held-out examples, and what was found when every file was decoded."""
+) -> tuple[Scanned, tuple[MediaExamples, MediaExamples], MediaExamples]:
+    """What was found when every file was decoded; training and held-out examples; and the latter as they are served.
+
+    Training sees one view of a clip, the server all of them.
+    """
     for note in listing.notes:
         teller.note(note)
     seed, count = plan.fit.seed, len(listing.examples)
     split(listing.examples, plan.held_out, seed)  # what is wrong with it is known before all files are read
     # A clip of more frames than the server takes was warned of; it can be trained all the same.
-    limits = dataclasses.replace(plan.limits, max_frames=max(plan.limits.max_frames, config.frames))
-    reader, read = Reader(config, limits), iter(range(1, count + 1))
+    limits = dataclasses.replace(plan.limits, max_frames=max(plan.limits.max_frames, config.rows))
+    reader, read = Reader(config.seen_once(), limits), iter(range(1, count + 1))
     scanned = scan(
         listing.examples, reader, threads=os.cpu_count() or 1, cache_bytes=plan.cache_bytes,
         on_file=lambda: teller.at(f"reading {count} files", next(read) / count),
     )  # fmt: skip
     check_classes(listing, scanned.examples)
     classes = {label: i for i, label in enumerate(config.labels)}
-    train, held_out = (
-        MediaExamples(scanned, chosen, classes, reader) for chosen in split(scanned.examples, plan.held_out, seed)
-    )
+    train_on, hold_out = split(scanned.examples, plan.held_out, seed)
+    if config.views > 1:
+        every = Reader(config, limits)
+        hold_out, served = all_views(scanned, hold_out, classes, every, cache_bytes=plan.cache_bytes)
+    train, held_out = (MediaExamples(scanned, chosen, classes, reader) for chosen in (train_on, hold_out))
     noun = NOUNS[listing.modality]
     teller.note(f"{len(train)} {noun}s of {len(classes)} classes to train on, {len(held_out)} held out")
     _warn_of_few(config, held_out, teller)
-    return scanned, (train, held_out)
+    return scanned, (train, held_out), served if config.views > 1 else held_out
 
 
 def _warn_of_few(config: AdapterConfig, held_out: MediaExamples, teller: Teller) -> None:

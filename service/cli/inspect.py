@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from adapters.config import VideoConfig
+from adapters.config import AdapterConfig, VideoConfig
 from adapters.header import Header, digest_of, read_header
 from adapters.layout import oversized
 from adapters.limits import OWN_FILE, FileLimits, needed, raised
@@ -52,7 +52,7 @@ def _config_table(file: Path, header: Header, digest: str, size: int, backbone: 
     more = len(config.labels) - MAX_LABELS_SHOWN
     rows = {
         "task": config.task,
-        "modality": f"video, {config.frames} frames, {_head(config.video)}" if config.video else "image",
+        "modality": _modality(config),
         "labels": f"{len(config.labels)}: {labels}{f', and {more} more' if more > 0 else ''}",
         "score": config.score,
         "base model": config.base.model,
@@ -77,12 +77,22 @@ def _config_table(file: Path, header: Header, digest: str, size: int, backbone: 
     return table
 
 
+def _modality(config: AdapterConfig) -> str:
+    """Which frames of a clip are taken, and how often it is looked at."""
+    video = config.video
+    if video is None:
+        return "image"
+    which = f", dense: {video.stride} apart" if video.sampling == "dense" else ""
+    crops = f" x {video.crops} crops" if video.crops > 1 else ""
+    views = f"; {video.views} views{crops} averaged, {config.rows} rows in all" if config.views > 1 else ""
+    return f"video, {config.frames} frames{which}, {_head(video)}{views}"
+
+
 def _needs(header: Header, size: int) -> str:
     """Settings without which a server refuses the file; of the rank only training knew, since a backbone bounds it."""
     config, limits, told = header.config, FileLimits(), header.config.training.get("needs")
     found = [str(line) for line in told] if isinstance(told, list) else []
-    refusals = oversized(config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
-    found += [needed(refusal) for refusal in refusals]
+    found += [needed(refusal) for refusal in oversized(config, **limits.of_config)]
     if size > limits.max_file_bytes:
         found.append(raised(["max_adapter_bytes"], size))
     return ", ".join(dict.fromkeys(found)) or "no more than the default bounds, as far as the file tells"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from adapters.config import MAX_FRAMES, task_name
+from adapters.config import MAX_FRAMES, MAX_STRIDE, MAX_VIEWS, task_name
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.exits import FAILED
 from service.limits import file_limits, media_limits
@@ -47,6 +47,13 @@ class HeadName(StrEnum):
     mean = "mean"
     frames = "frames"
     attention = "attention"
+
+
+class SamplingName(StrEnum):
+    """Which frames stand for a clip."""
+
+    uniform = "uniform"
+    dense = "dense"
 
 
 class PoolName(StrEnum):
@@ -113,6 +120,20 @@ def train(
     ] = str(SHARE),
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same tensors.")] = 0,
     frames: Annotated[int | None, typer.Option(min=1, max=MAX_FRAMES, help="Frames of a clip.  [default: 8]")] = None,
+    sampling: Annotated[
+        SamplingName | None,
+        typer.Option(help="Which: uniform from the whole clip, or dense around its middle.  [default: uniform]"),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_STRIDE, help="Distance of dense frames, in the clip's own.  [default: 4]"),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(min=1, max=MAX_VIEWS, help="Times a clip is looked at in serving; the mean answers.")
+    ] = None,
+    crops: Annotated[
+        int | None, typer.Option(min=1, max=3, help="3: each view at both ends of the longer side too.")
+    ] = None,
     temporal: Annotated[
         bool | None, typer.Option("--temporal/--no-temporal", help="Mix over a clip's frames.  [default: not for lora]")
     ] = None,
@@ -158,6 +179,7 @@ def train(
             task=task or task_name(file.name), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
             pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
             head=head.value if head else None, tokens=tokens.value if tokens else None,
+            sampling=sampling.value if sampling else None, stride=stride, views=views, crops=crops,
         )  # fmt: skip
         if crop is None:  # without crops, a frozen backbone sees every picture once and not in each epoch
             crop = 1.0 if method is Method.linear else 0.8

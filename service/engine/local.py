@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +72,7 @@ class LocalEngine:
                 answer = self.engine.submit(
                     item.task, item.digest, load, frames, deadline, picture=picture, admitted=True
                 )
-                answer.add_done_callback(partial(_hold, pixels))
+                answer.add_done_callback(_Hold(pixels))
                 answers.append(answer)
         except AdaptError as error:
             for answer in answers:
@@ -168,8 +167,14 @@ def local_engine(
         yield made[0]
 
 
-def _hold(pixels: Framed, answer: Future[Answer]) -> None:
-    """An answer that is awaited refers to this call, and so to its pixels, whose rows stay its own."""
+class _Hold:
+    """An answer that is awaited refers to this, and so to its pixels, whose rows stay its own until it is there."""
+
+    def __init__(self, pixels: Framed) -> None:
+        self._pixels: Framed | None = pixels
+
+    def __call__(self, _: Future[Answer]) -> None:
+        self._pixels = None  # a future keeps what it called
 
 
 def _slabs(settings: Settings, backbone: Backbone) -> Slabs:

@@ -69,6 +69,12 @@ class Held:
         """All frames, (frames, 3, size, size)."""
         return gathered(self._owner.rows, self.numbers)
 
+    def views(self, frames: int) -> list[Held]:
+        """So many frames of it each, one after the other; all rows are held as long as one of them is."""
+        if frames == len(self):
+            return [self]
+        return [_View(self, self.numbers[first : first + frames]) for first in range(0, len(self), frames)]
+
     def digest(self) -> bytes:
         """By it the device finds equal pictures; it takes a tenth of a millisecond for one of 224 pixels."""
         found = hashlib.sha256()
@@ -78,6 +84,19 @@ class Held:
 
     def __del__(self) -> None:
         self._owner.free(self.numbers)
+
+
+class _View(Held):
+    """Some frames of an input."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Held, numbers: Sequence[int]) -> None:
+        super().__init__(whole._owner, numbers)
+        self._whole = whole
+
+    def __del__(self) -> None:
+        """The whole gives back what is its own."""
 
 
 class PixelMemory:

@@ -164,10 +164,7 @@ class Catalogue:
             self._descriptions.forget(digest)
 
     def _check(self, config: AdapterConfig) -> None:
-        limits = self._limits
-        self.layout.check(
-            config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames
-        )
+        self.layout.check(config, **self._limits.of_config)
 
     def _read_description(self, info: VersionInfo) -> Description:
         try:

@@ -16,8 +16,19 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from adapters.config import AdapterConfig, InputConfig, VideoConfig
-from adapters.media import Deadline, MediaLimits, Preprocess, decode, decode_image, geometry, rows
+from adapters.config import AdapterConfig, InputConfig
+from adapters.media import (
+    Deadline,
+    Frames,
+    MediaLimits,
+    Preprocess,
+    Sampling,
+    decode,
+    decode_image,
+    geometry,
+    rows,
+    seen_by,
+)
 from service.engine.pixels import Held, PixelMemory
 from service.pool import Pool
 
@@ -27,7 +38,7 @@ MAX_PREPROCESSES = 256
 
 @dataclass(frozen=True)
 class Seen:
-    """What a config sees of a body: its frames, a digest that equal ones share, and how many were bad."""
+    """What a config sees of a body: the frames of all views, a digest that equal ones share, and how many were bad."""
 
     pixels: Held
     digest: bytes
@@ -69,26 +80,25 @@ class Decoder:
         self._pool.check_room(left)
 
     def _decode(self, body: bytes, configs: Sequence[AdapterConfig]) -> Decoded:
-        """Each sampling is decoded once, and each geometry of it resized once; one deadline covers them all."""
+        """One deadline covers all that the configs see."""
         start = time.perf_counter()
         deadline = Deadline(self._limits)
-        samplings: dict[VideoConfig | None, list[int]] = {}
-        for i, config in enumerate(configs):
-            samplings.setdefault(config.video and config.video.decoded, []).append(i)
-        seen: dict[int, Seen] = {}
-        for sampling, members in samplings.items():  # one after the other: the frames of one alone are in memory
-            frames = decode(body, configs[members[0]], self._limits, deadline)
-            resized: dict[Preprocess, Seen] = {}
-            for i in members:
-                prepared = self._prepare(configs[i].input)
-                if prepared.preprocess not in resized:
-                    deadline.check()
-                    pixels = self._memory.take(len(frames))
-                    rows(frames, prepared.preprocess, pixels)
-                    digest = _digest(body, pixels, repr(sampling).encode() + prepared.name)
-                    resized[prepared.preprocess] = Seen(pixels, digest, frames.bad)
-                seen[i] = resized[prepared.preprocess]
-        return Decoded([seen[i] for i in range(len(configs))], time.perf_counter() - start)
+
+        def seen(frames: Frames, preprocess: Preprocess, config: AdapterConfig) -> Seen:
+            deadline.check()
+            pixels, how = self._memory.take(config.rows), self._prepare(config.input).name
+            rows(frames, preprocess, pixels, crops=config.crops)
+            if config.video is not None:
+                how += f"{Sampling.of(config.video)} {config.crops}".encode()
+            return Seen(pixels, _digest(body, pixels, how), frames.bad)
+
+        found = seen_by(
+            configs,
+            lambda config: decode(body, config, self._limits, deadline),
+            lambda config: self._prepare(config).preprocess,
+            seen,
+        )
+        return Decoded(found, time.perf_counter() - start)
 
     def warm_up(self, config: InputConfig) -> None:
         """Decode one blank picture, so that no request pays for Pillow's plugins and the transform; blocks."""

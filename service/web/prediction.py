@@ -9,6 +9,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
 
 from adapters.errors import AdaptError
 from adapters.scores import Prediction, best
@@ -71,28 +74,38 @@ class Answers:
         decoded_ns = time.time_ns()
         answers = await self._compute(versions, decoded.seen, caller)
         results = []
-        for served, answer, seen in zip(versions, answers, decoded.seen, strict=True):
+        for served, views, seen in zip(versions, answers, decoded.seen, strict=True):
             labels, score = served.config.labels, served.config.score
-            if len(labels) < LARGE_HEAD:
-                top = best(answer.logits, labels, score, top_k)
+            logits = views[0].logits if len(views) == 1 else np.stack([view.logits for view in views])
+            if logits.size < LARGE_HEAD:
+                top = best(logits, labels, score, top_k)
             else:
-                top = await asyncio.to_thread(best, answer.logits, labels, score, top_k)
-            results.append(Outcome(served, top, seen.bad_frames, answer.queue_s, answer.compute_s))
+                top = await asyncio.to_thread(best, logits, labels, score, top_k)
+            last = max(views, key=lambda view: view.queue_s + view.compute_s)
+            results.append(Outcome(served, top, seen.bad_frames, last.queue_s, last.compute_s))
         return Outcomes(results, decoded.seconds, decoded_ns)
 
-    async def _compute(self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller) -> list[Answer]:
-        """Those that see the same pixels are asked for together."""
-        answers: dict[int, Answering] = {}
+    async def _compute(self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller) -> list[list[Answer]]:
+        """The answers to each version's views. Those that see the same pixels are asked for together."""
+        answers: dict[int, list[Answering]] = {place: [] for place in range(len(versions))}
+        rows = sum(served.config.rows for served in versions if served.config.views > 1)
+        if rows:  # all views or none: those that found room would be computed for nothing
+            await self._engine.check_room(rows, caller.deadline, ())
         try:
             for seen in {id(seen): seen for seen in decoded}.values():
                 places = [place for place, other in enumerate(decoded) if other is seen]
                 items = [self._item(versions[place]) for place in places]
-                asked = self._engine.ask(items, seen.pixels, caller.deadline, seen.digest)
-                answers.update(zip(places, asked, strict=True))
-            return await caller.wait([answers[place] for place in range(len(versions))], "computing")
+                for number, view in enumerate(seen.pixels.views(versions[places[0]].config.frames)):
+                    picture = seen.digest + bytes([number]) if number else seen.digest
+                    asked = self._engine.ask(items, view, caller.deadline, picture)
+                    for place, answer in zip(places, asked, strict=True):
+                        answers[place].append(answer)
+            found = iter(await caller.wait([one for views in answers.values() for one in views], "computing"))
+            return [list(islice(found, len(views))) for views in answers.values()]
         except AdaptError as error:
-            for answer in answers.values():
-                answer.cancel()
+            for views in answers.values():
+                for answer in views:
+                    answer.cancel()
             _name_task(error, versions, answers)
             raise
 
@@ -100,9 +113,9 @@ class Answers:
         return Item(served.task, served.digest, self._catalogue.files(served))
 
 
-def _name_task(error: AdaptError, versions: Sequence[Served], answers: dict[int, Answering]) -> None:
+def _name_task(error: AdaptError, versions: Sequence[Served], answers: dict[int, list[Answering]]) -> None:
     """Say which of several tasks failed."""
-    for place, answer in answers.items():
-        if answer.done() and not answer.cancelled() and answer.exception() is error:
+    for place, views in answers.items():
+        if any(one.done() and not one.cancelled() and one.exception() is error for one in views):
             error.facts.setdefault("task", versions[place].task)
             return

@@ -61,7 +61,8 @@ class TaskAnswer(_Answer):
     )
     classes: int | None = Field(description="how many labels there are", examples=[3])
     score: Literal["softmax", "sigmoid"] | None
-    frames: int | None = Field(description="frames taken from a clip; 1 for pictures", examples=[1])
+    frames: int | None = Field(description="frames taken from a clip in each view; 1 for pictures", examples=[1])
+    views: int | None = Field(description="views of a clip whose scores are averaged; 1 for pictures", examples=[1])
     parameters: int | None = Field(examples=[299_000])
     share: float | None = Field(description="parameters over the backbone's", examples=[0.0138])
     residency: Literal["device", "host", "disk"] = Field(description="where the adapter is now")

@@ -197,6 +197,7 @@ def _answer(facts: Facts, listed: Listing, tier: str, counts: tuple[int, int]) -
         classes=listed.classes,
         score=config.score if config else None,
         frames=config.frames if config else None,
+        views=config.views if config else None,
         parameters=listed.parameters,
         share=None if listed.parameters is None else listed.parameters / facts.layout.parameters,
         residency=cast(Any, tier),

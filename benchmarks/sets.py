@@ -176,7 +176,7 @@ def actions(root: Path, side: int, classes: tuple[str, ...] | None = None) -> tu
         for label, name in enumerate(names):
             for path in sorted((folder / part / name).iterdir()):
                 with av.open(str(path)) as clip:
-                    shown = [frame.to_image() for frame in clip.decode(video=0)]
+                    shown = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]
                 chosen = [shown[int((i + 0.5) * len(shown) / FRAMES)] for i in range(FRAMES)]
                 clips.append(_stack(chosen, side)[:, 0])
                 labels.append(label)

@@ -31,6 +31,10 @@ class Head(Protocol):
         """What ``seen`` gave, normed -> logits (items, classes)."""
         ...
 
+    def begin(self, weight: Tensor, bias: Tensor) -> None:
+        """Start from the best linear map of what is seen, side by side: (classes, values) and (classes,)."""
+        ...
+
     def tensors(self, mean: Tensor, factor: Tensor) -> dict[str, Tensor]:
         """The file's, by name, for vectors v where training had ``(v - mean) * factor``; both (width,)."""
         ...
@@ -58,6 +62,12 @@ class MeanHead(nn.Linear):
         """(items, frames, width) -> (items, width)."""
         return pooled.mean(1)
 
+    @torch.no_grad()
+    def begin(self, weight: Tensor, bias: Tensor) -> None:
+        """See ``Head``."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
     def tensors(self, mean: Tensor, factor: Tensor) -> dict[str, Tensor]:
         """See ``Head``."""
         weight = self.weight * factor
@@ -81,6 +91,17 @@ class FramesHead(nn.Linear):
         """(items, frames, width) -> logits (items, classes)."""
         flat = seen.flatten(1)
         return super().forward(flat if self.down is None else self.down(flat))
+
+    @torch.no_grad()
+    def begin(self, weight: Tensor, bias: Tensor) -> None:
+        """See ``Head``; in two steps, the nearest map that they can make."""
+        if self.down is not None:
+            left, size, right = torch.linalg.svd(weight.double(), full_matrices=False)
+            root, rank = size[: self.in_features].sqrt(), self.in_features
+            self.down.weight.copy_(root[:, None] * right[:rank])
+            weight = left[:, :rank] * root
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
 
     def tensors(self, mean: Tensor, factor: Tensor) -> dict[str, Tensor]:
         """See ``Head``."""
@@ -122,6 +143,9 @@ class AttentionHead(nn.Linear):
         values = self.value(seen) + self.value_position
         shares = shares.repeat_interleave(VALUES, 2)[..., : values.shape[2]]
         return super().forward((shares * values).sum(1))
+
+    def begin(self, weight: Tensor, bias: Tensor) -> None:
+        """No linear map of all frames is one of these; the random start stays."""
 
     def tensors(self, mean: Tensor, factor: Tensor) -> dict[str, Tensor]:
         """See ``Head``. What the mean adds to every frame's score changes no softmax."""

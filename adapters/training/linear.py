@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 FOLDS = 5
 MAX_CHOICE = 4000
 """Examples at most on which the penalty is chosen; all are used once it is."""
-PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(5, -9, -1))
+PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(5, -11, -1))
 """Of half the mean squared weight against the loss, from strong to weak: each begins where the one before ended."""
 PATIENCE = 3
 """So many weaker penalties in a row that are worse end the search."""
@@ -46,29 +46,39 @@ class Scale:
 
 @dataclass(frozen=True)
 class Solved:
-    """``weight`` (classes, width) and ``bias`` (classes,) for standardised features, float32, and how they were chosen.
+    """``weight`` (classes, width) and ``bias`` (classes,) float32 for features as they came, and how they were chosen.
 
     ``loss`` and ``accuracy`` are those of the folds that were left out; not numbers where there were too few examples.
     """
 
     weight: Tensor
     bias: Tensor
-    scale: Scale
     penalty: float
     loss: float
     accuracy: float
 
 
 def solve(
-    features: Tensor, labels: Tensor, classes: int, *, seed: int = 0, on_step: Callable[[float], None] | None = None
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    seed: int = 0,
+    penalty: float | None = None,
+    on_step: Callable[[float], None] | None = None,
 ) -> Solved:
-    """Features (items, width) float32 and labels, int64 (items,) or, for many at once, float32 (items, classes)."""
+    """Of features (items, width) float32 and labels, int64 (items,) or, for many at once, float32 (items, classes).
+
+    Nothing is chosen where the ``penalty`` is given. ``on_step`` gets the share that is done.
+    """
     scale = Scale.of(features)
     rotated, back = _rotated(scale(features).double())
     problem = _Problem(rotated, labels, classes)
-    penalty, loss, accuracy = _choose(problem, seed, on_step)
-    weight, bias = problem.minimum(penalty, problem.zero(), FINAL_STEPS)
-    return Solved((weight @ back.T).float(), bias.float(), scale, penalty, loss, accuracy)
+    chosen = _choose(problem, seed, on_step) if penalty is None else _Tried(penalty, math.nan, math.nan)
+    weight, bias = problem.minimum(chosen.penalty, problem.zero(), FINAL_STEPS)
+    weight = (weight @ back.T) / scale.deviation
+    bias = bias - weight @ scale.mean.double()
+    return Solved(weight.float(), bias.float(), chosen.penalty, chosen.loss, chosen.accuracy)
 
 
 def _rotated(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,30 +159,36 @@ class _Tried:
     accuracy: float
 
 
-def _choose(problem: _Problem, seed: int, on_step: Callable[[float], None] | None) -> tuple[float, float, float]:
-    """Penalty, loss and accuracy: of the penalties whose accuracy is as good as the best one's, that of least loss.
+def _choose(problem: _Problem, seed: int, on_step: Callable[[float], None] | None) -> _Tried:
+    """The penalty of the highest accuracy together with its neighbours, of equal ones that of least loss.
 
-    As good: within a standard error. The loss alone would shrink weights more than accuracy asks for, and the
-    accuracy of few examples is a lottery.
+    Neighbours, since the accuracy of few examples is a lottery; and not the loss, which asks for smaller weights than
+    the accuracy does.
     """
     folds = _folds(problem, seed)
     if not folds:
-        return WITHOUT_FOLDS, math.nan, math.nan
+        return _Tried(WITHOUT_FOLDS, math.nan, math.nan)
     tried: list[_Tried] = []
     found = [solved.zero() for solved, _ in folds]
     for number, penalty in enumerate(PENALTIES, 1):
         found = [solved.minimum(penalty, start, STEPS) for (solved, _), start in zip(folds, found, strict=True)]
-        losses = [left_out.loss(*at).item() for (_, left_out), at in zip(folds, found, strict=True)]
-        accuracies = [left_out.accuracy(*at) for (_, left_out), at in zip(folds, found, strict=True)]
+        left_out = [(part.loss(*at).item(), part.accuracy(*at)) for (_, part), at in zip(folds, found, strict=True)]
+        losses, accuracies = zip(*left_out, strict=True)
         tried.append(_Tried(penalty, sum(losses) / FOLDS, sum(accuracies) / FOLDS))
         if on_step:
             on_step(number / len(PENALTIES))
         if _only_worse(tried):
             break
-    best = max(one.accuracy for one in tried)
-    error = math.sqrt(best * (1 - best) / sum(len(left_out.features) for _, left_out in folds))
-    chosen = min((one for one in tried if one.accuracy >= best - error), key=lambda one: one.loss)
-    return chosen.penalty, chosen.loss, chosen.accuracy
+    return max(_smoothed(tried), key=lambda one: (one.accuracy, -one.loss))
+
+
+def _smoothed(tried: list[_Tried]) -> list[_Tried]:
+    """Each with the mean accuracy of itself and its neighbours."""
+    found = []
+    for at, one in enumerate(tried):
+        near = tried[max(0, at - 1) : at + 2]
+        found.append(replace(one, accuracy=sum(other.accuracy for other in near) / len(near)))
+    return found
 
 
 def _only_worse(tried: list[_Tried]) -> bool:

@@ -6,7 +6,7 @@ It knows methods by name and a backbone's layout; it knows no data beyond labels
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 from pydantic import ValidationError
@@ -29,12 +29,23 @@ from adapters.config import (
 from adapters.errors import TrainingError
 from adapters.heads import rank_of_head, width_of_head
 from adapters.layout import Layout
+from adapters.training.fit import FitConfig
 
 Method = Literal["adaptformer", "lora", "st-adapter", "linear", "vpt", "full"]
 SITELESS: dict[str, str] = {"linear": "the head alone", "vpt": "prompts and the head", "full": "the whole backbone"}
 """Methods without residuals -> what they train."""
 SHARE = 0.014
 """Of the backbone's parameters, unless a rank is given; rank 64 on ViT-B, as in AdaptFormer."""
+BATCHES = ((300, 32), (100, 16), (0, 8))
+"""From so many examples on, so many in a step; half as many clips."""
+STEPS, CLIP_STEPS = 1000, 600
+LEAST_EPOCHS, MOST_EPOCHS = 4, 100
+SCORES = 30
+"""At most, on held-out data, in a training."""
+RATES: dict[str, float] = {
+    "adaptformer": 3e-3, "lora": 3e-3, "st-adapter": 1e-3, "linear": 1e-3, "vpt": 1e-2, "full": 1e-4,
+}  # fmt: skip
+"""The highest learning rate of each method."""
 FRAMES = 8
 STRIDE = 4
 """Of dense frames, as in VideoMAE."""
@@ -48,7 +59,8 @@ class Recipe:
     """Options as a person gives them; None leaves the choice to the method.
 
     ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames``, ``temporal``, ``sampling``,
-    ``stride``, ``views``, ``crops`` and ``head`` are for clips, ``prompts`` for vpt.
+    ``stride``, ``views``, ``crops`` and ``head`` are for clips, ``prompts`` for vpt. ``epochs``, ``batch`` and ``lr``
+    fit the data where they are not given; ``lr`` may be ``auto``.
     """
 
     task: str
@@ -67,6 +79,9 @@ class Recipe:
     prompts: int | None = None
     head: HeadKind | None = None
     tokens: Tokens | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float | Literal["auto"] | None = None
 
 
 def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tuple[str, ...]) -> AdapterConfig:
@@ -84,7 +99,7 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
     layout = backbone.layout
-    pool: Pool = recipe.pool or ("avg" if "avg" in layout.pools and recipe.method != "linear" else "backbone")
+    pool = pools_of(recipe, layout)[-1]
     try:
         video = _video(recipe, layout, len(labels)) if modality == "video" else None
         config = AdapterConfig(
@@ -94,9 +109,6 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
             base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
             sites=_sites(recipe, layout, modality),
             pool=pool,
-            # A linear probe trains its head alone, full tuning the backbone's own norm; and the backbone's own pooling
-            # comes after its own norm.
-            norm="frozen" if pool == "backbone" or recipe.method in ("linear", "full") else "trained",
             input=backbone.input,
             video=video,
         )
@@ -114,6 +126,27 @@ def _sampling(recipe: Recipe) -> dict[str, str | int]:
     """What is asked of it."""
     given = {name: getattr(recipe, name) for name in ("sampling", "stride", "views", "crops")}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def pools_of(recipe: Recipe, layout: Layout) -> tuple[Pool, ...]:
+    """The ways of pooling to choose from."""
+    return (recipe.pool,) if recipe.pool else cast("tuple[Pool, ...]", layout.pools)
+
+
+def heads_of(recipe: Recipe, modality: Modality) -> tuple[HeadKind | None, ...]:
+    """The heads to choose from: a clip's frames may matter in their order, or not."""
+    if modality == "image" or recipe.head:
+        return (recipe.head,)
+    return ("mean", "frames") if (recipe.frames or FRAMES) > 1 else ("mean",)
+
+
+def fit_of(recipe: Recipe, fit: FitConfig, examples: int, frames: int) -> FitConfig:
+    """What was not given, as it suits so many examples: steps count, not epochs, and few make small batches."""
+    batch = recipe.batch or next(size for least, size in BATCHES if examples >= least) // (1 if frames == 1 else 2)
+    steps = -(-examples // batch)
+    epochs = recipe.epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, round((STEPS if frames == 1 else CLIP_STEPS) / steps)))
+    lr = RATES[recipe.method] if recipe.lr in (None, "auto") else float(recipe.lr)
+    return replace(fit, batch=batch, epochs=epochs, lr=lr, every=-(-epochs // SCORES))
 
 
 def parse_blocks(text: str, count: int) -> tuple[int, ...]:
@@ -172,7 +205,7 @@ def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConf
     blocks = parse_blocks(recipe.blocks, layout.blocks)
     rank = recipe.rank or rank_for(layout, names, blocks)
     temporal = (modality == "video" and not lora) if recipe.temporal is None else recipe.temporal
-    scale = recipe.scale if recipe.scale is not None else (1.0 if linear else 0.1)
+    scale = recipe.scale if recipe.scale is not None else 1.0
     tokens: Tokens = recipe.tokens or ("patches" if st_adapter else "all")
     return tuple(
         SiteConfig(

@@ -9,7 +9,7 @@ import logging
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -21,12 +21,14 @@ from service.limits import file_limits, media_limits
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
     from adapters.training.names import Part
-    from adapters.training.run import Trained, TrainingPlan
+    from adapters.training.plan import TrainingPlan
+    from adapters.training.run import Trained
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 MAX_BAD_SHOWN = 5
 MAX_EPOCHS = 10_000
+LEAST_RATE, MOST_RATE = 1e-8, 10.0
 SHARE = 0.2
 
 
@@ -94,10 +96,16 @@ def train(
         TokensName | None,
         typer.Option(help="patches leaves the class token and registers out.  [default: all, st-adapter patches]"),
     ] = None,
-    pool: Annotated[PoolName | None, typer.Option(help="[default: avg; linear: the backbone's own]")] = None,
-    epochs: Annotated[int, typer.Option(min=1, max=MAX_EPOCHS)] = 20,
-    batch: Annotated[int, typer.Option(min=2, max=4096, help="Pictures or clips in a step.")] = 32,
-    lr: Annotated[float, typer.Option(min=1e-8, max=10.0, help="Highest learning rate.")] = 1e-3,
+    pool: Annotated[PoolName | None, typer.Option(help="[default: the best by cross-validation]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, max=MAX_EPOCHS, help="[default: about 1,000 steps, 600 of clips]")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=2, max=4096, help="Pictures or clips in a step.  [default: 8 to 32]")
+    ] = None,
+    lr: Annotated[
+        str | None, typer.Option(metavar="RATE|auto", help="Highest learning rate; auto tries some on a part of DATA.")
+    ] = None,
     crop: Annotated[
         float | None,
         typer.Option(min=0.05, max=1.0, help="Least area that a random crop leaves.  [default: 0.8, linear 1: none]"),
@@ -141,7 +149,7 @@ def train(
         HeadName | None,
         typer.Option(
             help="Of a clip: the mean of its frames, all frames in their order, or an attention over them.  "
-            "[default: mean]"
+            "[default: mean or frames, by cross-validation]"
         ),
     ] = None,
     workers: Annotated[
@@ -169,22 +177,23 @@ def train(
 
         from adapters.backbone import load_backbone, resolve_device
         from adapters.training.fit import FitConfig
+        from adapters.training.plan import TrainingPlan
         from adapters.training.recipe import Recipe
-        from adapters.training.run import TrainingPlan
 
         logging.getLogger("timm").setLevel(logging.WARNING)
         settings = settings_or_exit(env_file)
         share, part = _held_out(held_out)
         recipe = Recipe(
             task=task or task_name(file.name), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
-            pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
+            pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts, epochs=epochs,
+            batch=batch, lr=_rate(lr),
             head=head.value if head else None, tokens=tokens.value if tokens else None,
             sampling=sampling.value if sampling else None, stride=stride, views=views, crops=crops,
         )  # fmt: skip
         if crop is None:  # without crops, a frozen backbone sees every picture once and not in each epoch
-            crop = 1.0 if method is Method.linear else 0.8
+            crop = 1.0
         fit = FitConfig(
-            epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
+            label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
             patience=patience, workers=(os.cpu_count() or 1) if workers is None else workers, seed=seed,
         )  # fmt: skip
         plan = TrainingPlan(
@@ -203,9 +212,22 @@ def train(
             complain(f"interrupted, nothing was written to {file}{left}", "stopped")
             raise typer.Exit(INTERRUPTED) from None
         except (MemoryError, torch.OutOfMemoryError) as error:
-            complain(f"the memory is full; try a smaller --batch than {batch}, or fewer --frames")
+            complain("the memory is full; try a smaller --batch, or fewer --frames")
             raise typer.Exit(FAILED) from error
     _say(plan, trained)
+
+
+def _rate(text: str | None) -> float | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return None if text is None else "auto"
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        told = f"'{text}' is no rate from {LEAST_RATE:g} to {MOST_RATE:g}, nor auto"
+        raise typer.BadParameter(told, param_hint="'--lr'")
+    return rate
 
 
 def _held_out(text: str) -> tuple[float, Part | None]:
@@ -246,11 +268,10 @@ def _say(plan: TrainingPlan, trained: Trained) -> None:
     if len(trained.bad) > MAX_BAD_SHOWN:
         complain(f"and {len(trained.bad) - MAX_BAD_SHOWN} more files", "left out")
     if plan.resume:
-        console.print(f"resumed after epoch {trained.resumed_epochs}")
+        console.print(f"resumed after epoch {trained.tuned.resumed_epochs}")
     lines = {
         "task": f"{trained.config.task}, {len(trained.config.labels)} labels",
-        "held-out accuracy": f"{told['held_out_accuracy']:.2%} of {told['held_out_examples']} files, "
-        f"best of {told['epochs_run']} epochs: {told['best_epoch']}",
+        "held-out accuracy": f"{told['held_out_accuracy']:.2%} of {told['held_out_examples']} files{_epochs(told)}",
         "balanced accuracy": trained.recalls.summary(),
         "parameters": f"{told['parameters']:,} ({told['share_of_backbone']:.2%} of the backbone)",
         "time, memory": f"{told['seconds']:.0f} s, peak {told['peak_memory_bytes'] / 2**20:,.0f} MiB",
@@ -259,9 +280,14 @@ def _say(plan: TrainingPlan, trained: Trained) -> None:
     }
     for name, value in lines.items():
         console.print(f"{name:<18} {value}", markup=False)
+    console.print(f"{'verdict':<18} {told['verdict']}", markup=False, soft_wrap=True)
     if needs := told.get("needs"):
         console.print(f"{'a server needs':<18} {' '.join(needs)}", markup=False)
     if trained.digest:
         console.print(f"next: adaptserve push {plan.out}", markup=False)
     else:
         _say_no_file(plan, trained.report)
+
+
+def _epochs(told: dict[str, Any]) -> str:
+    return f", best of {told['epochs_run']} epochs: {told['best_epoch']}" if told["best_epoch"] else ""

@@ -13,7 +13,6 @@ from functools import partial
 from math import isnan
 
 import torch
-from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from adapters.backbone import Backbone
@@ -32,6 +31,8 @@ from adapters.training.search import chosen_rate
 from adapters.training.start import Candidate, Frozen, best_start, frozen
 
 Data = tuple[MediaExamples, MediaExamples]
+SCORED = 4096
+"""Vectors of frozen features that are scored at once."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def tune(
 ) -> Tuned:
     """``config`` says how examples are read; how they are pooled is chosen here."""
     seed = plan.fit.seed
-    vectors = tuple(_frozen(plan, backbone, config, part, teller) for part in data)
+    vectors = _frozen(plan, backbone, config, data[0], teller), _frozen(plan, backbone, config, data[1], teller)
     start = _start(plan, backbone, config, vectors[0], teller)
     linear = _linear(plan, backbone, start, vectors[0])
-    before, half = _score(linear, vectors[1], start.config), _with_half(vectors, start)
+    before, half = _score(linear, start, vectors[1]), _with_half(vectors, start)
     tuned = partial(Tuned, start=start, linear=before, half=half)
     settings = fit_of(plan.recipe, plan.settings(data[0]), len(data[0]), start.config.frames)
     if plan.recipe.method == "linear" and start.config.head != "attention":
@@ -124,10 +125,12 @@ def _with_half(vectors: tuple[Frozen, Frozen], start: Candidate) -> float:
     return accuracy_of(held_out.seen(config).flatten(1) @ half.weight.T + half.bias, held_out.labels)
 
 
-def _score(model: HeadedModel, vectors: Frozen, config: AdapterConfig) -> dict[str, float]:
-    """What held-out data says of a model that changes nothing inside the backbone."""
-    seen: Tensor = vectors.seen(config)
-    return score_of(*predict(model, TensorDataset(seen, vectors.labels), FitConfig(batch=4096)))
+def _score(linear: HeadedModel, start: Candidate, vectors: Frozen) -> dict[str, float]:
+    """What held-out data says of the best linear head; beside an attention, which has none, of that of all frames."""
+    seen, labels = vectors.seen(start.config), vectors.labels
+    if start.config.head == "attention":
+        return score_of(seen.flatten(1) @ start.solved.weight.T + start.solved.bias, labels)
+    return score_of(*predict(linear, TensorDataset(seen, labels), FitConfig(batch=SCORED)))
 
 
 def _solved(score: Mapping[str, float]) -> FitResult:

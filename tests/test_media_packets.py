@@ -55,12 +55,18 @@ def whole(container: str, codec: str, count: int = 20) -> bytes:
 @given(
     kind=st.sampled_from(TIMED + COUNTED),
     gaps=st.lists(st.integers(20, 900), min_size=1, max_size=24),
-    frames=st.integers(1, 12),
+    wanted=st.builds(
+        Sampling,
+        st.integers(1, 12),
+        st.sampled_from(["uniform", "dense"]),
+        st.integers(1, 5),
+        st.sampled_from([1, 1, 2]),
+    ),
     gop=st.integers(1, 12),
     b_frames=st.integers(0, 3),
 )
 def test_the_same_frames_as_decoding_everything(
-    kind: tuple[str, str], gaps: list[int], frames: int, gop: int, b_frames: int
+    kind: tuple[str, str], gaps: list[int], wanted: Sampling, gop: int, b_frames: int
 ) -> None:
     container, codec = kind
     times = (
@@ -70,7 +76,7 @@ def test_the_same_frames_as_decoding_everything(
     if codec == "libx265" and len(gaps) < 6:
         b_frames = 0  # its encoder makes packets that no container takes
     data = clip(container, codec, count=len(gaps), size=size, times=times, gop=gop, b_frames=b_frames)
-    chosen = decode_clip(data, frames, LIMITS)
+    chosen = decode_clip(data, wanted, LIMITS)
     assert chosen.bad == 0
     with opened(data) as source:
         every = [(frame.pts, frame.to_image()) for frame in source.decode(video=0)]
@@ -78,7 +84,7 @@ def test_the_same_frames_as_decoding_everything(
     starts = [pts or 0 for pts, _ in every] if kind in TIMED else range(len(every))
     # How long the last is shown: as the container says, or as long as the one before.
     ends = [Timeline.of(starts, 0), *(Timeline.of(starts, p.duration or 0) for p in packets(data))]
-    expected = [[every[i][1].tobytes() for i in timeline.uniform(frames)] for timeline in ends]
+    expected = [[every[i][1].tobytes() for i in timeline.chosen(wanted)] for timeline in ends]
     assert [picture.tobytes() for picture in chosen] in expected, kind
 
 

@@ -6,6 +6,7 @@ import gc
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,19 @@ def test_a_queue_too_small_for_all_views_takes_none(kit: Kit, tmp_path: Path, mo
         told = problem(home.ask("t", moving()), 429)
         assert (told["field"], told["limit"], told["value"]) == ("max_queue_rows", 15, 16)
         assert not asked
+
+
+def test_views_wait_for_one_load(kit: Kit, tmp_path: Path) -> None:
+    """Of three tasks in one slot, asked at once: each is loaded for all its views, and none is refused."""
+    names = ["uniform views", "dense views", "crops"]
+    with house(kit.settings(data_dir=tmp_path / "1", slots=1, host_cache_bytes=0, decode_workers=1)) as home:
+        for name in names:
+            home.put(name.replace(" ", "-"), bytes_of(made(kit, name), tmp_path)).raise_for_status()
+        with ThreadPoolExecutor(3) as pool:
+            asked = [(name, pool.submit(home.ask, name.replace(" ", "-"), moving())) for name in names * 2]
+        for name, answer in asked:
+            expected = kit.alone(made(kit, name), moving())
+            np.testing.assert_allclose(scores_of(answer.result().json()), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_view_that_fails_takes_the_others_back(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

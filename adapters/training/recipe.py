@@ -65,8 +65,10 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
 
     Raises TrainingError for options that contradict each other, AdapterError for those the backbone cannot do.
     """
-    if modality == "image" and (recipe.frames or recipe.temporal or recipe.head):
-        raise TrainingError("frames, temporal and head are for clips, and the data holds pictures", field="frames")
+    if modality == "image" and (recipe.frames or recipe.temporal):
+        raise TrainingError("frames and temporal are for clips, and the data holds pictures", field="frames")
+    if modality == "image" and recipe.head:
+        raise TrainingError("head is for clips, and the data holds pictures", field="head")
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
     layout = backbone.layout

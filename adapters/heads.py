@@ -24,7 +24,7 @@ PAGE = 16
 VALUES = PAGE - 1
 """Values that share one attention over the frames: with its score they fill a page."""
 HEAD_SHARE = 0.005
-"""Of the backbone's parameters, at most, for a head over frames: with an adapter of 1.4 % it is below 2 % in all."""
+"""Of the backbone's parameters, for a head over frames of few classes: with an adapter of 1.4 % it is below 2 %."""
 
 
 def head_shapes(config: AdapterConfig, width: int) -> dict[str, Shape]:
@@ -85,15 +85,20 @@ def pages_of(config: AdapterConfig) -> int:
 
 
 def rank_of_head(width: int, frames: int, classes: int, parameters: int) -> int:
-    """The ``head_rank`` that keeps a ``frames`` head within ``HEAD_SHARE`` of ``parameters``; 0 where it needs none."""
-    budget = HEAD_SHARE * parameters
+    """The ``head_rank`` of a ``frames`` head within its share of a backbone's ``parameters``; 0 where it needs none."""
+    budget = _budget(width, classes, parameters)
     if classes <= width and classes * (frames * width + 1) <= budget:
         return 0
     return min(width, classes, max(1, int((budget - classes) / (frames * width + classes))))
 
 
 def width_of_head(width: int, frames: int, classes: int, parameters: int) -> int:
-    """The largest ``head_width``, in whole attentions, that keeps an ``attention`` head within ``HEAD_SHARE``."""
+    """The largest ``head_width``, in whole attentions, that keeps an ``attention`` head within its share."""
     attention = (VALUES + 1) * (width + frames) + VALUES * classes
-    count = int((HEAD_SHARE * parameters - classes) / attention)
+    count = int((_budget(width, classes, parameters) - classes) / attention)
     return VALUES * min(max(1, count), width // PAGE)
+
+
+def _budget(width: int, classes: int, parameters: int) -> float:
+    """Parameters of a head over frames; of many classes, half of what a head of the mean would have."""
+    return max(HEAD_SHARE * parameters, classes * width / 2)

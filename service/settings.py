@@ -85,7 +85,11 @@ class Settings(BaseSettings):
     max_rank: int = Field(
         0, ge=0, le=MAX_RANK, description="Rank of a slot; 0 takes about 1.4 % of the backbone, at least 16."
     )
-    max_classes: int = Field(FileLimits.max_classes, ge=1, le=MAX_CLASSES, description="Classes of one adapter.")
+    max_classes: int = Field(
+        FileLimits.max_classes, ge=1, le=MAX_CLASSES,
+        description="Classes of one adapter, and the size in memory of its head: a clip's head over all frames counts "
+        "as if it had more classes.",
+    )  # fmt: skip
     host_cache_bytes: int = Field(1024 * MIB, ge=0, description="Packed adapters kept in host memory, in bytes.")
     prefix_cache_bytes: int = Field(
         0, ge=0,

@@ -197,7 +197,8 @@ def test_nothing_in_the_run_is_made_or_read_on_the_host(tmp_path: Path, family: 
     size, trained = backbone.layout.input_size, "avg" in backbone.layout.pools
     specs = [Spec((site(True),), 20, frames=3), Spec((site(act="gelu"),), 4)]
     specs.append(Spec((), 40, "avg", "trained") if trained else Spec((), 40))
-    slabs = Slabs(backbone.layout, slots=3, rank=8, pages=6, dtype=torch.float32, device=torch.device("cpu"))
+    specs += [Spec((), 4, frames=3, head="frames"), Spec((), 4, frames=2, head="attention", head_width=20)]
+    slabs = Slabs(backbone.layout, slots=len(specs), rank=8, pages=6, dtype=torch.float32, device=torch.device("cpu"))
     jobs = []
     for slot, spec in enumerate(specs, 1):
         packed = pack(random_adapter(backbone, spec, slot), backbone.layout, 8, torch.float32)
@@ -229,7 +230,7 @@ def test_a_graph_answers_as_the_eager_forward_does(tmp_path: Path, dtype: torch.
     bench = Bench(tmp_path, on=on, dtype=dtype, specs=(*SPECS, Spec((site(),), 4096)))
     bench.forward.warm_up((1, 8), [meta for _, _, meta in bench.held])
     for turn in range(24):
-        jobs = bench.jobs(*((turn + 5 * i) % 7 for i in range(1 + turn % 5)), seed=turn)
+        jobs = bench.jobs(*((turn + 5 * i) % len(bench.held) for i in range(1 + turn % 5)), seed=turn)
         close(bench.forward(jobs), bench.eager(jobs), atol=5e-2 if dtype is torch.bfloat16 else 1e-3)
     assert len(cast(graphs.Graphs, bench.forward.runtime)) > 8
     assert bench.slabs.pages.device == torch.device(on)

@@ -5,19 +5,43 @@ It knows the bank's pages and the batch's table; it knows no backbone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.bank import PAGE, Slabs
-from adapters.forward.plan import FRAMES, Table
+from adapters.forward.plan import FRAMES, BatchKey, Table
 from adapters.forward.timed import TimedKey, TimedTable
 
 PAGES_AT_ONCE = 256
 """Pages of heads that are gathered for one product: 4,096 classes, 6 MB at ViT-S."""
 
 
-def mean_over_frames(rows: Tensor, table: Table[Tensor]) -> Tensor:
+OwnNorm = Callable[[Tensor, Tensor], Tensor]
+"""Vectors, and the table's lines of whose they are -> the vectors, normed where a job has a norm of its own."""
+
+
+def vectors_of(rows: Tensor, slabs: Slabs, key: BatchKey, table: Table[Tensor], own_norm: OwnNorm | None) -> Tensor:
+    """One vector for each job (jobs, width), of the pooled ``rows`` (rows * modes, width): what its last map takes.
+
+    The mean over the job's frames, normed; or what its head makes of the frames, each of which is normed before.
+    """
+    vectors = _mean_over_frames(rows, table)
+    if own_norm is not None:
+        vectors = own_norm(vectors, table.jobs)
+    if key.timed is None:
+        return vectors
+    heads = TimedTable[Tensor].of(key.timed_shapes, table.timed)
+    jobs, frames = table.jobs[:, heads.jobs], rows[table.vectors[heads.jobs]]
+    if own_norm is not None:
+        frames = own_norm(frames.flatten(0, 1), jobs.repeat_interleave(key.frames, 1)).view_as(frames)
+    made = _features_of(frames, jobs[FRAMES], slabs, key.timed, heads)
+    return torch.cat([vectors, made])[heads.vectors]
+
+
+def _mean_over_frames(rows: Tensor, table: Table[Tensor]) -> Tensor:
     """Mean of each job's rows, added one frame after another so that longer neighbours change no bit."""
     frames = table.vectors.shape[1]
     total = rows[table.vectors[:, 0]]
@@ -50,7 +74,7 @@ def scores_of(vectors: Tensor, slabs: Slabs, table: Table[Tensor]) -> Tensor:
     return chosen.reshape(jobs, -1)
 
 
-def features_of(frames: Tensor, counts: Tensor, slabs: Slabs, key: TimedKey, table: TimedTable[Tensor]) -> Tensor:
+def _features_of(frames: Tensor, counts: Tensor, slabs: Slabs, key: TimedKey, table: TimedTable[Tensor]) -> Tensor:
     """What heads that see time make of ``frames`` (jobs, frames, width), of which each job has so many: (jobs, width).
 
     As in ``scores_of``: every different group of pages against every job, and then each job takes its own.
@@ -62,13 +86,13 @@ def features_of(frames: Tensor, counts: Tensor, slabs: Slabs, key: TimedKey, tab
     step = max(1, PAGES_AT_ONCE // span)
     for start in range(0, key.groups, step):
         part = slice(start, start + step)
-        made[part] = _features(columns, here, slabs, key, table.groups[part], table.attends[part])
+        made[part] = _lines_of(columns, here, slabs, key, table.groups[part], table.attends[part])
     chosen = made[table.places, :, torch.arange(jobs, device=made.device)[:, None]]
     chosen = chosen.reshape(jobs, -1)
     return F.pad(chosen, (0, width - chosen.shape[1]))
 
 
-def _features(columns: Tensor, here: Tensor, slabs: Slabs, key: TimedKey, groups: Tensor, attends: Tensor) -> Tensor:
+def _lines_of(columns: Tensor, here: Tensor, slabs: Slabs, key: TimedKey, groups: Tensor, attends: Tensor) -> Tensor:
     """Some groups' lines for every job (groups, PAGE, jobs); ``columns`` (frames, width, jobs).
 
     A frame that a job does not have meets a blank page, or has no weight in an attention.

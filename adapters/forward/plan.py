@@ -72,7 +72,7 @@ class BatchKey:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of the table's parts, in the order of ``Table``."""
         lines = SITES + LINES_PER_SITE * len(self.sites)
-        timed = sum(map(prod, self.timed_shapes))
+        timed = sum(map(prod, self.timed_shapes)) if self.timed else 0
         return (
             (lines, self.rows), (3, self.jobs), (self.jobs, self.frames), (self.jobs, self.pages), (self.heads,),
             (timed,),
@@ -180,9 +180,9 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
     pad = pad and not joins and not streams.keeps
     rows, longest = int(frames.sum()), int(frames.max())
     size = padded(rows) if pad else rows
-    timed = Timed.among(jobs)
-    # Of a head that sees time, the pages of its classes alone: the others make its job's vector.
-    pages = [job.pages[: job.meta.class_pages] if timed and job.meta.groups else job.pages for job in jobs]
+    timed, pages = Timed.among(jobs), [job.pages for job in jobs]
+    if timed:  # the other pages of such a head make its job's vector
+        pages = [own[: job.meta.class_pages] if job.meta.groups else own for own, job in zip(pages, jobs, strict=True)]
     heads, places = np.unique(np.concatenate(pages), return_inverse=True)
     answers = max(size, padded(len(jobs))) if pad else len(jobs)
     span = power_of_two(longest) if pad else longest

@@ -13,12 +13,11 @@ from adapters.backbone import Backbone
 from adapters.backbone.inputs import normalise
 from adapters.bank import Slabs
 from adapters.config import SiteName
-from adapters.forward.heads import features_of, mean_over_frames, scores_of
+from adapters.forward.heads import scores_of, vectors_of
 from adapters.forward.plan import (
     ACTS_AT,
     AFTER,
     BEFORE,
-    FRAMES,
     HAS_AFTER,
     HAS_BEFORE,
     LINES_PER_SITE,
@@ -33,7 +32,6 @@ from adapters.forward.plan import (
     Keep,
     Table,
 )
-from adapters.forward.timed import TimedTable
 from adapters.sites import ClipRows, LeftOut, SiteRows, banked_residual
 
 TOLERANCE = 0.05
@@ -86,17 +84,8 @@ class Eager:
         features = self._backbone.features(images, operator)
         pooled = [self._backbone.pool(features, *mode).float() for mode in key.modes]
         rows = pooled[0] if len(pooled) == 1 else torch.cat(pooled)
-        vectors = mean_over_frames(rows, table)
         trained = any(norm == "trained" for _, norm in key.modes)
-        if trained:
-            vectors = self._own_norm(vectors, table.jobs)
-        if key.timed is not None:
-            heads = TimedTable[Tensor].of(key.timed_shapes, table.timed)
-            jobs, frames = table.jobs[:, heads.jobs], rows[table.vectors[heads.jobs]]
-            if trained:  # of every frame, where else it is of their mean
-                frames = self._own_norm(frames.flatten(0, 1), jobs.repeat_interleave(key.frames, 1)).view_as(frames)
-            made = features_of(frames, jobs[FRAMES], self._slabs, key.timed, heads)
-            vectors = torch.cat([vectors, made])[heads.vectors]
+        vectors = vectors_of(rows, self._slabs, key, table, self._own_norm if trained else None)
         return Outputs(vectors, scores_of(vectors, self._slabs, table))
 
     def _own_norm(self, vectors: Tensor, jobs: Tensor) -> Tensor:

@@ -93,9 +93,11 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
         raise TrainingError(
             "method st-adapter mixes the frames of clips, and the data holds pictures; take adaptformer", field="method"
         )
-    if modality == "image" and (recipe.frames or recipe.temporal or recipe.head or _sampling(recipe)):
-        given = ", ".join(_sampling(recipe)) or "frames, temporal and head"
+    if modality == "image" and (recipe.frames or recipe.temporal or _sampling(recipe)):
+        given = ", ".join(_sampling(recipe)) or "frames and temporal"
         raise TrainingError(f"{given} are for clips, and the data holds pictures", field="frames")
+    if modality == "image" and recipe.head:
+        raise TrainingError("head is for clips, and the data holds pictures", field="head")
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
     layout = backbone.layout

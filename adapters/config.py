@@ -63,7 +63,8 @@ class SiteConfig(_Frozen):
     ``parallel``: tap the block's input to norm2, add to the block's output (AdaptFormer, eq. 2 and 3).
     ``sequential``: tap and add at the MLP's output. ``output``: tap and add at the block's output.
     ``input``: tap and add at the block's input. ``pre_mlp``: tap and add at the stream between attention and MLP.
-    Both change the stream itself, for the layers and for the skip around them (ST-Adapter, Pan et al. 2022).
+    Both change the stream itself, for the layers and for the skip around them (ST-Adapter, Pan et al. 2022), and
+    ``parallel`` taps what ``pre_mlp`` made of it.
     ``qkv``, ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2``: LoRA on that Linear.
 
     ``tokens``: ``patches`` leaves the class token and registers as they are.

@@ -15,7 +15,7 @@ from adapters.file import Adapter
 from adapters.forward.plan import PATCHES_AT, SITES, plan_of
 from adapters.predictor import Predictor
 from adapters.training.model import AdaptedModel
-from tests.models import FAMILIES, Spec, close, config_of, random_adapter, small_backbone
+from tests.models import FAMILIES, Spec, close, config_of, head_of, random_adapter, residual, small_backbone
 from tests.st_adapter import KINDS, State, official_logits, random_state
 from tests.test_backbone import Bench, all_sites, normalised, pixels, reference
 
@@ -150,6 +150,23 @@ def test_beside_other_tasks_each_answers_as_alone(clip: Backbone) -> None:
         if "qkv" not in (site.site for site in adapter.config.sites):  # not written out in the reference
             expected = reference(clip, adapter, torch.from_numpy(job.pixels))[0]
             torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=2e-4)
+
+
+@torch.inference_mode()
+def test_a_linear_layer_spares_tokens_too(clip: Backbone) -> None:
+    adapter, images = random_adapter(clip, Spec((all_sites(clip, "qkv", tokens="patches"),)), 7), pixels(clip, 2)
+    bench = Bench(clip, [adapter])
+    found = torch.from_numpy(np.stack(bench.forward([bench.job(0, images[i : i + 1]) for i in range(2)])))
+    hooks = [
+        block.attn.qkv.register_forward_hook(
+            lambda _m, args, out, index=index: out + residual(adapter, "qkv", index, args[0], prefix=1)
+        )
+        for index, block in enumerate(clip.model.blocks)
+    ]
+    vector = clip.model.forward_head(clip.model.forward_features(normalised(clip, images)), pre_logits=True)
+    for hook in hooks:
+        hook.remove()
+    close(found, head_of(clip, adapter, vector))
 
 
 @torch.inference_mode()

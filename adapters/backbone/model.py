@@ -234,7 +234,10 @@ class Backbone:
             pools += (["cls"] if getattr(self.model, "cls_token", None) is not None else []) + ["avg"]
         # Swin's tokens lie on a grid: they are patches all.
         prefix_tokens = getattr(self.model, "num_prefix_tokens", 0 if features.raw.ndim == 4 else None)
-        return Layout(name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools), prefix_tokens)
+        return Layout(
+            name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools),
+            prefix_tokens=prefix_tokens,
+        )  # fmt: skip
 
 
 def _unless_empty(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

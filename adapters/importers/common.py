@@ -114,7 +114,7 @@ def read_state(path: Path, saved: str) -> tuple[dict[str, Tensor], dict[str, Any
         ) from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
-        raise ImportRefused(f"{path.name} has no 'model' entry; expected what {saved}", field="model")  # fmt: skip
+        raise ImportRefused(f"{path.name} has no 'model' entry; expected what {saved}", field="model")
     if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise ImportRefused(f"the 'model' entry of {path.name} holds more than named tensors", field="model")
     return state, content

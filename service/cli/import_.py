@@ -166,10 +166,11 @@ def st_adapter(
         backbone = load_backbone(base, weights, "cpu", "float32")
         terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
         _finish(file, convert(source, backbone, terms, frames=frames), backbone)
-    seen = "the part of its backbone that the file holds" if source.backbone else "nothing of its backbone"
+    held = len(source.backbone)
     out().print(
-        f"compared with {base}: {seen}; taken for granted: OpenAI's CLIP weights in all else, and clips of "
-        f"{frames} frames from all over the clip, which no checkpoint tells",
+        f"it was trained on OpenAI's CLIP; that {base} has the same weights "
+        f"{f'was seen from {held} tensors in the file' if held else 'cannot be seen from the file'}; "
+        f"taken for granted: {frames} frames from all over a clip, and one view of it",
         markup=False,
     )
 

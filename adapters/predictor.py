@@ -80,7 +80,7 @@ class Result:
 
 
 class _Asked(NamedTuple):
-    """One input as a task sees it: uint8 (frames, 3, size, size), equal for equal ``picture``; frames that were bad."""
+    """One input as a task sees it: uint8 (frames, 3, height, width), equal for equal ``picture``; bad frames."""
 
     task: str
     adapter: Adapter
@@ -180,7 +180,7 @@ class Predictor:
         return self._results(self._see(source, [(task, self.adapter(task))])[0] for source, task in asked)
 
     def logits(self, pixels: Iterable[Pixels], tasks: Tasks = None) -> list[NDArray[np.float32]]:
-        """Logits (classes,) float32 of inputs that are decoded and resized already: uint8 (frames, 3, size, size)."""
+        """Logits (classes,) float32 of inputs decoded and resized already: uint8 (frames, 3, height, width)."""
         asked = (self._fitting(one, task, self.adapter(task)) for one, task in self._pairs(pixels, tasks))
         return [logits for _, logits in self._computed(asked)]
 
@@ -246,7 +246,7 @@ class Predictor:
             raise type(error)(told, **error.facts) from error
 
     def _fitting(self, pixels: Pixels, task: str, adapter: Adapter) -> _Asked:
-        wanted = (adapter.config.frames, 3, adapter.config.input.size, adapter.config.input.size)
+        wanted = (adapter.config.frames, 3, *adapter.config.input.size)
         if tuple(pixels.shape) != wanted or pixels.dtype != np.uint8:
             raise BrokenMedia(
                 f"the pixels are {pixels.dtype} {list(pixels.shape)}, task '{task}' takes uint8 {list(wanted)}",

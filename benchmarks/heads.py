@@ -39,7 +39,7 @@ def seconds(function: Callable[[], object]) -> float:
 def measure(width: int, jobs: int, tasks: int, classes: int, rounds: int) -> tuple[float, float]:
     """Median seconds of the bank's heads and of the plain products."""
     count = -(-classes // PAGE)
-    layout = Layout("bench", "", 1, width, 8, 1, {"parallel": ((8, 8),)})
+    layout = Layout("bench", "", 1, width, (8, 8), 1, {"parallel": ((8, 8),)})
     slabs = Slabs(layout, slots=1, rank=8, pages=tasks * count, dtype=torch.float32, device=torch.device("cpu"))
     slabs.pages.normal_()
     meta = AdapterMeta("", "image", 1, classes, "softmax", "backbone", "frozen", {}, frozenset(), 0)

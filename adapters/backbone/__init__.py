@@ -1,10 +1,10 @@
 """The frozen timm model: load it, fingerprint it, and open the places where residuals are added."""
 
+from adapters.backbone.checkpoint import fingerprint_of
 from adapters.backbone.model import (
     Backbone,
     Features,
     Operator,
-    fingerprint_of,
     load_backbone,
     resolve_device,
     resolve_dtype,

@@ -49,7 +49,7 @@ class FitConfig:
 
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Pixels uint8 (items, frames, 3, size, size) -> the same shape, changed at random."""
+"""Pixels uint8 (items, frames, 3, height, width) -> the same shape, changed at random."""
 
 
 def learning_rate(progress: float, peak: float, warmup: float) -> float:
@@ -217,7 +217,7 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> float:
 
 
 def images_of(model: HeadedModel, pixels: Tensor) -> Tensor:
-    """Pixels (items, frames, 3, size, size) uint8 -> normalised rows (items * frames, 3, size, size); vectors stay."""
+    """Pixels (items, frames, 3, height, width) uint8 -> normalised rows (items * frames, 3, height, width)."""
     if pixels.ndim == 2:
         return pixels.to(model.backbone.device)
     rows = pixels.flatten(0, 1).to(model.backbone.device)

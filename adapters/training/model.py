@@ -33,7 +33,7 @@ class HeadedModel(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Normalised images (rows, 3, size, size) -> one vector (rows, width) each."""
+        """Normalised images (rows, 3, height, width) -> one vector (rows, width) each."""
         raise NotImplementedError
 
     @property
@@ -42,7 +42,7 @@ class HeadedModel(nn.Module):
         return False
 
     def pooled_items(self, images: Tensor) -> Tensor:
-        """Normalised images (items * frames, 3, size, size) -> the mean over each item's frames (items, width)."""
+        """Normalised images (items * frames, 3, height, width) -> the mean over each item's frames (items, width)."""
         pooled = self.pooled(images).float()
         return pooled.view(-1, self.config.frames, pooled.shape[-1]).mean(1)
 

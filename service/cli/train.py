@@ -62,6 +62,10 @@ def train(
     ] = Method.adaptformer,
     backbone: Annotated[str, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.")] = "demo",
     weights: Annotated[str, typer.Option(help="A .safetensors or .pth file instead of the pretrained weights.")] = "",
+    image_size: Annotated[
+        str,
+        typer.Option(help="Pixels that the backbone sees: 224, or height x width as 196x322.  [default: the model's]"),
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     rank: Annotated[int | None, typer.Option(min=1, help="[default: about 1.4 % of the backbone]")] = None,
     scale: Annotated[float | None, typer.Option(help="[default: 0.1, lora 1]")] = None,
@@ -145,7 +149,7 @@ def train(
         try:
             # On a CPU in full precision, whatever serves it later: so one seed gives one file on every processor.
             dtype = "auto" if resolve_device(device).type == "cuda" else "float32"
-            trained = _run(plan, load_backbone(backbone, weights, device, dtype))
+            trained = _run(plan, load_backbone(backbone, weights, device, dtype, image_size))
         except KeyboardInterrupt:
             left = (
                 f"; {plan.checkpoint} keeps its whole epochs, go on with --resume" if plan.checkpoint.exists() else ""

@@ -32,9 +32,9 @@ def refuse_part_of_a_patch(name: str, model: nn.Module, own: Size, size: Size) -
 
 def refused(name: str, own: Size, size: Size, why: str, works: Sequence[Size] = ()) -> BackboneError:
     """The error of a model that cannot run at ``size``; ``works`` are sizes that it can run at, beside its own."""
-    sizes = [size_text(one) for one in works] + [f"{size_text(own)}, its own"]
+    sizes = [f"at {size_text(one)}" for one in works] + [f"at its own {size_text(own)}"]
     return BackboneError(
-        f"{name} cannot run at {size_text(size)} pixels: {why}; it can at {' or '.join(sizes)} (--image-size)",
+        f"{name} cannot run at {size_text(size)} pixels: {why}; it can {' or '.join(sizes)}: choose with --image-size",
         model=name, field="image_size", got=size_json(size), expected=[size_json(one) for one in (*works, own)],
     )  # fmt: skip
 

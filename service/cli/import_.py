@@ -104,7 +104,7 @@ def adaptformer(
         _finish(file, convert(source, backbone, terms, scale=scale), layout)
     if export_base:
         line = f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}"
-        out().print(line, markup=False)
+        out().print(line + (f" --image-size {image_size}" if image_size else ""), markup=False)
 
 
 @app.command()

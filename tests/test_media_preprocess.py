@@ -181,7 +181,7 @@ def test_input_config_of_a_model() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"input_size": (1, 28, 28)}, "1 channels of 28x28"), ({"interpolation": "random"}, "interpolation")],
+    [({"input_size": (1, 28, 28)}, "1 channels"), ({"interpolation": "random"}, "interpolation")],
 )
 def test_input_config_that_cannot_be_expressed(changes: dict[str, Any], word: str) -> None:
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=1)

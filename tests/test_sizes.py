@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import timm
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from adapters import Adapter, Predictor
@@ -52,7 +54,9 @@ def timms(folder: Path, family: str, size: Size, state: dict[str, Tensor]) -> An
     """timm's own model at that size, with the state as its converter gives it."""
     model = timm.create_model(f"local-dir:{folder / family}", num_classes=0, img_size=size)
     convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
-    model.load_state_dict(convert(dict(state), model) if convert else state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about how timm resamples tables
+        model.load_state_dict(convert(dict(state), model) if convert else state)
     return model.eval()
 
 
@@ -77,10 +81,11 @@ def test_half_precision_is_resampled_as_timm_loads_the_file(folder: Path, tmp_pa
     file = tmp_path / "half.safetensors"
     save_file({n: t.half() for n, t in load(folder, "dinov2").model.state_dict().items()}, file)
     other = load(folder, "dinov2", "42x70", str(file))
+    name, args = FAMILIES["dinov2"]
+    overlay = {"file": str(file)}
     plain = timm.create_model(
-        f"local-dir:{folder / 'dinov2'}", pretrained=True, num_classes=0, img_size=(42, 70),
-        pretrained_cfg_overlay={"file": str(file)},
-    ).eval()  # fmt: skip
+        name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **args | {"img_size": (42, 70)}
+    ).eval()
     assert torch.equal(other.features(images((42, 70))).normed, plain.forward_features(images((42, 70))))
 
 
@@ -121,8 +126,11 @@ def test_the_fingerprint_is_that_of_the_weights_whatever_the_config_says(
     Adapter(old.config.model_copy(update={"base": old_base}), old.tensors, old.digest).check(there.layout)
 
 
-def test_a_checkpoint_that_was_saved_at_a_wide_size_goes_back_to_it(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_saved_at_a_wide_size_goes_back_to_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its positions make no square: at that size they need none of it, at any other they are refused."""
+    monkeypatch.setattr("adapters.backbone.weights.GUESS_S", 0.0)
     wide = load(folder, "vit", (48, 80))
     file = tmp_path / "wide.safetensors"
     save_file(wide.model.state_dict(), file)
@@ -140,14 +148,23 @@ def test_as_many_positions_in_another_grid_are_resampled_too(folder: Path) -> No
 
 
 def test_a_model_whose_own_pictures_are_not_square(tmp_path: Path) -> None:
-    small = {"img_size": [64, 48], "embed_dim": 48, "depth": 2, "num_heads": 3}
-    config = {"architecture": "vit_base_patch16_sapiens2", "num_classes": 0, "model_args": small,
-              "pretrained_cfg": {"input_size": [3, 64, 48]}}  # fmt: skip
+    name, args = FAMILIES["vit"]
+    config = {
+        "architecture": name,
+        "model_args": args | {"img_size": [64, 48]},
+        "pretrained_cfg": {"input_size": [3, 64, 48]},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     tall = load_backbone(str(tmp_path), "random:0", "cpu", "float32")
-    assert tall.layout.input_size == (64, 48)
-    adapter = random_adapter(tall, Spec((), 3), 0)
+    square = load_backbone(str(tmp_path), "random:0", "cpu", "float32", 40)
+    assert (tall.layout.input_size, tall.layout.resampled) == ((64, 48), "")
+    assert (square.layout.input_size, square.layout.fingerprint) == ((40, 40), tall.layout.fingerprint)
+    adapter = random_adapter(tall, OLD_ADAPTER, 0)
     assert Predictor(tall, adapter)(photograph()).scores.shape == (3,)
+    with torch.inference_mode():  # from 8x6 positions
+        model = timm.create_model(f"local-dir:{tmp_path}", num_classes=0, img_size=40)
+        model.load_state_dict(checkpoint_filter_fn(dict(tall.model.state_dict()), model))
+        assert torch.equal(square.features(images((40, 40))).normed, model.eval().forward_features(images((40, 40))))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +201,10 @@ def test_a_model_that_timm_makes_at_one_size_only(folder: Path, monkeypatch: pyt
         load(folder, "vit", 48)
 
 
-def test_weights_of_another_architecture_are_not_called_a_matter_of_size(folder: Path) -> None:
+def test_weights_of_another_architecture_are_not_called_a_matter_of_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.backbone.weights.GUESS_S", 0.0)
     other = str(folder / "dinov2" / "model.safetensors")
     with pytest.raises(BackboneError, match="belongs to another architecture") as caught:
         load(folder, "vit", 48, other)

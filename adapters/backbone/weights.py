@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -130,7 +131,8 @@ def _planned(name: str, source: str, size: Size | None) -> _Plan:
 def _create(name: str, source: str, size: Size | None = None, *, pretrained: bool = False) -> nn.Module:
     sized = {"img_size": size} if size else {}
     try:
-        with hub.within_reach(name, REACH_S) if pretrained else nullcontext():
+        with hub.within_reach(name, REACH_S) if pretrained else nullcontext(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about how timm resamples
             model: nn.Module = timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
     except hub.OutOfReach as error:
         raise _not_loaded(name, str(error)) from error

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.backbone import Backbone, load_backbone
+from adapters.file import read_adapter
+from adapters.limits import FileLimits
 from tests.imports import Base, Bed, served
 from tests.models import close
 from tests.test_backbone import normalised, pixels

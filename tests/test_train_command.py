@@ -398,7 +398,10 @@ def test_help_teaches() -> None:
 def test_pictures_that_are_not_square(kit: Kit, pictures: Path, tmp_path: Path) -> None:
     """Trained, inspected and served at the size that was asked for; a server of another size refuses the file."""
     file = tmp_path / "wide.safetensors"
-    assert done(kit, pictures, file, "--image-size", "24x40", "--epochs", "2").config.input.size == (24, 40)
+    result = train(kit, pictures, file, "--image-size", "24x40", "--epochs", "2")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"a server needs +ADAPTSERVE_IMAGE_SIZE=24x40$", result.output, re.MULTILINE)
+    assert read_header(file, FileLimits()).config.input.size == (24, 40)
     shown = runner.invoke(app, ["inspect", str(file)])
     assert "24x40 pixels" in shown.output
     with house(kit.settings(data_dir=tmp_path / "data", image_size="24x40")) as wide:

@@ -225,7 +225,7 @@ def _unfit(plan: _Plan, found: Comparison, state: Mapping[str, Any], label: str,
     return BackboneError(
         f"weights file '{name}' {own}; it belongs to another architecture than {label}"
         + (f" and fits {fitting}" if fitting else ""),
-        weights=str(path), tensor=(*own.missing, *own.left, "")[0],
+        weights=str(path or label), tensor=(*own.missing, *own.left, "")[0],
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from adapters.config import MAX_FRAMES, task_name
+from adapters.config import MAX_FRAMES, size_text, task_name
+from adapters.limits import variable
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.exits import FAILED
 from service.limits import file_limits, media_limits
@@ -159,7 +160,7 @@ def train(
         except (MemoryError, torch.OutOfMemoryError) as error:
             complain(f"the memory is full; try a smaller --batch than {batch}, or fewer --frames")
             raise typer.Exit(FAILED) from error
-    _say(plan, trained)
+    _say(plan, trained, sized=bool(image_size))
 
 
 def _held_out(text: str) -> tuple[float, Part | None]:
@@ -193,8 +194,11 @@ def _say_no_file(plan: TrainingPlan, report: Path | None = None) -> None:
         out().print(f"{why}, so there is no adapter file to serve; report: {place}", markup=False, soft_wrap=True)
 
 
-def _say(plan: TrainingPlan, trained: Trained) -> None:
+def _say(plan: TrainingPlan, trained: Trained, *, sized: bool) -> None:
     told, console = trained.config.training, out()
+    needs = list(told.get("needs", ()))
+    if sized:
+        needs.append(f"{variable('image_size')}={size_text(trained.config.input.size)}")
     for bad in trained.bad[:MAX_BAD_SHOWN]:
         complain(f"{bad.name}: {bad.reason}", "left out")
     if len(trained.bad) > MAX_BAD_SHOWN:
@@ -213,7 +217,7 @@ def _say(plan: TrainingPlan, trained: Trained) -> None:
     }
     for name, value in lines.items():
         console.print(f"{name:<18} {value}", markup=False)
-    if needs := told.get("needs"):
+    if needs:
         console.print(f"{'a server needs':<18} {' '.join(needs)}", markup=False)
     if trained.digest:
         console.print(f"next: adaptserve push {plan.out}", markup=False)

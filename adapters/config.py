@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 TASK_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_RANK = 1024
@@ -20,6 +20,8 @@ MAX_STRIDE = 1024
 MAX_VIEWS = 64
 MAX_CLIP_ROWS = 512
 """Rows of all views of one clip; the frames of one view go in one batch, those of others in others."""
+MIN_SIDE, MAX_SIDE = 8, 2048
+"""Pixels along each side of what a backbone takes."""
 
 SiteName = Literal[
     "parallel", "sequential", "output", "input", "pre_mlp", "qkv", "q", "k", "v", "proj", "fc1", "fc2"
@@ -33,6 +35,51 @@ Pool = Literal["backbone", "cls", "avg"]
 HeadKind = Literal["mean", "frames", "attention"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def size_of(given: object) -> Size:
+    """Height and width from 224, ``"224"``, ``"196x322"`` (height x width) or a pair. Raises ValueError."""
+    match given:
+        case str():
+            found = re.fullmatch(r"\s*(\d{1,5})(?:\s*[x×]\s*(\d{1,5}))?\s*", given, re.IGNORECASE)
+            size = (int(found[1]), int(found[2] or found[1])) if found else None
+        case bool():
+            size = None
+        case int():
+            size = (given, given)
+        case [int(height), int(width)]:
+            size = (height, width)
+        case _:
+            size = None
+    if size is None:
+        raise ValueError(f"{given!r:.80} is no size in pixels; give 224 for a square, or height x width as 196x322")
+    return _within(size)
+
+
+def _within(size: Size) -> Size:
+    if not (min(size) >= MIN_SIDE and max(size) <= MAX_SIDE):
+        raise ValueError(f"{size_text(size)} pixels are out of range; each side may have {MIN_SIDE} to {MAX_SIDE}")
+    return size
+
+
+def size_text(size: Size) -> str:
+    """``224``, or ``196x322`` where it is not square: as ``size_of`` and ``--image-size`` read it."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def size_json(size: Size) -> int | list[int]:
+    """As files and problems write it: one number for a square, else [height, width]."""
+    height, width = size
+    return height if height == width else [height, width]
+
+
+def _pair(value: object) -> object:
+    return value if isinstance(value, tuple | list) else (value, value)
 
 
 def is_task_name(name: str) -> bool:
@@ -93,9 +140,12 @@ class SiteConfig(_Frozen):
 
 
 class InputConfig(_Frozen):
-    """Preprocessing, in the terms of timm's eval transform."""
+    """Preprocessing, in the terms of timm's eval transform.
 
-    size: Annotated[int, Field(ge=8, le=2048)]
+    ``size`` is (height, width); it is given and written as one number where it is square.
+    """
+
+    size: Annotated[Size, BeforeValidator(_pair), AfterValidator(_within), PlainSerializer(size_json)]
     mean: tuple[Finite, Finite, Finite]
     std: tuple[Positive, Positive, Positive]
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"

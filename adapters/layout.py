@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from adapters.config import MAX_CLIP_ROWS, AdapterConfig, SiteName
+from adapters.config import MAX_CLIP_ROWS, AdapterConfig, SiteName, Size, size_json, size_text
 from adapters.errors import AdapterTooLarge, BrokenAdapter, WrongBase
 from adapters.heads import PAGE, class_pages, head_shapes, pages_of
-from adapters.limits import raised
+from adapters.limits import raised, variable
 
 Shape = tuple[int, ...]
 MIN_SLOT_RANK = 16
@@ -23,20 +23,23 @@ class Layout:
     """A backbone's name, fingerprint and sizes.
 
     ``sites[site][block]`` is (width at the tap, width where it is added). ``width`` is that of the
-    pooled feature, ``input_size`` the side of the square input in pixels, ``parameters`` the count
+    pooled feature, ``input_size`` the height and width of the input in pixels, ``parameters`` the count
     without a classifier. ``prefix_tokens`` come before those of the patches: the class token and registers; None where
-    that is not known.
+    that is not known. ``fingerprint`` is that of the weights as they were given, at whatever size they run here;
+    ``resampled`` that of the tensors as they are here, where positions were resampled for this size: files that were
+    made before sizes could be chosen may hold it.
     """
 
     model: str
     fingerprint: str
     parameters: int
     width: int
-    input_size: int
+    input_size: Size
     blocks: int
     sites: Mapping[SiteName, tuple[tuple[int, int], ...]]
     pools: tuple[str, ...] = ("backbone", "cls", "avg")
     prefix_tokens: int | None = None
+    resampled: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", MappingProxyType(dict(self.sites)))
@@ -54,7 +57,7 @@ class Layout:
         self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int, max_rows: int = MAX_CLIP_ROWS
     ) -> None:
         """Raise WrongBase, BrokenAdapter or AdapterTooLarge unless the config fits this backbone."""
-        if config.base.fingerprint != self.fingerprint:
+        if config.base.fingerprint not in (self.fingerprint, self.resampled):
             raise WrongBase(
                 f"the adapter was made for {config.base.model} with fingerprint {config.base.fingerprint[:12]}, "
                 f"the backbone here is {self.model} with fingerprint {self.fingerprint[:12]}; "
@@ -62,9 +65,11 @@ class Layout:
                 field="base.fingerprint", expected=self.fingerprint, got=config.base.fingerprint,
             )  # fmt: skip
         if config.input.size != self.input_size:
+            ours, theirs = size_text(self.input_size), size_text(config.input.size)
             raise BrokenAdapter(
-                f"input.size is {config.input.size}, the backbone takes {self.input_size} pixels",
-                field="input.size", expected=self.input_size, got=config.input.size,
+                f"input.size is {theirs}, the backbone takes {ours} pixels; it takes this adapter when started with "
+                f"--image-size {theirs} ({variable('image_size')}), or make the adapter with --image-size {ours}",
+                field="input.size", expected=size_json(self.input_size), got=size_json(config.input.size),
             )  # fmt: skip
         if config.pool not in self.pools:
             raise BrokenAdapter(

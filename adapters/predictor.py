@@ -81,7 +81,7 @@ class Result:
 
 
 class _Asked(NamedTuple):
-    """One input as a task sees it: uint8 (rows, 3, size, size), equal for equal ``picture``; frames that were bad."""
+    """One input as a task sees it: uint8 (rows, 3, height, width), equal for equal ``picture``; bad frames."""
 
     task: str
     adapter: Adapter
@@ -189,7 +189,7 @@ class Predictor:
         return self._results(self._see(source, [(task, self.adapter(task))])[0] for source, task in asked)
 
     def logits(self, pixels: Iterable[Pixels], tasks: Tasks = None) -> list[NDArray[np.float32]]:
-        """Logits as in ``Result``, of inputs that are decoded and resized already: uint8 (rows, 3, size, size)."""
+        """Logits as in ``Result``, of inputs that are decoded and resized already: uint8 (rows, 3, height, width)."""
         asked = (self._fitting(one, task, self.adapter(task)) for one, task in self._pairs(pixels, tasks))
         return [logits for _, logits in self._computed(asked)]
 
@@ -251,7 +251,7 @@ class Predictor:
             raise type(error)(told, **error.facts) from error
 
     def _fitting(self, pixels: Pixels, task: str, adapter: Adapter) -> _Asked:
-        wanted = (adapter.config.rows, 3, adapter.config.input.size, adapter.config.input.size)
+        wanted = (adapter.config.rows, 3, *adapter.config.input.size)
         if tuple(pixels.shape) != wanted or pixels.dtype != np.uint8:
             raise BrokenMedia(
                 f"the pixels are {pixels.dtype} {list(pixels.shape)}, task '{task}' takes uint8 {list(wanted)}",

@@ -46,7 +46,7 @@ def seconds(function: Callable[[], object]) -> float:
 def measure(width: int, jobs: int, tasks: int, classes: int, rounds: int) -> tuple[float, float]:
     """Median seconds of the bank's heads and of the plain products."""
     count = -(-classes // PAGE)
-    layout = Layout("bench", "", 1, width, 8, 1, {"parallel": ((8, 8),)})
+    layout = Layout("bench", "", 1, width, (8, 8), 1, {"parallel": ((8, 8),)})
     slabs = Slabs(layout, slots=1, rank=8, pages=tasks * count, dtype=torch.float32, device=torch.device("cpu"))
     slabs.pages.normal_()
     meta = AdapterMeta("", "image", 1, classes, "softmax", "backbone", "frozen", {}, frozenset(), 0)
@@ -70,7 +70,7 @@ def measure(width: int, jobs: int, tasks: int, classes: int, rounds: int) -> tup
 def clips(width: int, head: HeadKind, mix: tuple[int, int, int, int], rounds: int) -> tuple[float, float]:
     """Median seconds of heads over frames, and of heads of the mean, of as many classes and clips."""
     jobs, tasks, classes, groups = mix
-    layout = Layout("bench", "", 1, width, 8, 1, {"parallel": ((8, 8),)})
+    layout = Layout("bench", "", 1, width, (8, 8), 1, {"parallel": ((8, 8),)})
     plain = AdapterMeta("", "video", FRAMES, classes, "softmax", "avg", "trained", {}, frozenset(), 0)
     metas = replace(plain, head=head, groups=groups), plain
     count = metas[0].pages

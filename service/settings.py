@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.clip_formats import CODECS, CONTAINERS, some_of
-from adapters.config import MAX_CLASSES, MAX_CLIP_ROWS, MAX_RANK
+from adapters.config import MAX_CLASSES, MAX_CLIP_ROWS, MAX_RANK, size_of, size_text
 from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variable
 from service import hosts
 
@@ -57,6 +57,11 @@ class Settings(BaseSettings):
         "",
         description="Empty for the model's own pretrained weights; a .safetensors or .pth file; "
         "`random:SEED` for tests and benchmarks only.",
+    )
+    image_size: str = Field(
+        "",
+        description="Pixels of what the backbone sees, whole patches: `224`, or height x width as `196x322`; empty for "
+        "the model's own. Adapters must be made for it.",
     )
     device: str = Field(
         "auto",
@@ -216,6 +221,11 @@ class Settings(BaseSettings):
     _origins = field_validator("allowed_origins")(hosts.check_origins)
     _root_path = field_validator("root_path")(hosts.check_root_path)
     _proxies = field_validator("trusted_proxies")(hosts.check_proxies)
+
+    @field_validator("image_size")
+    @classmethod
+    def _is_size(cls, value: str) -> str:
+        return size_text(size_of(value)) if value.strip() else ""
 
     @field_validator("clip_formats", "clip_codecs", mode="before")
     @classmethod

@@ -31,7 +31,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def pixels(backbone: Backbone, frames: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     size = backbone.layout.input_size
-    return torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (frames, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 def normalised(backbone: Backbone, images: Tensor) -> Tensor:

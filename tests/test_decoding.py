@@ -28,7 +28,7 @@ from tests.media_samples import clip, encode, scene
 
 LIMITS = MediaLimits()
 PICTURE = encode(scene(90, 70), "PNG")
-MEMORY = PixelMemory.private(64, 32)
+MEMORY = PixelMemory.private(64, (32, 32))
 
 
 def task(frames: int = 0, **changes: Any) -> AdapterConfig:

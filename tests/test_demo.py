@@ -11,7 +11,7 @@ from PIL import Image
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.backbone.weights import DEMO_BACKBONE
-from adapters.file import Adapter, read_adapter
+from adapters.file import Adapter, read_adapter, write_adapter
 from adapters.limits import FileLimits
 from adapters.predictor import Predictor
 from adapters.training.demo import digits, photos
@@ -19,6 +19,7 @@ from adapters.training.demo.build import score_file
 from adapters.training.demo.tasks import DIGIT_TASKS
 
 DEMO = DEMO_BACKBONE.parent
+FINGERPRINT = "d44bf3b0f12d8a1ddb31db239980c1da429cd47edf080f0a338d38ea2d13752d"
 FILES = sorted((DEMO / "tasks").glob("*.safetensors"))
 SAMPLES = sorted((DEMO / "samples").iterdir())
 
@@ -39,6 +40,17 @@ def test_the_demo_is_whole_and_small(backbone: Backbone, adapters: dict[str, Ada
     for name, adapter in adapters.items():
         assert adapter.config.task == name
         assert 0.012 < adapter.parameters / backbone.layout.parameters < 0.017
+
+
+def test_the_fingerprint_and_the_files_are_those_that_were_released(
+    backbone: Backbone, adapters: dict[str, Adapter], tmp_path: Path
+) -> None:
+    """To the byte: what the config has learnt to say since is left out where it says nothing new."""
+    assert backbone.layout.fingerprint == FINGERPRINT
+    assert load_backbone("demo", device="cpu", dtype="float32", image_size="32x48").layout.fingerprint == FINGERPRINT
+    for path in FILES:
+        adapter = adapters[path.stem]
+        assert write_adapter(tmp_path / path.name, adapter.config, adapter.tensors) == adapter.digest
 
 
 def test_the_samples_are_what_their_names_say(backbone: Backbone, adapters: dict[str, Adapter]) -> None:

@@ -68,7 +68,7 @@ class Bench:
         return [self.job(number, seed + at) for at, number in enumerate(numbers)]
 
     def job(self, number: int, seed: int) -> Job:
-        shape = (self.held[number][2].frames, 3, *2 * (self.backbone.layout.input_size,))
+        shape = (self.held[number][2].frames, 3, *self.backbone.layout.input_size)
         return Job(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), *self.held[number])
 
     def same(self, jobs: list[Job]) -> None:
@@ -203,11 +203,11 @@ def test_nothing_in_the_run_is_made_or_read_on_the_host(tmp_path: Path, family: 
     for slot, spec in enumerate(specs, 1):
         packed = pack(random_adapter(backbone, spec, slot), backbone.layout, 8, torch.float32)
         pages = tuple(range(1, 1 + len(packed.pages)))
-        jobs.append(Job(np.zeros((spec.frames, 3, size, size), np.uint8), slot, pages, packed.meta))
+        jobs.append(Job(np.zeros((spec.frames, 3, *size), np.uint8), slot, pages, packed.meta))
     plan, mode = plan_of(jobs, pad=True), FakeTensorMode()
     move_to_fake(mode, backbone, slabs)
     packed_table = to_fake(mode, torch.from_numpy(plan.packed))
-    pixels = to_fake(mode, torch.empty(plan.key.input_rows, 3, size, size, dtype=torch.uint8))
+    pixels = to_fake(mode, torch.empty(plan.key.input_rows, 3, *size, dtype=torch.uint8))
     eager, seen = Eager(backbone, slabs), OffDevice()
     with mode, torch.inference_mode():
         eager(plan.key, packed_table, pixels)  # as before a capture

@@ -15,7 +15,7 @@ from service.engine import memory
 from service.engine.pixels import Held, PixelMemory, array_of, gathered, row_bytes
 from service.errors import QueueFull
 
-SIZE = 8
+SIZE = (8, 12)
 
 
 @given(st.lists(st.integers(1, 6), max_size=40), st.randoms())

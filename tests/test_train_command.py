@@ -447,3 +447,22 @@ def test_help_teaches() -> None:
     shown = runner.invoke(app, ["train", "--help"])
     assert shown.exit_code == 0
     assert "adaptserve train flowers/" in shown.stdout
+
+
+def test_pictures_that_are_not_square(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    """Trained, inspected and served at the size that was asked for; a server of another size refuses the file."""
+    file = tmp_path / "wide.safetensors"
+    result = train(kit, pictures, file, "--image-size", "24x40", "--epochs", "2")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"a server needs +ADAPTSERVE_IMAGE_SIZE=24x40$", result.output, re.MULTILINE)
+    assert read_header(file, FileLimits()).config.input.size == (24, 40)
+    shown = runner.invoke(app, ["inspect", str(file)])
+    assert "24x40 pixels" in shown.output
+    with house(kit.settings(data_dir=tmp_path / "data", image_size="24x40")) as wide:
+        check_served(wide, pictures, file, "wide")
+
+
+def test_a_size_that_the_backbone_cannot_take_is_one_line(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    line = failed(kit, pictures, tmp_path / "a.safetensors", "--image-size", "25")
+    assert "cannot run at 25 pixels" in line
+    assert "at 24 or at its own 32" in line

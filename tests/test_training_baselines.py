@@ -130,7 +130,7 @@ def test_plain_vits_take_prompts_whatever_their_prefix(tmp_path: Path, family: s
     assert isinstance(built, PromptedModel)
     assert built.prompts.shape[1] == PROMPTS
     size = backbone.input.size
-    assert built(torch.randn(2, 3, size, size)).shape == (2, 2)
+    assert built(torch.randn(2, 3, *size)).shape == (2, 2)
 
 
 @pytest.mark.parametrize("family", ["swin", "eva02", "beit", "relpos"])
@@ -139,7 +139,7 @@ def test_other_families_take_full_tuning_but_no_prompts(tmp_path: Path, family: 
     with pytest.raises(TrainingError, match="a plain ViT"):
         model(backbone, Recipe("t", "vpt"))
     size = backbone.input.size
-    assert model(backbone, Recipe("t", "full"))(torch.randn(2, 3, size, size)).shape == (2, 2)
+    assert model(backbone, Recipe("t", "full"))(torch.randn(2, 3, *size)).shape == (2, 2)
 
 
 @pytest.mark.parametrize(("method", "why"), [("vpt", "prompts are tokens"), ("full", "changes the backbone")])

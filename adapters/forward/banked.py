@@ -147,7 +147,7 @@ class BankedForward:
         size, pages = self.backbone.layout.input_size, self.slabs.page_count
         for count in rows:
             for meta in metas:
-                picture = np.zeros((meta.frames, 3, size, size), np.uint8)
+                picture = np.zeros((meta.frames, 3, *size), np.uint8)
                 head = tuple(1 + number % pages for number in range(meta.pages))
                 yield [Job(picture, 1, head, meta)] * max(1, count // meta.frames)
 
@@ -177,7 +177,7 @@ class BankedForward:
         One of timm's models may do more between its blocks than can be left out.
         """
         layout = self.backbone.layout
-        blank = np.zeros((1, 3, layout.input_size, layout.input_size), np.uint8)
+        blank = np.zeros((1, 3, *layout.input_size), np.uint8)
         try:
             for block in {layout.blocks // 2 or 1, layout.blocks}:
                 self.prefixes = PrefixCache(sys.maxsize)

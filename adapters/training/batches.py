@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 Examples = Dataset[tuple[Tensor, ...]]
-"""Items are (pixels uint8 (frames, 3, size, size), label): int64 () or, for many labels, float32 (classes,)."""
+"""Items are (pixels uint8 (frames, 3, height, width), label): int64 () or, for many labels, float32 (classes,)."""
 AHEAD = 2
 """Batches that are decoded while another is computed, so that memory stays bounded."""
 

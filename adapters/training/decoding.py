@@ -5,6 +5,7 @@ It knows examples and preprocessing; it knows no model and no split.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,7 @@ IN_FLIGHT = 4
 
 
 class Reader:
-    """Callable: an example -> uint8 (rows, 3, size, size), as the server would make of the file's bytes."""
+    """Callable: an example -> uint8 (rows, 3, height, width), as the server would make of the file's bytes."""
 
     def __init__(self, config: AdapterConfig, limits: MediaLimits) -> None:
         self._config, self._limits, self._prepare = config, limits, Preprocess(config.input)
@@ -35,7 +36,7 @@ class Reader:
     @property
     def item_bytes(self) -> int:
         """Memory that one example takes."""
-        return self._config.rows * 3 * self._config.input.size**2
+        return self._config.rows * 3 * math.prod(self._config.input.size)
 
     def __call__(self, example: Example) -> Tensor:
         """Raises MediaError, or OSError where the file is gone."""
@@ -101,7 +102,7 @@ def _in_order(examples: Sequence[Example], reader: Reader, threads: int) -> Iter
 
 
 class MediaExamples(Dataset[tuple[Tensor, ...]]):
-    """Items (pixels uint8 (rows, 3, size, size), label index int64 ()); read from memory, or from disk when asked."""
+    """Items (pixels uint8 (rows, 3, height, width), label index int64 ()); from memory, or from disk when asked."""
 
     def __init__(self, scanned: Scanned, chosen: Sequence[int], classes: Mapping[str, int], reader: Reader) -> None:
         self.examples = [scanned.examples[i] for i in chosen]

@@ -53,7 +53,7 @@ class FitConfig:
 
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Pixels uint8 (items, frames, 3, size, size) -> the same shape, changed at random."""
+"""Pixels uint8 (items, frames, 3, height, width) -> the same shape, changed at random."""
 
 
 def learning_rate(progress: float, peak: float, warmup: float) -> float:

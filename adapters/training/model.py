@@ -50,7 +50,7 @@ class HeadedModel(nn.Module):
             self.head.begin(weight, solved.bias + solved.weight @ scale.mean.repeat(frames))
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Normalised images (rows, 3, size, size) -> one vector (rows, width) each."""
+        """Normalised images (rows, 3, height, width) -> one vector (rows, width) each."""
         raise NotImplementedError
 
     @property
@@ -59,7 +59,7 @@ class HeadedModel(nn.Module):
         return False
 
     def pooled_items(self, images: Tensor) -> Tensor:
-        """Normalised images (items * frames, 3, size, size) -> what the head looks at.
+        """Normalised images (items * frames, 3, height, width) -> what the head looks at.
 
         The mean over each item's frames (items, width), or (items, frames, width) where the head sees time.
         """

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from adapters.config import AdapterConfig, VideoConfig
+from adapters.config import AdapterConfig, VideoConfig, size_text
 from adapters.header import Header, digest_of, read_header
 from adapters.layout import oversized
 from adapters.limits import OWN_FILE, FileLimits, needed, raised
@@ -63,7 +63,7 @@ def _config_table(file: Path, header: Header, digest: str, size: int, backbone: 
         )
         or "none (head only)",
         "pool, norm": f"{config.pool}, {config.norm}",
-        "input": f"{config.input.size} pixels, {config.input.interpolation}, crop {config.input.crop_pct:g} "
+        "input": f"{size_text(config.input.size)} pixels, {config.input.interpolation}, crop {config.input.crop_pct:g} "
         f"({config.input.crop_mode}), mean {_numbers(config.input.mean)}, std {_numbers(config.input.std)}",
         "parameters": f"{header.parameters:,}"
         + (f" ({100 * header.parameters / backbone:.2f} % of the backbone's {backbone:,})" if backbone else ""),

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from adapters.config import MAX_FRAMES, MAX_STRIDE, MAX_VIEWS, task_name
+from adapters.config import MAX_FRAMES, MAX_STRIDE, MAX_VIEWS, size_text, task_name
+from adapters.limits import variable
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.exits import FAILED
 from service.limits import file_limits, media_limits
@@ -87,6 +88,10 @@ def train(
     ] = Method.adaptformer,
     backbone: Annotated[str, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.")] = "demo",
     weights: Annotated[str, typer.Option(help="A .safetensors or .pth file instead of the pretrained weights.")] = "",
+    image_size: Annotated[
+        str,
+        typer.Option(help="Pixels that the backbone sees: 224, or height x width as 196x322.  [default: the model's]"),
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     rank: Annotated[int | None, typer.Option(min=1, help="[default: about 1.4 % of the backbone]")] = None,
     scale: Annotated[float | None, typer.Option(help="[default: 0.1, lora and st-adapter 1]")] = None,
@@ -107,9 +112,8 @@ def train(
         str | None, typer.Option(metavar="RATE|auto", help="Highest learning rate; auto tries some on a part of DATA.")
     ] = None,
     crop: Annotated[
-        float | None,
-        typer.Option(min=0.05, max=1.0, help="Least area that a random crop leaves.  [default: 0.8, linear 1: none]"),
-    ] = None,
+        float, typer.Option(min=0.05, max=1.0, help="Least area that a random crop leaves; 1: none.")
+    ] = 1.0,
     flip: Annotated[
         bool, typer.Option("--flip", help="Mirror half of the examples, where left is like right.")
     ] = False,
@@ -190,8 +194,6 @@ def train(
             head=head.value if head else None, tokens=tokens.value if tokens else None,
             sampling=sampling.value if sampling else None, stride=stride, views=views, crops=crops,
         )  # fmt: skip
-        if crop is None:  # without crops, a frozen backbone sees every picture once and not in each epoch
-            crop = 1.0
         fit = FitConfig(
             label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
             patience=patience, workers=(os.cpu_count() or 1) if workers is None else workers, seed=seed,
@@ -204,7 +206,7 @@ def train(
         try:
             # On a CPU in full precision, whatever serves it later: so one seed gives one file on every processor.
             dtype = "auto" if resolve_device(device).type == "cuda" else "float32"
-            trained = _run(plan, load_backbone(backbone, weights, device, dtype))
+            trained = _run(plan, load_backbone(backbone, weights, device, dtype, image_size))
         except KeyboardInterrupt:
             left = (
                 f"; {plan.checkpoint} keeps its whole epochs, go on with --resume" if plan.checkpoint.exists() else ""
@@ -214,7 +216,7 @@ def train(
         except (MemoryError, torch.OutOfMemoryError) as error:
             complain("the memory is full; try a smaller --batch, or fewer --frames")
             raise typer.Exit(FAILED) from error
-    _say(plan, trained)
+    _say(plan, trained, sized=bool(image_size))
 
 
 def _rate(text: str | None) -> float | Literal["auto"] | None:
@@ -261,8 +263,11 @@ def _say_no_file(plan: TrainingPlan, report: Path | None = None) -> None:
         out().print(f"{why}, so there is no adapter file to serve; report: {place}", markup=False, soft_wrap=True)
 
 
-def _say(plan: TrainingPlan, trained: Trained) -> None:
+def _say(plan: TrainingPlan, trained: Trained, *, sized: bool) -> None:
     told, console = trained.config.training, out()
+    needs = list(told.get("needs", ()))
+    if sized:
+        needs.append(f"{variable('image_size')}={size_text(trained.config.input.size)}")
     for bad in trained.bad[:MAX_BAD_SHOWN]:
         complain(f"{bad.name}: {bad.reason}", "left out")
     if len(trained.bad) > MAX_BAD_SHOWN:
@@ -281,7 +286,7 @@ def _say(plan: TrainingPlan, trained: Trained) -> None:
     for name, value in lines.items():
         console.print(f"{name:<18} {value}", markup=False)
     console.print(f"{'verdict':<18} {told['verdict']}", markup=False, soft_wrap=True)
-    if needs := told.get("needs"):
+    if needs:
         console.print(f"{'a server needs':<18} {' '.join(needs)}", markup=False)
     if trained.digest:
         console.print(f"next: adaptserve push {plan.out}", markup=False)

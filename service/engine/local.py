@@ -83,8 +83,7 @@ class LocalEngine:
 
     async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
         adapter, packed = await asyncio.wrap_future(self.files.submit(lambda: self._read(Path(file), digest)))
-        size, frames = adapter.config.input.size, adapter.config.frames
-        blank = np.zeros((frames, 3, size, size), np.uint8)
+        blank = np.zeros((adapter.config.frames, 3, *adapter.config.input.size), np.uint8)
         await asyncio.wrap_future(self.engine.submit(task, adapter.digest, lambda: packed, blank, deadline))
 
     def forget(self, digest: str) -> None:
@@ -133,7 +132,7 @@ def local_engine(
     with ExitStack() as stack:
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        backbone = load_backbone(settings.backbone, settings.weights, device, settings.dtype)
+        backbone = load_backbone(settings.backbone, settings.weights, device, settings.dtype, settings.image_size)
         health = Health(backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s)
         slabs = _slabs(settings, backbone)
         made: list[LocalEngine] = []

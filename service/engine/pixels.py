@@ -12,25 +12,26 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from adapters.config import Size
 from adapters.media import Pixels
 from service.errors import QueueFull
 
 RETRY_AFTER_S = 1.0
 
 
-def array_of(buffer: Any, size: int) -> Pixels:
-    """A buffer as uint8 (rows, 3, size, size), as many as fit; the rest of it is left."""
+def array_of(buffer: Any, size: Size) -> Pixels:
+    """A buffer as uint8 (rows, 3, height, width), as many as fit; the rest of it is left."""
     rows = len(buffer) // row_bytes(size)
-    return np.frombuffer(buffer, np.uint8, rows * row_bytes(size)).reshape(rows, 3, size, size)
+    return np.frombuffer(buffer, np.uint8, rows * row_bytes(size)).reshape(rows, 3, *size)
 
 
-def row_bytes(size: int) -> int:
-    """Bytes of one frame of ``size`` pixels square."""
-    return 3 * size * size
+def row_bytes(size: Size) -> int:
+    """Bytes of one frame of that height and width."""
+    return 3 * size[0] * size[1]
 
 
 def gathered(rows: Pixels, numbers: Sequence[int]) -> Pixels:
-    """Those rows, (frames, 3, size, size): a view where they lie side by side, as one always does, else a copy."""
+    """Those rows, (frames, 3, height, width): a view where they lie side by side, as one always does, else a copy."""
     first = numbers[0]
     if list(numbers) == list(range(first, first + len(numbers))):
         return rows[first : first + len(numbers)]
@@ -45,7 +46,7 @@ class Framed(Protocol):
 
 
 class Held:
-    """Rows that belong to one input until nobody refers to this any more. ``self[i]`` is frame i, (3, size, size)."""
+    """Rows that belong to one input until nobody refers to this. ``self[i]`` is frame i, (3, height, width)."""
 
     __slots__ = ("_owner", "numbers")
 
@@ -66,7 +67,7 @@ class Held:
 
     @property
     def array(self) -> Pixels:
-        """All frames, (frames, 3, size, size)."""
+        """All frames, (frames, 3, height, width)."""
         return gathered(self._owner.rows, self.numbers)
 
     def views(self, frames: int) -> list[Held]:
@@ -110,9 +111,9 @@ class PixelMemory:
         self._free = deque(range(len(rows) - 1, -1, -1))  # whose operations are each one step
 
     @classmethod
-    def private(cls, rows: int, size: int) -> PixelMemory:
+    def private(cls, rows: int, size: Size) -> PixelMemory:
         """In memory of this process, which the system gives page by page as it is written."""
-        return cls(np.empty((rows, 3, size, size), np.uint8))
+        return cls(np.empty((rows, 3, *size), np.uint8))
 
     @property
     def held(self) -> int:

@@ -77,6 +77,10 @@ class TasksAnswer(_Answer):
     backbone: str = Field(examples=["vit_small_patch16_224"])
     fingerprint: str = Field(examples=[_DIGEST])
     parameters: int = Field(description="of the backbone", examples=[21_665_664])
+    input_size: tuple[int, int] = Field(
+        description="height and width in pixels that the backbone runs at, and adapters must be made for",
+        examples=[[224, 224]],
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(description="that the backbone computes in")
     tasks: list[TaskAnswer]
     count: int = Field(description="tasks on all pages together", examples=[3])

@@ -52,6 +52,7 @@ class Shown:
             backbone=facts.layout.model,
             fingerprint=facts.layout.fingerprint,
             parameters=facts.layout.parameters,
+            input_size=facts.layout.input_size,
             dtype=cast(Any, facts.dtype),
             tasks=await self._answers(listed),
             count=shown.count,

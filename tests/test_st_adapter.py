@@ -57,11 +57,10 @@ def by_hand(backbone: Backbone, state: State) -> Adapter:
 
 
 def module_of(backbone: Backbone, adapter: Adapter) -> AdaptedModel:
-    """The model that training would hold; its head's BatchNorm changes nothing."""
+    """The model that training would hold."""
     model = AdaptedModel(backbone, adapter.config).eval()
     own = dict(model.named_parameters())
     with torch.no_grad():
-        model.head_norm.running_var.sub_(model.head_norm.eps)
         for name, tensor in adapter.tensors.items():
             site, block, part = name.split(".", 2) if name.count(".") > 1 else (name, "", "")
             inside = f"residuals.{site}_{block}.{'time' if part == 'time.weight' else part}"
@@ -92,7 +91,7 @@ def test_gradients_are_those_of_the_official_forward(clip: Backbone) -> None:
     After the last attention the class token, which is all that the head sees, hears of no patch.
     """
     state = {name: tensor.requires_grad_("adapter" in name) for name, tensor in random_state(clip, seed=2).items()}
-    clips = normalised(clip, pixels(clip, 2 * FRAMES)).view(2, FRAMES, 3, *2 * (clip.layout.input_size,))
+    clips = normalised(clip, pixels(clip, 2 * FRAMES)).view(2, FRAMES, 3, *clip.layout.input_size)
     (1e3 * official_logits(state, clips)[:, 0].sum()).backward()
     model = module_of(clip, by_hand(clip, {name: tensor.detach() for name, tensor in state.items()}))
     (1e3 * model(clips.flatten(0, 1))[:, 0].sum()).backward()

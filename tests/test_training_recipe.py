@@ -36,11 +36,11 @@ def test_the_default_rank_is_about_one_and_a_half_percent(demo: Backbone, recipe
 def test_methods_have_their_own_defaults(demo: Backbone) -> None:
     parallel = config_of(Recipe("t"), demo, "image", LABELS)
     assert [(s.site, s.act, s.temporal) for s in parallel.sites] == [("parallel", "relu", False)]
-    assert (parallel.pool, parallel.norm) == ("avg", "trained")
+    assert (parallel.sites[0].scale, parallel.norm) == (1.0, "frozen")
     lora = config_of(Recipe("t", "lora"), demo, "image", LABELS)
     assert [(s.site, s.act, s.scale) for s in lora.sites] == [("q", "none", 1.0), ("v", "none", 1.0)]
     linear = config_of(Recipe("t", "linear"), demo, "image", LABELS)
-    assert (linear.sites, linear.pool, linear.norm) == ((), "backbone", "frozen")
+    assert (linear.sites, linear.norm) == ((), "frozen")
     clip = config_of(Recipe("t"), demo, "video", LABELS)
     assert clip.frames == 8
     assert clip.sites[0].temporal

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from adapters.config import ACTIVATIONS, Activation, Pool, SiteName
 from adapters.forward.streams import Job, Prefixes, picture_of, streams_of
-from adapters.forward.timed import Timed, TimedKey, TimedTable, power_of_two
+from adapters.forward.timed import Timed, TimedKey, TimedTable, power_of_two, split
 
 SLOTS, SOURCE, BEFORE, AFTER, HAS_BEFORE, HAS_AFTER, SITES = range(7)
 """Lines of the table's rows; from ``SITES`` on, for each site of the key those of ``SLOTS_AT`` and so on."""
@@ -108,11 +108,7 @@ class Table(Generic[Array]):
     @classmethod
     def of(cls, key: BatchKey, packed: Any) -> Table[Array]:
         """Of an array or a tensor (integers,)."""
-        parts, start = [], 0
-        for shape in key.shapes:
-            parts.append(packed[start : start + prod(shape)].reshape(shape))
-            start += prod(shape)
-        return cls(*parts)
+        return cls(*split(packed, key.shapes))
 
 
 class Keep(NamedTuple):

@@ -5,7 +5,7 @@ Batches without one have none of this, and cost nothing by it. It knows no devic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Generic, TypeVar
@@ -55,11 +55,7 @@ class TimedTable(Generic[Array]):
     @classmethod
     def of(cls, shapes: Sequence[tuple[int, ...]], packed: Any) -> TimedTable[Array]:
         """Of an array or a tensor (integers,) and what ``TimedKey.shapes`` says."""
-        parts, start = [], 0
-        for shape in shapes:
-            parts.append(packed[start : start + prod(shape)].reshape(shape))
-            start += prod(shape)
-        return cls(*parts)
+        return cls(*split(packed, shapes))
 
 
 @dataclass(frozen=True)
@@ -117,6 +113,14 @@ class Timed:
                 table.attends[own] = 1
             else:
                 table.groups[own, : meta.frames] = pages
+
+
+def split(packed: Any, shapes: Iterable[tuple[int, ...]]) -> Iterator[Any]:
+    """An array or a tensor (integers,) as views of these shapes, one after another."""
+    start = 0
+    for shape in shapes:
+        yield packed[start : start + prod(shape)].reshape(shape)
+        start += prod(shape)
 
 
 def power_of_two(count: int) -> int:

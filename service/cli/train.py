@@ -111,9 +111,7 @@ def train(
     lr: Annotated[
         str | None, typer.Option(metavar="RATE|auto", help="Highest learning rate; auto tries some on a part of DATA.")
     ] = None,
-    crop: Annotated[
-        float, typer.Option(min=0.05, max=1.0, help="Least area a random crop leaves; 1: none.")
-    ] = 1.0,
+    crop: Annotated[float, typer.Option(min=0.05, max=1.0, help="Least area a random crop leaves; 1: none.")] = 1.0,
     flip: Annotated[
         bool, typer.Option("--flip", help="Mirror half of the examples, where left is like right.")
     ] = False,

@@ -73,7 +73,7 @@ def solve(
     """
     scale = Scale.of(features)
     rotated, back = _rotated(scale(features).double())
-    problem = _Problem(rotated, labels, classes)
+    problem = _Problem(rotated, labels, classes, features.shape[1])
     chosen = _choose(problem, seed, on_step) if penalty is None else _Tried(penalty, math.nan, math.nan)
     weight, bias = problem.minimum(chosen.penalty, problem.zero(), FINAL_STEPS)
     weight = (weight @ back.T) / scale.deviation
@@ -96,16 +96,16 @@ def _rotated(features: Tensor) -> tuple[Tensor, Tensor]:
 class _Problem:
     """Mean loss plus penalty, over some of the examples."""
 
-    def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
-        self.features, self.labels, self.classes = features, labels, classes
+    def __init__(self, features: Tensor, labels: Tensor, classes: int, width: int) -> None:
+        """``width`` is that of the features before they were turned."""
+        self.features, self.labels, self.classes, self.width = features, labels, classes, width
         self.many = labels.is_floating_point()
 
     def part(self, chosen: Tensor) -> _Problem:
-        return _Problem(self.features[chosen], self.labels[chosen], self.classes)
+        return _Problem(self.features[chosen], self.labels[chosen], self.classes, self.width)
 
     def zero(self) -> tuple[Tensor, Tensor]:
-        width = self.features.shape[1]
-        return self.features.new_zeros(self.classes, width), self.features.new_zeros(self.classes)
+        return self.features.new_zeros(self.classes, self.features.shape[1]), self.features.new_zeros(self.classes)
 
     def loss(self, weight: Tensor, bias: Tensor) -> Tensor:
         logits = F.linear(self.features, weight, bias)
@@ -127,7 +127,7 @@ class _Problem:
 
         def closure() -> Tensor:
             solver.zero_grad()
-            found = self.loss(weight, bias) + 0.5 * penalty * weight.square().sum() / self.features.shape[1]
+            found = self.loss(weight, bias) + 0.5 * penalty * weight.square().sum() / self.width
             found.backward()  # type: ignore[no-untyped-call]
             return found
 

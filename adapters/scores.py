@@ -22,8 +22,10 @@ class Prediction:
 
 
 def probabilities(logits: NDArray[np.float32], score: str) -> NDArray[np.float64]:
-    """Softmax over (classes,), or each class's own sigmoid; in float64, without overflow."""
+    """Softmax over (classes,), each class's own sigmoid, or with ``none`` the logits; in float64, without overflow."""
     values = logits.astype(np.float64)
+    if score == "none":
+        return values
     if score == "sigmoid":
         small = np.exp(-np.abs(values))  # at most 1
         return np.where(values >= 0, 1.0, small) / (1.0 + small)

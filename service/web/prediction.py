@@ -6,9 +6,11 @@ It knows the decoder and what an engine answers; it does not know HTTP, the disk
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from adapters.errors import AdaptError
 from adapters.scores import Prediction, best
@@ -16,7 +18,9 @@ from service.engine.interface import Answer, Answering, Link
 from service.messages import Item
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
-from service.web.decoding import Decoder, Seen
+from service.web.decoding import Decoder, Seen, numbered
+
+T = TypeVar("T")
 
 LARGE_HEAD = 4096
 """Classes from which scores are computed off the event loop."""
@@ -80,6 +84,51 @@ class Answers:
             results.append(Outcome(served, top, seen.bad_frames, answer.queue_s, answer.compute_s))
         return Outcomes(results, decoded.seconds, decoded_ns)
 
+    async def predict_each(
+        self, bodies: Sequence[bytes], served: Served, top_k: int, score: str | None, caller: Caller
+    ) -> Outcomes:
+        """Several inputs for one version, in order: all are decoded, then asked for at once, to meet in a batch.
+
+        All or nothing: the first failure is raised, and says of which. ``score`` stands in for the file's own.
+        """
+        enough = threading.Event()
+        try:
+            parts = await caller.wait(self._decoder.submit_each(bodies, served.config, caller.left, enough), "decoding")
+        finally:
+            enough.set()
+        decoded_ns = time.time_ns()
+        seen = [parts[place % len(parts)][place // len(parts)].seen[0] for place in range(len(bodies))]
+        answers = await self._compute_each(served, seen, caller)
+        labels, how = served.config.labels, score or served.config.score
+
+        def outcomes() -> list[Outcome]:
+            return [
+                Outcome(served, best(one.logits, labels, how, top_k), what.bad_frames, one.queue_s, one.compute_s)
+                for one, what in zip(answers, seen, strict=True)
+            ]
+
+        small = len(bodies) * len(labels) < LARGE_HEAD
+        results = outcomes() if small else await asyncio.to_thread(outcomes)
+        return Outcomes(results, max(sum(one.seconds for one in part) for part in parts), decoded_ns)
+
+    async def unpack(self, work: Callable[[], T], caller: Caller) -> T:
+        """Make a request's bytes into bodies, off the event loop."""
+        (made,) = await caller.wait([self._decoder.unpack(work, caller.left)], "reading the body")
+        return made
+
+    async def _compute_each(self, served: Served, seen: Sequence[Seen], caller: Caller) -> list[Answer]:
+        answers: list[Answering] = []
+        item = self._item(served)
+        try:
+            for one in seen:
+                answers += self._engine.ask([item], one.pixels, caller.deadline, one.digest)
+            return await caller.wait(answers, "computing")
+        except AdaptError as error:
+            for answer in answers:
+                answer.cancel()
+            place = _place(error, answers)
+            raise error if place is None else numbered(error, place, len(seen)) from None
+
     async def _compute(self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller) -> list[Answer]:
         """Those that see the same pixels are asked for together."""
         answers: dict[int, Answering] = {}
@@ -102,7 +151,14 @@ class Answers:
 
 def _name_task(error: AdaptError, versions: Sequence[Served], answers: dict[int, Answering]) -> None:
     """Say which of several tasks failed."""
-    for place, answer in answers.items():
+    place = _place(error, list(answers.values()))
+    if place is not None:
+        error.facts.setdefault("task", versions[list(answers)[place]].task)
+
+
+def _place(error: AdaptError, answers: Sequence[Answering]) -> int | None:
+    """Which answer is that error, if any."""
+    for place, answer in enumerate(answers):
         if answer.done() and not answer.cancelled() and answer.exception() is error:
-            error.facts.setdefault("task", versions[place].task)
-            return
+            return place
+    return None

@@ -26,7 +26,7 @@ from service.web.prediction import Answers, Outcomes
 from service.web.problems import bad_request, respond
 from service.web.routes.bodies import Memory, exchange, receive
 from service.web.routes.common import problems
-from service.web.routes.compat.reading import Asked, Bounds, inflated
+from service.web.routes.compat.reading import Bounds, Inputs, inflated
 from service.web.routes.predict import Calls, deadline_seconds
 
 LARGE_ANSWER = 4096
@@ -58,11 +58,11 @@ class Translated(APIRoute):
         return response
 
 
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=Inputs)
 T = TypeVar("T")
 
 
-class Batches:
+class BatchCalls:
     """Requests with any number of files for one task, as ``predict.Calls`` has those with one."""
 
     def __init__(self, state: Any) -> None:
@@ -114,7 +114,7 @@ class Batches:
         memory.hold(sum(len(file) for file in asked.files if file is not body))
         return asked
 
-    def _check_rows(self, asked: Asked, served: Served) -> None:
+    def _check_rows(self, asked: Inputs, served: Served) -> None:
         limit = self.settings.max_queue_rows
         rows = len(asked.files) * served.config.frames
         if rows > limit:
@@ -125,12 +125,12 @@ class Batches:
             )  # fmt: skip
 
 
-async def batches(request: Request) -> Batches:
+async def batches(request: Request) -> BatchCalls:
     """For the endpoints."""
-    return Batches(request.app.state)
+    return BatchCalls(request.app.state)
 
 
-TheBatches = Annotated[Batches, Depends(batches)]
+TheBatchCalls = Annotated[BatchCalls, Depends(batches)]
 DeadlineMs = Annotated[
     int | SkipJsonSchema[None],
     Header(alias="X-Deadline-Ms", ge=1, description="milliseconds that this answer is worth waiting for"),

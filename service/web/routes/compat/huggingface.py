@@ -13,10 +13,10 @@ from adapters.errors import AdaptError
 from service.errors import BadRequest
 from service.web.prediction import Outcome
 from service.web.routes.common import TaskName, TheCatalogue, TheEngine, problems
-from service.web.routes.compat.common import PROBLEMS, DeadlineMs, TheBatches, Translated, json_body, written
+from service.web.routes.compat.common import PROBLEMS, DeadlineMs, TheBatchCalls, Translated, json_body, written
 from service.web.routes.compat.reading import (
-    Asked,
     Bounds,
+    Inputs,
     check_known,
     file_of,
     from_base64,
@@ -67,13 +67,13 @@ _BODY = json_body(
 
 @router.post("/models/{task}", openapi_extra=_BODY, responses=PROBLEMS)
 async def classify(
-    request: Request, batches: TheBatches, task: TaskName, top_k: TopK = TOP_K, version: Version = None,
+    request: Request, batches: TheBatchCalls, task: TaskName, top_k: TopK = TOP_K, version: Version = None,
     deadline_ms: DeadlineMs = None,
 ) -> Response:  # fmt: skip
     """Classify a picture or clip: a list of labels and scores, best first."""
     read = partial(read_hub, top_k=top_k, bounds=batches.bounds)
     asked, outcomes = await batches.answer(request, task, version, deadline_ms, read, [*FIELDS, "inputs"])
-    several = isinstance(asked, Several)
+    several = isinstance(asked, ListedInputs)
 
     def write() -> bytes:
         rows = [_row(one) for one in outcomes.results]
@@ -106,14 +106,14 @@ async def info(catalogue: TheCatalogue, engine: TheEngine, task: TaskName) -> di
     }
 
 
-class Several(Asked):
+class ListedInputs(Inputs):
     """A list was sent, so a list of answers comes back, also for one."""
 
 
-def read_hub(body: bytes, top_k: int, bounds: Bounds) -> Asked:
+def read_hub(body: bytes, top_k: int, bounds: Bounds) -> Inputs:
     """A request's body, JSON or a file. Raises BadRequest and more, never anything else."""
     if not is_json(body):
-        return Asked([file_of(body, "the body", bounds)], top_k)
+        return Inputs([file_of(body, "the body", bounds)], top_k)
     request = json_of(body, HubRequest, bounds)
     parameters = {name: value for name, value in (request.parameters or {}).items() if value is not None}
     if fixed := [name for name in parameters if name in FIXED]:
@@ -134,7 +134,7 @@ def read_hub(body: bytes, top_k: int, bounds: Bounds) -> Asked:
         files = [from_base64(text, f"element {place} of 'inputs'", bounds) for place, text in enumerate(texts)]
     else:
         files = [from_base64(request.inputs, "'inputs'", bounds)]
-    kind = Several if isinstance(request.inputs, list) else Asked
+    kind = ListedInputs if isinstance(request.inputs, list) else Inputs
     return kind(files, positive("top_k", parameters.get("top_k", top_k)), function)
 
 

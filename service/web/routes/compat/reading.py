@@ -66,7 +66,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Inputs:
     """What a body asks: files, how many labels of each, how scores are made (None: as the task has it), and by when."""
 
     files: Sequence[bytes]

@@ -16,13 +16,13 @@ from service.web.routes.common import Number, TaskName, TheCatalogue, TheEngine,
 from service.web.routes.compat.common import (
     PROBLEMS,
     DeadlineMs,
-    TheBatches,
+    TheBatchCalls,
     Translated,
     json_body,
     seen_names,
     written,
 )
-from service.web.routes.compat.reading import Asked, Bounds, from_base64, json_of, shown
+from service.web.routes.compat.reading import Bounds, Inputs, from_base64, json_of, shown
 from service.web.routes.guard import Holder
 from service.web.routes.predict import TOP_K, TopK
 
@@ -45,7 +45,7 @@ def _call(*names: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServingAsked(Asked):
+class ServingInputs(Inputs):
     """``columns``: the request was in the column form, and so is the answer."""
 
     columns: bool
@@ -65,7 +65,7 @@ async def models(catalogue: TheCatalogue, key: Holder) -> dict[str, Sequence[str
 
 @router.post(_ONE + ":predict", **_call(ROWS, COLUMNS))
 async def predict(
-    request: Request, batches: TheBatches, task: TaskName, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
+    request: Request, batches: TheBatchCalls, task: TaskName, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
 ) -> Response:
     """Classify pictures or clips: labels and scores of each, best first, in the form that the request had."""
     return await _predict(request, batches, task, None, top_k, deadline_ms)
@@ -73,7 +73,7 @@ async def predict(
 
 @router.post(_VERSION + ":predict", **_call(ROWS, COLUMNS))
 async def predict_version(
-    request: Request, batches: TheBatches, task: TaskName, version: Number, top_k: TopK = TOP_K,
+    request: Request, batches: TheBatchCalls, task: TaskName, version: Number, top_k: TopK = TOP_K,
     deadline_ms: DeadlineMs = None,
 ) -> Response:  # fmt: skip
     """The same by a version, active or not."""
@@ -82,7 +82,7 @@ async def predict_version(
 
 @router.post(_ONE + ":classify", **_call(EXAMPLES))
 async def classify(
-    request: Request, batches: TheBatches, task: TaskName, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
+    request: Request, batches: TheBatchCalls, task: TaskName, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
 ) -> Response:
     """Classify pictures or clips: a list of pairs for each, best first."""
     return await _classify(request, batches, task, None, top_k, deadline_ms)
@@ -90,7 +90,7 @@ async def classify(
 
 @router.post(_VERSION + ":classify", **_call(EXAMPLES))
 async def classify_version(
-    request: Request, batches: TheBatches, task: TaskName, version: Number, top_k: TopK = TOP_K,
+    request: Request, batches: TheBatchCalls, task: TaskName, version: Number, top_k: TopK = TOP_K,
     deadline_ms: DeadlineMs = None,
 ) -> Response:  # fmt: skip
     """The same by a version, active or not."""
@@ -122,7 +122,7 @@ async def version_metadata(catalogue: TheCatalogue, task: TaskName, version: Num
 
 
 async def _predict(
-    request: Request, batches: TheBatches, task: str, version: int | None, top_k: int, deadline_ms: int | None
+    request: Request, batches: TheBatchCalls, task: str, version: int | None, top_k: int, deadline_ms: int | None
 ) -> Response:
     read = partial(read_serving, names=(ROWS, COLUMNS), top_k=top_k, bounds=batches.bounds)
     asked, outcomes = await batches.answer(request, task, version, deadline_ms, read)
@@ -139,7 +139,7 @@ async def _predict(
 
 
 async def _classify(
-    request: Request, batches: TheBatches, task: str, version: int | None, top_k: int, deadline_ms: int | None
+    request: Request, batches: TheBatchCalls, task: str, version: int | None, top_k: int, deadline_ms: int | None
 ) -> Response:
     read = partial(read_serving, names=(EXAMPLES,), top_k=top_k, bounds=batches.bounds)
     _, outcomes = await batches.answer(request, task, version, deadline_ms, read)
@@ -151,7 +151,7 @@ async def _classify(
     return Response(await written(outcomes, write), media_type="application/json")
 
 
-def read_serving(body: bytes, names: Sequence[str], top_k: int, bounds: Bounds) -> ServingAsked:
+def read_serving(body: bytes, names: Sequence[str], top_k: int, bounds: Bounds) -> ServingInputs:
     """A request's body, whose files stand under one of ``names``. Raises BadRequest and more, never anything else."""
     found = json_of(body, dict[str, Any], bounds)
     given = [name for name in names if found.get(name) is not None]
@@ -164,7 +164,7 @@ def read_serving(body: bytes, names: Sequence[str], top_k: int, bounds: Bounds) 
         raise BadRequest(f"'{name}' must be an array of pictures or clips; {shown(values)} came", field=name)
     bounds.check_items(len(values))
     files = [_file(value, f"element {place} of '{name}'", bounds) for place, value in enumerate(values)]
-    return ServingAsked(files=files, top_k=top_k, columns=name == COLUMNS)
+    return ServingInputs(files=files, top_k=top_k, columns=name == COLUMNS)
 
 
 def _column(value: Any) -> Any:

@@ -18,8 +18,8 @@ from adapters.scores import Prediction
 from service.errors import BadRequest
 from service.web.routes.compat.reading import (
     MAX_NUMBER,
-    Asked,
     Bounds,
+    Inputs,
     check_known,
     file_of,
     from_base64,
@@ -77,7 +77,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferAsked(Asked):
+class InferInputs(Inputs):
     """A request whole. ``labels`` is how many the outputs have that name no number of classes."""
 
     id: str | None
@@ -85,12 +85,12 @@ class InferAsked(Asked):
     labels: int
 
 
-def read_infer(body: bytes, header_length: str | None, bounds: Bounds) -> InferAsked:
+def read_infer(body: bytes, header_length: str | None, bounds: Bounds) -> InferInputs:
     """A request's body; ``header_length`` is the header's value. Raises BadRequest and more, never anything else."""
     size = _header_length(header_length, len(body))
     if size == 0:  # Triton's raw form: all of the body is the one element of the one input
         bounds.check_items(1)
-        return InferAsked(files=[_raw(body, bounds)], id=None, outputs=_all(binary=False), labels=TOP_K)
+        return InferInputs(files=[_raw(body, bounds)], id=None, outputs=_all(binary=False), labels=TOP_K)
     request = json_of(body if size is None else body[:size], InferRequest, bounds)
     parameters = request.parameters or {}
     _check_parameters(parameters)
@@ -99,7 +99,7 @@ def read_infer(body: bytes, header_length: str | None, bounds: Bounds) -> InferA
     files = list(_files(_only_input(request.inputs), b"" if size is None else memoryview(body)[size:], bounds))
     outputs = _wanted(request.outputs, binary=parameters.get("binary_data_output") is True)
     labels = positive("top_k", parameters.get("top_k", TOP_K))
-    return InferAsked(
+    return InferInputs(
         files=files, top_k=max([labels, *(one.classes or 1 for one in outputs)]), seconds=_seconds(parameters),
         id=request.id, outputs=outputs, labels=labels,
     )  # fmt: skip
@@ -254,7 +254,7 @@ def _wanted(outputs: Sequence[TensorOut] | None, *, binary: bool) -> list[Wanted
 
 
 def write_infer(
-    asked: InferAsked, task: str, version: int, rows: Sequence[Sequence[Prediction]]
+    asked: InferInputs, task: str, version: int, rows: Sequence[Sequence[Prediction]]
 ) -> tuple[bytes, int | None]:
     """An answer's body, and how many bytes of it are JSON where tensors follow. ``rows`` has the best of each file."""
     head: dict[str, Any] = {"model_name": task, "model_version": str(version)}

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from adapters.errors import AdaptError
@@ -29,15 +30,14 @@ from service.web.pages import page
 from service.web.problems import respond
 from service.web.routes.common import TaskName, TheCatalogue, TheEngine, problems
 from service.web.routes.compat.common import (
-    PROBLEMS,
     DeadlineMs,
-    TheBatches,
+    TheBatchCalls,
     Translated,
     json_body,
     seen_names,
     written,
 )
-from service.web.routes.compat.reading import Asked, Bounds, file_of, from_base64, is_json, json_of
+from service.web.routes.compat.reading import Bounds, Inputs, file_of, from_base64, is_json, json_of
 from service.web.routes.guard import Holder
 from service.web.routes.predict import FIELDS, TOP_K, TopK
 
@@ -52,6 +52,14 @@ KINDS: dict[type[AdaptError], str] = {
 """Its names for what goes wrong; others are by their status."""
 
 
+class TorchServeRefusal(BaseModel):
+    """An error, in TorchServe's three members."""
+
+    code: int = Field(examples=[404])
+    type: str = Field(examples=["ModelNotFoundException"])
+    message: str = Field(examples=["there is no task 'nosuch'; GET /v1/tasks lists them"])
+
+
 class Named(Translated):
     """With TorchServe's three members, and this server's own status."""
 
@@ -64,6 +72,12 @@ class Named(Translated):
         return JSONResponse({"code": status, "type": kind, "message": error.message}, status, headers)
 
 
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of an endpoint for /docs."""
+    told = problems(400, 401, 403, 404, 503, *statuses)
+    return {status: {"description": one["description"], "model": TorchServeRefusal} for status, one in told.items()}
+
+
 router = APIRouter(tags=["torchserve"], route_class=Named)
 
 NAMES = ("data", "body")
@@ -74,11 +88,11 @@ _BODY: dict[str, Any] = {
         {"type": "object", "properties": {"data": {"type": "string"}}},
         "application/octet-stream", "multipart/form-data",
     ),
-    "responses": PROBLEMS,
+    "responses": _refusals(408, 413, 415, 422, 429, 500, 504, 507),
 }  # fmt: skip
 
 
-@router.get("/ping", responses=problems(503))
+@router.get("/ping", responses={503: {"description": "It does not.", "model": dict[str, str]}})
 async def ping(engine: TheEngine) -> Response:
     """Whether the device computes."""
     try:
@@ -91,7 +105,7 @@ async def ping(engine: TheEngine) -> Response:
 @router.post("/predictions/{task}", **_BODY)
 @router.put("/predictions/{task}", **_BODY)
 async def predictions(
-    request: Request, batches: TheBatches, task: TaskName, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
+    request: Request, batches: TheBatchCalls, task: TaskName, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
 ) -> Response:
     """Classify a picture or clip: an object of labels and scores, best first."""
     return await _predict(request, batches, task, None, top_k, deadline_ms)
@@ -100,14 +114,14 @@ async def predictions(
 @router.post("/predictions/{task}/{version}", **_BODY)
 @router.put("/predictions/{task}/{version}", **_BODY)
 async def version_predictions(
-    request: Request, batches: TheBatches, task: TaskName, version: str, top_k: TopK = TOP_K,
+    request: Request, batches: TheBatchCalls, task: TaskName, version: str, top_k: TopK = TOP_K,
     deadline_ms: DeadlineMs = None,
 ) -> Response:  # fmt: skip
     """The same by a version, active or not: `3`, or `3.0`."""
     return await _predict(request, batches, task, _number(task, version), top_k, deadline_ms)
 
 
-@router.get("/models", responses=problems(400))
+@router.get("/models", responses=_refusals())
 async def models(
     catalogue: TheCatalogue,
     key: Holder,
@@ -120,14 +134,14 @@ async def models(
     return found | ({} if part.next is None else {"nextPageToken": part.next})
 
 
-@router.get("/models/{task}", responses=problems(404))
+@router.get("/models/{task}", responses=_refusals())
 async def describe(catalogue: TheCatalogue, engine: TheEngine, task: TaskName) -> list[dict[str, Any]]:
     """The active version; the newest while none is."""
     info = catalogue.repository.task(task)
     return [_description(catalogue, engine, info.shown)]
 
 
-@router.get("/models/{task}/{version}", responses=problems(404))
+@router.get("/models/{task}/{version}", responses=_refusals())
 async def describe_version(
     catalogue: TheCatalogue, engine: TheEngine, task: TaskName, version: str
 ) -> list[dict[str, Any]]:
@@ -138,7 +152,7 @@ async def describe_version(
 
 
 async def _predict(
-    request: Request, batches: TheBatches, task: str, version: int | None, top_k: int, deadline_ms: int | None
+    request: Request, batches: TheBatchCalls, task: str, version: int | None, top_k: int, deadline_ms: int | None
 ) -> Response:
     read = partial(read_prediction, top_k=top_k, bounds=batches.bounds)
     _, outcomes = await batches.answer(request, task, version, deadline_ms, read, [*NAMES, *FIELDS])
@@ -147,15 +161,15 @@ async def _predict(
     return Response(await written(outcomes, lambda: msgspec.json.encode(row)), media_type="application/json")
 
 
-def read_prediction(body: bytes, top_k: int, bounds: Bounds) -> Asked:
+def read_prediction(body: bytes, top_k: int, bounds: Bounds) -> Inputs:
     """A file, or JSON with its base64 as ``data``. Raises BadRequest and more, never anything else."""
     if not is_json(body):
-        return Asked([file_of(body, "the body", bounds)], top_k)
+        return Inputs([file_of(body, "the body", bounds)], top_k)
     found = json_of(body, dict[str, Any], bounds)
     given = [name for name in NAMES if isinstance(found.get(name), str)]
     if len(given) != 1:
         raise BadRequest("the JSON must hold the file's base64 as 'data'; or send the file as it is", field="data")
-    return Asked([from_base64(found[given[0]], f"'{given[0]}'", bounds)], top_k)
+    return Inputs([from_base64(found[given[0]], f"'{given[0]}'", bounds)], top_k)
 
 
 def _number(task: str, version: str) -> int:

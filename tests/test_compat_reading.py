@@ -66,14 +66,13 @@ def test_base64_in_its_usual_forms(text: str | bytes) -> None:
     [
         ("https://example.org/cat.jpg", "fetches nothing"), ("FILE:///etc/passwd", "fetches nothing"),
         ("data:image/png,abc", "not base64"), ("a===b", "element 3 is not base64"), ("abcde", "not base64"),
-        ("é", "not base64"), ("ab!d", "not base64"), ("=", ""),
+        ("é", "not base64"), ("ab!d", "not base64"),
     ],
 )  # fmt: skip
 def test_what_is_no_base64_is_refused_by_name(text: str, words: str) -> None:
-    if words:
-        with pytest.raises(BadRequest, match="element 3") as caught:
-            from_base64(text, "element 3", BOUNDS)
-        assert words in caught.value.message
+    with pytest.raises(BadRequest, match="element 3") as caught:
+        from_base64(text, "element 3", BOUNDS)
+    assert words in caught.value.message
 
 
 def test_bytes_that_are_a_file_stay_as_they_are() -> None:
@@ -254,7 +253,8 @@ def test_rows_and_columns(document: Any, count: int, columns: bool) -> None:
     ("document", "words"),
     [
         ({}, "'instances' or 'inputs'"), ({"instances": [TEXT], "inputs": [TEXT]}, "it has 2"), ([], "not the JSON"),
-        ({"instances": []}, "no picture"), ({"instances": TEXT}, "must be an array"), ({"instances": [[1, 2]]}, "an array"),
+        ({"instances": []}, "no picture"), ({"instances": TEXT}, "must be an array"),
+        ({"instances": [[1]]}, "an array"),
         ({"instances": [TEXT, {"b64": "!"}]}, "element 1 of 'instances' is not base64"), ({"instances": [3]}, "is 3"),
         ({"instances": [{"a": {"b": {"c": {"b64": TEXT}}}}]}, "an object"), ({"instances": [{}]}, "an object"),
         ({"inputs": {"a": [TEXT], "b": [TEXT]}}, "2 inputs"), ({"inputs": {}}, "0 inputs"),
@@ -331,17 +331,22 @@ TENSORS = st.fixed_dictionaries(
 )
 DOCUMENTS = st.one_of(
     VALUES, st.dictionaries(NAMES, VALUES, max_size=5),
-    st.fixed_dictionaries({"inputs": st.lists(TENSORS, max_size=2)}, optional={"parameters": VALUES, "outputs": VALUES}),
+    st.fixed_dictionaries(
+        {"inputs": st.lists(TENSORS, max_size=2)}, optional={"parameters": VALUES, "outputs": VALUES}
+    ),
 )  # fmt: skip
 
 
 def within_bounds(read: Callable[[], Inputs]) -> None:
     """Nothing but files within the bounds, or one of our errors that is the client's fault."""
+    refused: AdaptError | None = None
     try:
         asked = read()
     except AdaptError as error:
-        assert status_of(error) in (400, 413, 415)
-        assert len(error.message) < 600
+        refused = error
+    if refused is not None:
+        assert status_of(refused) in (400, 413, 415)
+        assert len(refused.message) < 600
     else:
         assert 1 <= len(asked.files) <= BOUNDS.max_items_per_request
         assert all(len(file) <= BOUNDS.max_body_bytes for file in asked.files)

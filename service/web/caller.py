@@ -17,11 +17,16 @@ T = TypeVar("T")
 
 
 class _Race(Generic[T]):
-    """One wake-up for some futures: ``over`` has the first that failed, or the last of all; None: it was given up."""
+    """One wake-up for some futures: then ``last`` is the first that failed, or the last of all; None: it was given up.
+
+    Whoever was woken takes it out: a future keeps its callbacks, so that each would hold the other, and what it came
+    to, until a collection. Pixels are such results, and there is room for so many.
+    """
 
     def __init__(self, futures: Sequence[Future[T] | asyncio.Future[T]]) -> None:
         self.loop, self._missing = asyncio.get_running_loop(), len(futures)
-        self.over: asyncio.Future[Future[T] | asyncio.Future[T] | None] = self.loop.create_future()
+        self.over: asyncio.Future[None] = self.loop.create_future()
+        self.last: Future[T] | asyncio.Future[T] | None = None
         for future in futures:
             if isinstance(future, Future):
                 future.add_done_callback(self._ended_elsewhere)
@@ -36,11 +41,17 @@ class _Race(Generic[T]):
         self._missing -= 1
         wrong = future.cancelled() or future.exception() is not None  # looked at, or asyncio logs it as lost
         if not self.over.done() and (wrong or not self._missing):
-            self.over.set_result(future)
+            self.last = future
+            self.over.set_result(None)
 
     def _ended_elsewhere(self, future: Future[T]) -> None:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._ended, future)
+
+
+def _cancel(futures: Sequence[Future[T] | asyncio.Future[T]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 class Caller:
@@ -80,7 +91,8 @@ class Caller:
         if self._gone is not None:
             self._gone.add_done_callback(race.give_up)
         try:
-            last = await race.over
+            await race.over
+            last = race.last
             if last is None:
                 raise self._nobody(doing)
             if last.cancelled():
@@ -88,11 +100,12 @@ class Caller:
             last.result()  # raises, if it is not the last of all
             return [future.result() for future in futures]
         finally:
+            race.last = last = None
             timer.cancel()
             if self._gone is not None:
                 self._gone.remove_done_callback(race.give_up)
-            for future in futures:
-                future.cancel()
+            _cancel(futures)
+            del futures  # the traceback of an error holds this frame, and one of them the error
 
     def _nobody(self, doing: str) -> ClientGone | DeadlineExceeded:
         if self._gone is not None and self._gone.done():

@@ -84,7 +84,7 @@ def _index(catalogue: Catalogue, names: Sequence[str], only_ready: bool) -> list
 async def _control(request: Request, settings: TheSettings) -> dict[str, Any]:
     """The small JSON object of a call that infers nothing, or nothing."""
     async with Memory(request.app.state.bodies) as memory:
-        name = "the limit of this call"
+        name = "which is the most of this call"
         await receive(request, memory, settings, limit=MAX_CONTROL_BYTES, limit_name=name, fields=(), json=True)
         body = memory.take()
     asked: dict[str, Any] = json_of(body, dict[str, Any], Bounds.of(settings)) if body.strip() else {}

@@ -19,7 +19,7 @@ from adapters.errors import AdaptError, MediaTooLarge, UnsupportedMedia
 from adapters.scores import Prediction
 from service.errors import BadRequest, BodyTooLarge, status_of
 from service.web.routes.compat.huggingface import ListedInputs, read_hub
-from service.web.routes.compat.reading import Bounds, Inputs, file_of, from_base64, inflated, json_of
+from service.web.routes.compat.reading import STEP, Bounds, Inputs, file_of, from_base64, inflated, json_of
 from service.web.routes.compat.tensorflow import read_serving
 from service.web.routes.compat.tensors import read_infer, write_infer
 from service.web.routes.compat.torchserve import read_prediction
@@ -388,3 +388,14 @@ def test_no_compressed_body_does_any_harm(body: bytes, name: str, cut: int) -> N
             assert sent is body or inflated(sent, name, BOUNDS) == body
         except BadRequest:
             assert cut or sent is body
+
+
+def test_base64_of_any_length_and_padding_only_at_its_end() -> None:
+    wide = Bounds(1, 2 * STEP, 2 * STEP)
+    for size in (0, 1, 2, 3, STEP // 4 * 3 - 1, STEP // 4 * 3, STEP // 4 * 3 + 1, STEP):
+        data = bytes(size // 2) + b"\xff" * (size - size // 2)
+        text = base64.b64encode(data).decode()
+        assert from_base64(text, "it", wide) == from_base64(text.rstrip("=") + "\n", "it", wide) == data
+    broken = "A" * (STEP - 4) + "AA==" + "AAAA"
+    with pytest.raises(BadRequest, match="it is not base64"):
+        from_base64(broken, "it", wide)

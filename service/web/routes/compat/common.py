@@ -109,8 +109,13 @@ class BatchCalls:
             return asked, await self._calls.told(request, [task] * len(asked.files), caller, answering)
 
     async def _read(self, request: Request, memory: Memory, read: Callable[[bytes], A], caller: Caller) -> A:
-        body, encoding, bounds = memory.take(), request.headers.get("content-encoding"), self.bounds
-        asked = await self._answers.unpack(lambda: read(inflated(body, encoding, bounds)), caller)
+        encoding, bounds = request.headers.get("content-encoding"), self.bounds
+
+        def unpack() -> tuple[bytes, A]:
+            body = memory.take()
+            return body, read(inflated(body, encoding, bounds))
+
+        body, asked = await self._answers.unpack(unpack, caller)
         memory.hold(sum(len(file) for file in asked.files if file is not body))
         return asked
 

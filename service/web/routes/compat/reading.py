@@ -27,7 +27,7 @@ VALUES_PER_ITEM, OTHER_VALUES = 16, 256
 """Values that a JSON body may have: each takes many times its bytes in memory, and files as base64 need few."""
 MAX_NUMBER = 2**53
 STEP = 4 * 256 * 1024
-"""Characters of base64 that are decoded at once."""
+"""Bytes of text that are worked on at once: each step holds the interpreter, which other requests want as well."""
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """What zlib calls them. Deflate is zlib's form, as HTTP has it and clients send it; some send it without the frame."""
 _BARE = -15
@@ -114,7 +114,7 @@ def _is_zlib(body: bytes) -> bool:
 def json_of(body: bytes, kind: type[T], bounds: Bounds) -> T:
     """The body's JSON as ``kind``, unknown members left out. Raises BadRequest, or BodyTooLarge for too many values."""
     most = OTHER_VALUES + VALUES_PER_ITEM * bounds.max_items_per_request
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > most:
+    if _values(body) > most:
         raise BodyTooLarge(
             f"the JSON has over {most} values, and {bounds.max_items_per_request} pictures (max_items_per_request) "
             "need fewer; send files as base64, not their pixels as numbers",
@@ -124,6 +124,12 @@ def json_of(body: bytes, kind: type[T], bounds: Bounds) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise BadRequest(f"the body is not the JSON that this call takes: {_said(error)}", field="body") from error
+
+
+def _values(body: bytes) -> int:
+    """How many values JSON has at the most: each stands after one of these, but for the first of all."""
+    slices = (body[at : at + STEP] for at in range(0, len(body), STEP))
+    return sum(part.count(b",") + part.count(b"[") + part.count(b"{") for part in slices)
 
 
 def _said(error: Exception) -> str:
@@ -161,7 +167,7 @@ def from_base64(text: str | bytes, place: str, bounds: Bounds) -> bytes:
 
 
 def _decoded(text: str | bytes) -> bytes:
-    """Standard base64 with its padding, in steps: each holds the interpreter. Raises ValueError, binascii's own too."""
+    """Standard base64 with its padding, in steps. Raises ValueError, binascii's own too."""
     parts = [binascii.a2b_base64(text[at : at + STEP], strict_mode=True) for at in range(0, len(text), STEP)]
     if any(len(part) < STEP // 4 * 3 for part in parts[:-1]):
         raise binascii.Error("padding within it")

@@ -323,6 +323,11 @@ def test_counts_metrics_and_log_lines(home: House, caplog: pytest.LogCaptureFixt
         home.client.post("/v2/models/pets/infer", content=body, headers=headers).raise_for_status()
         home.client.get("/v2/health/live")
     assert counted() == before + 3
+    (row,) = home.client.get("/v2/models/pets/stats").json()["model_stats"]
+    assert (row["version"], row["inference_count"]) == ("2", before + 3)
+    every = home.client.get("/v2/models/stats").json()
+    assert [one["name"] for one in every["model_stats"]] == ["away", "clips", "pets"]
+    assert "versions" not in every
     (line,) = [record.getMessage() for record in caplog.records if "/v2/" in record.getMessage()]
     assert line.startswith("POST /v2/models/{task}/infer pets 200 in ")
     text = home.metrics()
@@ -393,6 +398,7 @@ def test_keys_scopes_and_task_lists(kit: Kit, tmp_path: Path) -> None:
         ask("boss", "POST", "/v2/repository/models/pets/load").raise_for_status()
         assert ask("pets", "PUT", "/predictions/pets", PICTURES[0]).status_code == 200
         assert all(ask(None, "GET", path).status_code == 200 for path in OPEN)
+        assert {one["name"] for one in ask("pets", "GET", "/v2/models/stats").json()["model_stats"]} == {"pets"}
         lists = [("GET", "/v2/models"), ("GET", "/v1/models"), ("GET", "/models"), ("POST", "/v2/repository/index")]
         for method, path in lists:
             assert ask(None, method, path).status_code == 401
@@ -414,6 +420,8 @@ def test_triton_clients_calls(home: House) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert [client.is_model_ready("pets", v) for v in ("", "1", "9")] == [True, True, False]
+    assert [one["name"] for one in client.get_inference_statistics()["model_stats"]] == ["away", "clips", "pets"]
+    assert client.get_inference_statistics("pets")["model_stats"][0]["version"] == "2"
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     assert client.get_model_metadata("pets")["versions"] == ["1", "2"]
     assert client.get_model_config("pets")["max_batch_size"] == ITEMS

@@ -40,7 +40,7 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
         [
             *product(["GET"], _of_task("/v2/models", ["", "/ready", "/config"])),
             *product(["POST"], _of_task("/v2/models", ["/infer"])),
-            ("GET", "/v2/models"),
+            *product(["GET"], ["/v2/models", "/v2/models/stats", "/v2/models/{task}/stats"]),
             ("POST", "/v2/repository/index"),
             *product(["POST"], _of_task("/v1/models", [":predict", ":classify"])),
             ("GET", "/v1/models"),

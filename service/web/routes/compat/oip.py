@@ -14,7 +14,8 @@ from pydantic.json_schema import SkipJsonSchema
 
 from adapters.version import installed_version
 from service.store.catalogue import Catalogue
-from service.web.routes.common import Number, TaskName, TheCatalogue, TheEngine, TheSettings, problems
+from service.watch.counts import Counting
+from service.web.routes.common import Number, TaskName, TheCatalogue, TheCounts, TheEngine, TheSettings, problems
 from service.web.routes.compat.common import (
     PROBLEMS,
     DeadlineMs,
@@ -31,7 +32,14 @@ router = APIRouter(tags=["open inference protocol"], route_class=Translated)
 
 INPUT = "INPUT"
 PLATFORM = "adaptserve"
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+]
 HeaderLength = Annotated[
     str | SkipJsonSchema[None], Header(alias=HEADED, description="bytes of the body that are JSON; tensors follow")
 ]
@@ -69,6 +77,21 @@ async def ready(engine: TheEngine) -> dict[str, bool]:
 async def models(catalogue: TheCatalogue, key: Holder) -> dict[str, Sequence[str]]:
     """The tasks that the key may see, as KServe lists them."""
     return {"models": list(seen_names(catalogue, key))}
+
+
+@router.get("/v2/models/stats")
+async def statistics(catalogue: TheCatalogue, counts: TheCounts, key: Holder) -> dict[str, Any]:
+    """How often each task that the key may see was asked. A task of the name `stats` is described here too."""
+    names = seen_names(catalogue, key)
+    about = await _metadata(catalogue, "stats", None) if "stats" in names else {}
+    return about | await _statistics(catalogue, counts, names)
+
+
+@router.get(_ONE + "/stats", responses=problems(404))
+async def task_statistics(catalogue: TheCatalogue, counts: TheCounts, task: TaskName) -> dict[str, Any]:
+    """How often a task was asked, whatever its version."""
+    catalogue.repository.task(task)  # it is there
+    return await _statistics(catalogue, counts, [task])
 
 
 @router.get(_ONE, responses=problems(404))
@@ -165,6 +188,17 @@ async def _metadata(catalogue: Catalogue, task: str, version: int | None) -> dic
         "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1, 1]}],
         "outputs": [{"name": name, "datatype": kind, "shape": [-1, -1]} for name, kind in OUTPUTS.items()],
     }
+
+
+async def _statistics(catalogue: Catalogue, counts: Counting, names: Sequence[str]) -> dict[str, Any]:
+    found = await counts.of(names)
+    rows = []
+    for name in names:
+        answered, failed = found[name]
+        stages = {"success": {"count": answered}, "fail": {"count": failed}}
+        version = str(catalogue.active(name) or "")
+        rows.append({"name": name, "version": version, "inference_count": answered, "inference_stats": stages})
+    return {"model_stats": rows}
 
 
 async def _config(catalogue: Catalogue, most: int, task: str, version: int | None) -> dict[str, Any]:

@@ -354,13 +354,13 @@ def within_bounds(read: Callable[[], Inputs]) -> None:
 
 
 @pytest.mark.parametrize("reader", READERS)
-@settings(max_examples=80, deadline=None, database=None)
+@settings(max_examples=50, deadline=None, database=None)
 @given(body=st.one_of(DOCUMENTS.map(lambda made: json.dumps(made).encode()), st.binary(max_size=60)))
 def test_no_json_does_any_harm(reader: str, body: bytes) -> None:
     within_bounds(lambda: READERS[reader](body))
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, database=None)
 @given(
     files=st.lists(st.binary(max_size=20), max_size=6), shape=st.none() | st.lists(st.integers(0, 4), max_size=4),
     cut=st.integers(-9, 9), flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3),

@@ -5,6 +5,7 @@ It does not know how keys are kept; ``service.keys`` does. Nothing here looks at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from fastapi import Depends, Request
 
 from service.errors import Draining, Forbidden, Unauthorised
 from service.keys import EVERYBODY, Key, Keys, Scope
+from service.store.catalogue import Catalogue
 from service.web.protocol import CROWDED, too_many
 from service.web.server import DRAINING
 
@@ -106,6 +108,11 @@ async def caller_key(request: Request) -> Key:
 
 
 Holder = Annotated[Key, Depends(caller_key)]
+
+
+def visible(catalogue: Catalogue, key: Key) -> Sequence[str]:
+    """The tasks that the key may see, in order."""
+    return catalogue.names() if key.tasks is None else [name for name in sorted(key.tasks) if catalogue.has(name)]
 
 
 def _holder(request: Request, keys: Keys, scope: Scope) -> Key:

@@ -17,7 +17,6 @@ from pydantic.json_schema import SkipJsonSchema
 from adapters.errors import AdaptError
 from service.engine.interface import Link
 from service.errors import BodyTooLarge
-from service.keys import Key
 from service.settings import Settings
 from service.store.catalogue import Catalogue, Served
 from service.web.budget import Budget
@@ -140,11 +139,6 @@ DeadlineMs = Annotated[
     int | SkipJsonSchema[None],
     Header(alias="X-Deadline-Ms", ge=1, description="milliseconds that this answer is worth waiting for"),
 ]
-
-
-def seen_names(catalogue: Catalogue, key: Key) -> Sequence[str]:
-    """The tasks that the key may see, in order."""
-    return catalogue.names() if key.tasks is None else [name for name in sorted(key.tasks) if catalogue.has(name)]
 
 
 async def written(outcomes: Outcomes, write: Callable[[], T]) -> T:

@@ -22,11 +22,10 @@ from service.web.routes.compat.common import (
     TheBatchCalls,
     Translated,
     json_body,
-    seen_names,
     written,
 )
 from service.web.routes.compat.tensors import HEADED, OUTPUTS, read_infer, write_infer
-from service.web.routes.guard import Holder
+from service.web.routes.guard import Holder, visible
 
 router = APIRouter(tags=["open inference protocol"], route_class=Translated)
 
@@ -76,13 +75,13 @@ async def ready(engine: TheEngine) -> dict[str, bool]:
 @router.get("/v2/models")
 async def models(catalogue: TheCatalogue, key: Holder) -> dict[str, Sequence[str]]:
     """The tasks that the key may see, as KServe lists them."""
-    return {"models": list(seen_names(catalogue, key))}
+    return {"models": list(visible(catalogue, key))}
 
 
 @router.get("/v2/models/stats")
 async def statistics(catalogue: TheCatalogue, counts: TheCounts, key: Holder) -> dict[str, Any]:
     """How often each task that the key may see was asked. A task of the name `stats` is described here too."""
-    names = seen_names(catalogue, key)
+    names = visible(catalogue, key)
     about = await _metadata(catalogue, "stats", None) if "stats" in names else {}
     return about | await _statistics(catalogue, counts, names)
 

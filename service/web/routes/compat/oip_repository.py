@@ -13,9 +13,9 @@ from service.errors import BadRequest
 from service.store.catalogue import Catalogue
 from service.web.routes.bodies import Memory, receive
 from service.web.routes.common import TaskName, TheCatalogue, TheSettings, problems
-from service.web.routes.compat.common import Translated, seen_names
+from service.web.routes.compat.common import Translated
 from service.web.routes.compat.reading import MAX_NUMBER, Bounds, json_of, shown
-from service.web.routes.guard import Holder
+from service.web.routes.guard import Holder, visible
 
 router = APIRouter(tags=["open inference protocol"], route_class=Translated)
 
@@ -45,7 +45,7 @@ class ModelConfig(msgspec.Struct):
 async def index(request: Request, catalogue: TheCatalogue, settings: TheSettings, key: Holder) -> list[dict[str, str]]:
     """What the key may see: each task by its active version, or why it does not answer."""
     asked = await _control(request, settings)
-    names, only_ready = seen_names(catalogue, key), asked.get("ready", False)
+    names, only_ready = visible(catalogue, key), asked.get("ready", False)
     if not isinstance(only_ready, bool):
         raise BadRequest(f"'ready' must be true or false; {shown(only_ready)} came", field="ready")
     return await asyncio.to_thread(_index, catalogue, names, only_ready)

@@ -19,11 +19,10 @@ from service.web.routes.compat.common import (
     TheBatchCalls,
     Translated,
     json_body,
-    seen_names,
     written,
 )
 from service.web.routes.compat.reading import Bounds, Inputs, from_base64, json_of, shown
-from service.web.routes.guard import Holder
+from service.web.routes.guard import Holder, visible
 from service.web.routes.predict import TOP_K, TopK
 
 router = APIRouter(tags=["tensorflow serving, kserve v1"], route_class=Translated)
@@ -60,7 +59,7 @@ async def alive() -> dict[str, str]:
 @router.get("/v1/models")
 async def models(catalogue: TheCatalogue, key: Holder) -> dict[str, Sequence[str]]:
     """The tasks that the key may see."""
-    return {"models": list(seen_names(catalogue, key))}
+    return {"models": list(visible(catalogue, key))}
 
 
 @router.post(_ONE + ":predict", **_call(ROWS, COLUMNS))

@@ -16,6 +16,7 @@ from adapters.errors import AdaptError
 from service.engine.interface import Link
 from service.errors import (
     BadRequest,
+    Draining,
     Forbidden,
     NotReady,
     QueueFull,
@@ -34,11 +35,10 @@ from service.web.routes.compat.common import (
     TheBatchCalls,
     Translated,
     json_body,
-    seen_names,
     written,
 )
 from service.web.routes.compat.reading import Bounds, Inputs, file_of, from_base64, is_json, json_of
-from service.web.routes.guard import Holder
+from service.web.routes.guard import Holder, visible
 from service.web.routes.predict import FIELDS, TOP_K, TopK
 
 KINDS: dict[type[AdaptError], str] = {
@@ -48,6 +48,7 @@ KINDS: dict[type[AdaptError], str] = {
     Forbidden: "InvalidKeyException",
     QueueFull: "ServiceUnavailableException",
     NotReady: "ServiceUnavailableException",
+    Draining: "ServiceUnavailableException",
 }
 """Its names for what goes wrong; others are by their status."""
 
@@ -129,7 +130,7 @@ async def models(
     next_page_token: Annotated[str | SkipJsonSchema[None], Query(max_length=64)] = None,
 ) -> dict[str, Any]:
     """The tasks that the key may see, a page at a time."""
-    part = page(seen_names(catalogue, key), next_page_token, limit)
+    part = page(visible(catalogue, key), next_page_token, limit)
     found: dict[str, Any] = {"models": [{"modelName": name, "modelUrl": f"{name}.safetensors"} for name in part.items]}
     return found | ({} if part.next is None else {"nextPageToken": part.next})
 

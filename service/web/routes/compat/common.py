@@ -87,7 +87,7 @@ class BatchCalls:
 
         ``read`` runs on a worker. With ``fields`` the body may also be a form with one of them. Raises as the project's
         own endpoint does; what is wrong with one of several files says which.
-        """  # fmt: skip
+        """
         settings, catalogue = self.settings, self.catalogue
         caller = Caller(deadline_seconds(settings, deadline_ms))
         async with Memory(self._bodies) as memory:

@@ -27,6 +27,8 @@ from service.web.routes.compat.reading import (
 )
 from service.web.routes.predict import FIELDS, TOP_K, TopK, Version
 
+MAX_HEADER = 500
+
 
 class Explained(Translated):
     """With the sentence in the header that the client shows."""
@@ -40,7 +42,6 @@ class Explained(Translated):
 
 router = APIRouter(tags=["hugging face"], route_class=Explained)
 
-MAX_HEADER = 500
 FUNCTIONS = ("softmax", "sigmoid", "none")
 PARAMETERS = ("top_k", "function_to_apply")
 FIXED = ("num_frames", "frame_sampling_rate")

@@ -82,7 +82,7 @@ async def models(catalogue: TheCatalogue, key: Holder) -> dict[str, Sequence[str
 async def statistics(catalogue: TheCatalogue, counts: TheCounts, key: Holder) -> dict[str, Any]:
     """How often each task that the key may see was asked. A task of the name `stats` is described here too."""
     names = visible(catalogue, key)
-    about = await _metadata(catalogue, "stats", None) if "stats" in names else {}
+    about = _metadata(catalogue, "stats", None) if "stats" in names else {}
     return about | await _statistics(catalogue, counts, names)
 
 
@@ -96,13 +96,13 @@ async def task_statistics(catalogue: TheCatalogue, counts: TheCounts, task: Task
 @router.get(_ONE, responses=problems(404))
 async def model(catalogue: TheCatalogue, task: TaskName) -> dict[str, Any]:
     """A task: its versions, and the tensors that infer takes and gives."""
-    return await _metadata(catalogue, task, None)
+    return _metadata(catalogue, task, None)
 
 
 @router.get(_VERSION, responses=problems(404))
 async def model_version(catalogue: TheCatalogue, task: TaskName, version: Number) -> dict[str, Any]:
     """The same of a version."""
-    return await _metadata(catalogue, task, version)
+    return _metadata(catalogue, task, version)
 
 
 @router.get(_ONE + "/ready", responses=problems(404, 422, 503))
@@ -175,7 +175,7 @@ async def _infer(
     return Response(body, headers={HEADED: str(json_bytes)}, media_type="application/octet-stream")
 
 
-async def _metadata(catalogue: Catalogue, task: str, version: int | None) -> dict[str, Any]:
+def _metadata(catalogue: Catalogue, task: str, version: int | None) -> dict[str, Any]:
     info = catalogue.repository.task(task)
     if version is not None:
         catalogue.repository.version(task, version)  # there is one

@@ -175,6 +175,15 @@ class Settings(BaseSettings):
         64 * MIB, ge=0, description="Parsed configs of adapter files kept in memory, in bytes; about 5 kB each."
     )
     max_tasks_per_request: int = Field(64, ge=1, le=1024, description="Tasks that one request may ask.")
+    max_items_per_request: int = Field(
+        64, ge=1, le=4096, description="Pictures or clips in one request, where a protocol takes several."
+    )
+    max_request_bytes: int = Field(
+        128 * MIB,
+        ge=1,
+        description="Bytes of one request in another server's protocol, as they came and as they are unpacked: "
+        "several pictures, base64, gzip.",
+    )
 
     max_connections: int = Field(1024, ge=1, description="Connections of one front end at once; beyond it, 503.")
     reserved_connections: int = Field(

@@ -141,6 +141,10 @@ class Catalogue:
             about = Summary.of(known.config, known.parameters).text()
         self.repository.activate(task, version, about)
 
+    def deactivate(self, task: str) -> None:
+        """Let a task answer no more until a version is activated. Blocks; raises UnknownTask."""
+        self.repository.deactivate(task)
+
     def open(self, task: str, version: int) -> BinaryIO:
         """A version's file. Blocks; raises UnknownVersion if it was deleted this moment."""
         try:

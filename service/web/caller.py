@@ -48,6 +48,11 @@ class _Race(Generic[T]):
             self.loop.call_soon_threadsafe(self._ended, number, future)
 
 
+def _cancel(futures: Sequence[Future[T] | asyncio.Future[T]]) -> None:
+    for future in futures:
+        future.cancel()
+
+
 class Caller:
     """Waits for futures until the deadline or until the client leaves; what is not wanted any more is cancelled.
 
@@ -88,17 +93,16 @@ class Caller:
             number = await race.over
             if number is None:
                 raise self._nobody(doing)
-            last = futures[number]
-            if last.cancelled():
+            if futures[number].cancelled():
                 raise Draining("the server is stopping and does no more for this request; try another one")
-            last.result()  # raises, if it is not the last of all
+            futures[number].result()  # raises, if it is not the last of all
             return [future.result() for future in futures]
         finally:
             timer.cancel()
             if self._gone is not None:
                 self._gone.remove_done_callback(race.give_up)
-            for future in futures:
-                future.cancel()
+            _cancel(futures)
+            del futures  # the traceback of an error holds this frame, and one of them the error
 
     def _nobody(self, doing: str) -> ClientGone | DeadlineExceeded:
         if self._gone is not None and self._gone.done():

@@ -10,13 +10,16 @@ import io
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from PIL import Image
 
 from adapters.config import AdapterConfig, InputConfig
+from adapters.errors import AdaptError
 from adapters.media import (
     Deadline,
     Frames,
@@ -31,6 +34,8 @@ from adapters.media import (
 )
 from service.engine.pixels import Held, PixelMemory
 from service.pool import Pool
+
+T = TypeVar("T")
 
 MAX_PREPROCESSES = 256
 """Configs, and distinct geometries, whose transform is kept; the least recently used one is built again."""
@@ -74,6 +79,33 @@ class Decoder:
     def submit(self, body: bytes, configs: Sequence[AdapterConfig], left: float) -> Future[Decoded]:
         """The future raises a MediaError; the call itself QueueFull, also when ``left`` seconds would hardly do."""
         return self._pool.submit(lambda: self._decode(body, configs), left)
+
+    def submit_each(
+        self, bodies: Sequence[bytes], config: AdapterConfig, left: float, enough: threading.Event
+    ) -> list[Future[list[Decoded]]]:
+        """Several bodies for one config, dealt out to the workers: of n futures, number i has bodies i, i + n, ...
+
+        Raises as ``submit``. An error of the futures names the body that it is about. Once ``enough`` is set, what has
+        not begun is left.
+        """
+        jobs = min(len(bodies), self._pool.workers)
+
+        def job(first: int) -> list[Decoded]:
+            done: list[Decoded] = []
+            for place in range(first, len(bodies), jobs):
+                if enough.is_set():
+                    break
+                try:
+                    done.append(self._decode(bodies[place], [config]))
+                except AdaptError as error:
+                    raise numbered(error, place, len(bodies)) from None
+            return done
+
+        return [self._pool.submit(partial(job, first), left) for first in range(jobs)]
+
+    def unpack(self, work: Callable[[], T], left: float) -> Future[T]:
+        """Make a request's bytes into bodies, on a worker. Raises as ``submit``."""
+        return self._pool.submit(work, left)
 
     def check_room(self, left: float) -> None:
         """Whether a body with ``left`` seconds would be taken now. Raises QueueFull."""
@@ -121,6 +153,17 @@ class Decoder:
                 while len(kept) > MAX_PREPROCESSES:
                     kept.popitem(last=False)
         return made
+
+
+def numbered(error: AdaptError, place: int, of: int) -> AdaptError:
+    """The error of one of several inputs, with its place among them, from 0; of one alone as it is."""
+    if of == 1:
+        return error
+    twin = error.copy()
+    twin.message = f"item {place} (of 0 to {of - 1}): {error.message}"
+    twin.args = (twin.message,)
+    twin.facts["item"] = place
+    return twin
 
 
 def _digest(body: bytes, pixels: Held, how: bytes) -> bytes:

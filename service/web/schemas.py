@@ -139,5 +139,9 @@ class Problem(BaseModel):
     title: str = Field(examples=["Unknown task"])
     status: int = Field(examples=[404])
     detail: str = Field(examples=["there is no task 'nosuch'; GET /v1/tasks lists those that exist"])
+    error: str = Field(
+        description="the detail again, under the name where clients of other servers look for it",
+        examples=["there is no task 'nosuch'; GET /v1/tasks lists those that exist"],
+    )
     instance: str = Field(examples=["urn:adaptserve:request:4bf92f3577b34da6"])
     request_id: str = Field(examples=["4bf92f3577b34da6"])

@@ -21,7 +21,7 @@ from service.store.repository import TaskInfo, VersionInfo
 from service.watch.counts import Counting
 from service.web.pages import Page, page, starting_with
 from service.web.routes.common import Number, TaskName, TheCatalogue, TheCounts, TheEngine, TheSettings, problems
-from service.web.routes.guard import Holder
+from service.web.routes.guard import Holder, visible
 from service.web.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
 
 router = APIRouter(tags=["tasks"])
@@ -92,8 +92,7 @@ async def tasks(
 
     Follow `next` until it is null: a task that is there all the while comes exactly once.
     """
-    catalogue = shown.catalogue
-    names = catalogue.names() if key.tasks is None else [n for n in sorted(key.tasks) if catalogue.has(n)]
+    names = visible(shown.catalogue, key)
     answer = await shown.page(page(starting_with(names, prefix), after, _limit(settings, limit)))
     return await _rendered(lambda: answer)
 

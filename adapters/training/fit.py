@@ -27,8 +27,7 @@ from adapters.training.model import HeadedModel, images_of
 class FitConfig:
     """The recipe; its defaults work for adapters on most ViTs.
 
-    ``lr`` is the highest rate of what is trained inside the backbone, ``head_lr`` that of the head, which starts where
-    it is best for the frozen backbone. ``crop``: the smallest share of a picture's area that a random crop leaves.
+    ``lr`` is the highest rate of what is trained inside the backbone, ``head_lr`` that of the head. ``crop``: the smallest share of a picture's area that a random crop leaves.
     ``flip``: mirror half of them. ``mixup``: alpha of the Beta that blends neighbours. ``patience``: scores in a row
     without gain before it stops; 0 never. ``every``: epochs between two scores on held-out data. ``clip``: the largest
     norm of a step's gradients. ``workers``: threads that decode ahead.
@@ -37,7 +36,7 @@ class FitConfig:
     epochs: int = 20
     batch: int = 32
     lr: float = 3e-3
-    head_lr: float = 1e-3
+    head_lr: float = 3e-3
     weight_decay: float = 1e-4
     warmup: float = 0.1
     label_smoothing: float = 0.0

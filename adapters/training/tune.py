@@ -1,4 +1,4 @@
-"""From examples to a fitted model: the best linear head, then what the method trains from it, if that is better.
+"""From examples to a fitted model: the best linear head, then what the method trains, if that is better.
 
 It knows the order and what to tell of it; solving, fitting and choosing rates are other modules'.
 """
@@ -110,8 +110,11 @@ def _linear(plan: TrainingPlan, backbone: Backbone, start: Candidate, vectors: F
 
 
 def _begun(recipe: Recipe, backbone: Backbone, start: Candidate, vectors: Frozen, settings: FitConfig) -> HeadedModel:
+    """At its start. What adapts the backbone begins with a head of its own: the best linear head knows the training
+    data by heart, so that nothing would be left to learn (docs/RESULTS.md has both).
+    """
     model = model_of(recipe, backbone, start.config, settings.dropout)
-    model.start(vectors.seen(start.config), start.solved)
+    model.start(vectors.seen(start.config), start.solved if recipe.method == "linear" else None)
     return model.eval()
 
 

@@ -21,7 +21,7 @@ from adapters.training.fit import accuracy_of, fit, parameters_of
 from adapters.training.model import AdaptedModel
 from adapters.training.progress import Teller
 from adapters.training.score import served_logits
-from adapters.training.start import best_start, frozen
+from adapters.training.start import frozen
 
 
 def config_for(task: DemoTask, backbone: Backbone, *, temporal: bool) -> AdapterConfig:
@@ -52,9 +52,8 @@ def train_task(task: DemoTask, backbone: Backbone, teller: Teller, *, temporal: 
     torch.manual_seed(task.fit.seed)
     config, (train, held_out) = config_for(task, backbone, temporal=temporal), task.data()
     vectors = frozen(backbone, config, (config.pool,), TensorDataset(*train))
-    start, _ = best_start(vectors, [config], task.fit.seed)
     model = AdaptedModel(backbone, config)
-    model.start(vectors.seen(config), start.solved)
+    model.start(vectors.seen(config))
     result = fit(
         model, TensorDataset(*train), TensorDataset(*held_out), task.fit, augment=task.augment,
         on_step=lambda done, loss: teller.at(task.name, done, f"loss {loss:.3f}"),

@@ -27,10 +27,11 @@ from adapters.training.model import HeadedModel, images_of
 class FitConfig:
     """The recipe; its defaults work for adapters on most ViTs.
 
-    ``lr`` is the highest rate of what is trained inside the backbone, ``head_lr`` that of the head. ``crop``: the smallest share of a picture's area that a random crop leaves.
-    ``flip``: mirror half of them. ``mixup``: alpha of the Beta that blends neighbours. ``patience``: scores in a row
-    without gain before it stops; 0 never. ``every``: epochs between two scores on held-out data. ``clip``: the largest
-    norm of a step's gradients. ``workers``: threads that decode ahead.
+    ``lr`` is the highest rate of what is trained inside the backbone, ``head_lr`` that of the head. ``crop``: the
+    smallest share of a picture's area that a random crop leaves. ``flip``: mirror half of them. ``mixup``: alpha of the
+    Beta that blends neighbours. ``patience``: scores in a row without gain before it stops; 0 never. ``every``: epochs
+    between two scores on held-out data. ``clip``: the largest norm of a step's gradients. ``workers``: threads that
+    decode ahead.
     """
 
     epochs: int = 20

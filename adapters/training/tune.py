@@ -40,7 +40,7 @@ class Tuned:
     """The model to keep, and how it came to be.
 
     ``linear`` is what held-out data says of the best linear head, ``half`` its accuracy with half of the examples;
-    ``kept_linear`` that nothing better was found.
+    ``kept_linear`` that nothing better was found. ``vectors``: what the frozen backbone says of both parts.
     """
 
     model: HeadedModel
@@ -49,6 +49,7 @@ class Tuned:
     start: Candidate
     linear: dict[str, float]
     half: float
+    vectors: tuple[Frozen, Frozen]
     kept_linear: bool
     resumed_epochs: int
 
@@ -62,7 +63,7 @@ def tune(
     start = _start(plan, backbone, config, vectors[0], teller)
     linear = _linear(plan, backbone, start, vectors[0])
     before, half = _score(linear, start, vectors[1]), _with_half(vectors, start)
-    tuned = partial(Tuned, start=start, linear=before, half=half)
+    tuned = partial(Tuned, start=start, linear=before, half=half, vectors=vectors)
     settings = fit_of(plan.recipe, plan.settings(data[0]), len(data[0]), start.config.frames)
     if plan.recipe.method == "linear" and start.config.head != "attention":
         return tuned(linear, _solved(before), settings, kept_linear=False, resumed_epochs=0)

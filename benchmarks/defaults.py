@@ -41,6 +41,7 @@ def one(name: str) -> dict[str, Any]:
     from adapters.training.progress import Teller
     from adapters.training.recipe import Recipe
     from adapters.training.run import Trained, train
+    from service.cli.train import CROP
 
     torch.set_num_threads(1)
     chosen = next(each for each in ALL if each.name == name)
@@ -52,7 +53,9 @@ def one(name: str) -> dict[str, Any]:
 
         def trained(method: str) -> Trained:
             recipe = Recipe("t", method)  # type: ignore[arg-type]
-            plan = TrainingPlan(folder / "data", folder / f"{method}.safetensors", recipe, FitConfig(), report=False)
+            plan = TrainingPlan(
+                folder / "data", folder / f"{method}.safetensors", recipe, FitConfig(crop=CROP), report=False
+            )
             return train(plan, backbone, Teller(sys.stderr))
 
         for method in METHODS:

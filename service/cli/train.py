@@ -29,6 +29,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 MAX_BAD_SHOWN = 5
 MAX_EPOCHS = 10_000
+CROP = 0.8
 LEAST_RATE, MOST_RATE = 1e-8, 10.0
 SHARE = 0.2
 
@@ -111,7 +112,9 @@ def train(
     lr: Annotated[
         str | None, typer.Option(metavar="RATE|auto", help="Highest learning rate; auto tries some on a part of DATA.")
     ] = None,
-    crop: Annotated[float, typer.Option(min=0.05, max=1.0, help="Least area a random crop leaves; 1: none.")] = 1.0,
+    crop: Annotated[
+        float | None, typer.Option(min=0.05, max=1.0, help="Least area a random crop leaves.  [default: 0.8; 1: none]")
+    ] = None,
     flip: Annotated[
         bool, typer.Option("--flip", help="Mirror half of the examples, where left is like right.")
     ] = False,
@@ -193,7 +196,7 @@ def train(
             sampling=sampling.value if sampling else None, stride=stride, views=views, crops=crops,
         )  # fmt: skip
         fit = FitConfig(
-            label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
+            label_smoothing=label_smoothing, crop=CROP if crop is None else crop, flip=flip, mixup=mixup,
             patience=patience, workers=(os.cpu_count() or 1) if workers is None else workers, seed=seed,
         )  # fmt: skip
         plan = TrainingPlan(

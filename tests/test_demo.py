@@ -68,6 +68,23 @@ def test_the_samples_are_what_their_names_say(backbone: Backbone, adapters: dict
     assert all(len(found) >= 2 and np.mean(found) >= 0.75 for found in right.values()), right
 
 
+LOGITS = {
+    "digits": [2.1373, -5.3579, -21.4864, -6.4997, 10.7502, -3.548, 4.7602, -12.5735, 11.9289, 21.7084],
+    "moving-digit": [15.3839, 8.1518, 3.7365, -27.0141],
+    "digit-collage": [-22.229, -7.0777, 2.1753, -4.1287, -0.5305, 30.7205, 5.6649, -4.2353, -1.7373, -3.1866],
+    "animal-or-vehicle": [-0.7952, 0.6852],
+}
+"""Of the release's own code, for noise of seed 0."""
+
+
+def test_the_released_files_answer_as_they_did(backbone: Backbone, adapters: dict[str, Adapter]) -> None:
+    predictor = Predictor(backbone, *adapters.values())
+    for name, expected in LOGITS.items():
+        shape = adapters[name].config.frames, 3, *backbone.layout.input_size
+        noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        np.testing.assert_allclose(predictor.logits([noise], name)[0], expected, atol=2e-3)
+
+
 def test_the_shipped_digits_score_as_promised(backbone: Backbone) -> None:
     adapter, accuracy = score_file(DEMO / "tasks" / "digits.safetensors", DIGIT_TASKS[0], backbone)
     assert accuracy >= 0.97

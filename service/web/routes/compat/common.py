@@ -120,10 +120,10 @@ class BatchCalls:
 
     def _check_rows(self, asked: Inputs, served: Served) -> None:
         limit = self.settings.max_queue_rows
-        rows = len(asked.files) * served.config.frames
+        rows = len(asked.files) * served.config.rows
         if rows > limit:
             raise BodyTooLarge(
-                f"{len(asked.files)} inputs of {served.config.frames} frames are {rows} rows, and the queue has "
+                f"{len(asked.files)} inputs of {served.config.rows} frames are {rows} rows, and the queue has "
                 f"{limit} (max_queue_rows); split the request",
                 field="max_queue_rows", limit=limit, value=rows,
             )  # fmt: skip

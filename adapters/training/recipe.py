@@ -43,7 +43,7 @@ LEAST_EPOCHS, MOST_EPOCHS = 4, 100
 SCORES = 30
 """At most, on held-out data, in a training."""
 RATES: dict[str, float] = {
-    "adaptformer": 3e-3, "lora": 3e-3, "st-adapter": 1e-3, "linear": 1e-3, "vpt": 1e-2, "full": 1e-4,
+    "adaptformer": 5e-3, "lora": 3e-3, "st-adapter": 1e-3, "linear": 1e-3, "vpt": 1e-2, "full": 1e-4,
 }  # fmt: skip
 """The highest learning rate of each method."""
 FRAMES = 8

@@ -109,7 +109,7 @@ def test_views_are_rows_of_one_input_and_share_the_decoding_with_their_like(
     dense = {"frames": 4, "sampling": "dense", "stride": 3, "views": 2}
     asked = (dense, dense | {"crops": 3}, dense | {"stride": 2}, dense, {"frames": 8}, dense | {"views": 1})
     configs = [AdapterConfig.model_validate(task(4).model_dump() | {"video": video}) for video in asked]
-    seen = Decoder(pool, LIMITS, PixelMemory.private(80, 32)).submit(body, configs, 9).result().seen
+    seen = Decoder(pool, LIMITS, PixelMemory.private(80, (32, 32))).submit(body, configs, 9).result().seen
     assert calls["decoded"] == 4  # one for both that differ in crops alone
     assert [len(one.pixels) for one in seen] == [8, 24, 8, 8, 8, 4]
     assert seen[0] is seen[3]

@@ -76,7 +76,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(kit: Kit, data: Path, file: Path, *more: str) -> list[str]:
     base = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu"]
-    few = ["--epochs", "3", "--batch", "8", "--lr", "0.01", "--scale", "0.5"] if "linear" not in more else []
+    few = ["--epochs", "3", "--batch", "8", "--lr", "0.01", "--scale", "0.5", "--no-fallback"]
+    few = few if "linear" not in more else []
     return ["train", str(data), "--out", str(file), *base, *few, *more]
 
 
@@ -203,9 +204,25 @@ def test_one_view_trains_as_if_there_were_no_others(kit: Kit, clips: Path, tmp_p
 
 
 def test_it_learns_what_can_be_learnt(kit: Kit, pictures: Path, tmp_path: Path) -> None:
-    stopped = done(kit, pictures, tmp_path / "b.safetensors", "--epochs", "30", "--patience", "2")
-    assert stopped.config.training["held_out_accuracy"] >= 0.8
-    assert stopped.config.training["epochs_run"] < 30
+    learnt = done(kit, pictures, tmp_path / "b.safetensors", "--epochs", "10")
+    assert learnt.config.training["held_out_accuracy"] >= 0.8
+    assert learnt.config.sites
+
+
+def test_what_is_no_better_than_the_linear_head_is_not_kept(
+    kit: Kit, home: House, pictures: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "wild.safetensors"
+    result = train(kit, pictures, file, "--lr", "10", "--epochs", "1", "--rank", "40", "--fallback")
+    assert result.exit_code == 0, result.output
+    assert "adaptformer found nothing better than the best linear head, which was kept" in result.stdout
+    assert "a server needs" not in result.stdout  # the rank is not in the file
+    told = read_header(file, FileLimits()).config
+    assert (told.sites, told.training["method"], told.training["tried"]) == ((), "linear", "adaptformer")
+    check_served(home, pictures, file, "wild")
+    linear = done(kit, pictures, tmp_path / "linear.safetensors", "--method", "linear")
+    assert linear.config.training["held_out_accuracy"] == told.training["held_out_accuracy"]
+    assert "the best linear head on the frozen backbone" in linear.config.training["verdict"]
 
 
 def test_a_table_with_odd_labels_and_broken_files(kit: Kit, home: House, pictures: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def plain(kit: Kit, adapter: Adapter, body: bytes) -> NDArray[np.float64]:
         every = [int((k + 0.5) / many * count) for k in range(many)]
         chosen = [every[view :: video.views] for view in range(video.views)]
     one = Adapter(adapter.config.seen_once(), adapter.tensors, adapter.digest)
-    predictor, size, scores = Predictor(kit.backbone, one), adapter.config.input.size, []
+    predictor, size, scores = Predictor(kit.backbone, one), adapter.config.input.size[0], []
     scaled = int(size / adapter.config.input.crop_pct)
     for view in chosen:
         for crop in range(video.crops):

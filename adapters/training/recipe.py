@@ -30,8 +30,8 @@ from adapters.errors import TrainingError
 from adapters.heads import rank_of_head, width_of_head
 from adapters.layout import Layout
 from adapters.training.fit import FitConfig
+from adapters.training.names import Method
 
-Method = Literal["adaptformer", "lora", "st-adapter", "linear", "vpt", "full"]
 SITELESS: dict[str, str] = {"linear": "the head alone", "vpt": "prompts and the head", "full": "the whole backbone"}
 """Methods without residuals -> what they train."""
 SHARE = 0.014

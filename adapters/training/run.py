@@ -80,7 +80,7 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
     model, settings = tuned.model, plan.settings(served)
     adapter = Adapter(model.exported_config(), model.tensors(), "") if isinstance(model, AdaptedModel) else None
     scoring = partial(teller.at, "scoring")
-    config = model.config
+    config, refused = model.config, _refused(plan, model.config, backbone)
     if adapter:
         config, logits = adapter.config, served_logits(adapter, backbone, served, settings.workers, scoring)
     else:

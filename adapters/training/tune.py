@@ -76,7 +76,7 @@ def tune(
     model = _begun(plan.recipe, backbone, start, vectors[0], settings)
     result, resumed = _fit(plan, model, settings, listing, data, teller)
     better = (result.balanced_accuracy, -result.held_out_loss) > (before["balanced_accuracy"], -before["held_out_loss"])
-    if better or plan.recipe.method in NO_FILE or start.config.head == "attention":
+    if better or not plan.fallback or plan.recipe.method in NO_FILE or start.config.head == "attention":
         return tuned(model, result, settings, kept_linear=False, resumed_epochs=resumed)
     told = dataclasses.replace(_solved(before), history=result.history, seconds=result.seconds)
     return tuned(linear, told, settings, kept_linear=True, resumed_epochs=resumed)

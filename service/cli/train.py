@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from adapters.config import MAX_FRAMES, MAX_STRIDE, MAX_VIEWS, size_text, task_name
+from adapters.config import MAX_FRAMES, MAX_STRIDE, MAX_VIEWS, HeadKind, Pool, Tokens, size_text, task_name
 from adapters.limits import variable
+from adapters.training.names import Method, Part
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.exits import FAILED
 from service.limits import file_limits, media_limits
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
-    from adapters.training.names import Part
     from adapters.training.plan import TrainingPlan
     from adapters.training.run import Trained
 
@@ -32,47 +31,6 @@ MAX_EPOCHS = 10_000
 CROP = 0.8
 LEAST_RATE, MOST_RATE = 1e-8, 10.0
 SHARE = 0.2
-
-
-class Method(StrEnum):
-    """What is trained."""
-
-    adaptformer = "adaptformer"
-    lora = "lora"
-    st_adapter = "st-adapter"
-    linear = "linear"
-    vpt = "vpt"
-    full = "full"
-
-
-class HeadName(StrEnum):
-    """What a clip's classes are computed from."""
-
-    mean = "mean"
-    frames = "frames"
-    attention = "attention"
-
-
-class SamplingName(StrEnum):
-    """Which frames stand for a clip."""
-
-    uniform = "uniform"
-    dense = "dense"
-
-
-class PoolName(StrEnum):
-    """How tokens become one vector."""
-
-    backbone = "backbone"
-    cls = "cls"
-    avg = "avg"
-
-
-class TokensName(StrEnum):
-    """Which tokens residuals change."""
-
-    all = "all"
-    patches = "patches"
 
 
 def train(
@@ -86,7 +44,7 @@ def train(
     task: Annotated[str | None, typer.Option(help="Name of the task.  [default: from FILE's name]")] = None,
     method: Annotated[
         Method, typer.Option(help="linear trains the head alone; vpt and full are for comparison.")
-    ] = Method.adaptformer,
+    ] = "adaptformer",
     backbone: Annotated[str, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.")] = "demo",
     weights: Annotated[str, typer.Option(help="A .safetensors or .pth file instead of the pretrained weights.")] = "",
     image_size: Annotated[
@@ -99,10 +57,10 @@ def train(
     blocks: Annotated[str, typer.Option(help="all, or such as 0-3,8.")] = "all",
     site: Annotated[str | None, typer.Option(help="[default: parallel, lora q,v, st-adapter input,pre_mlp]")] = None,
     tokens: Annotated[
-        TokensName | None,
+        Tokens | None,
         typer.Option(help="patches leaves the class token and registers out.  [default: all, st-adapter patches]"),
     ] = None,
-    pool: Annotated[PoolName | None, typer.Option(help="[default: the best by cross-validation]")] = None,
+    pool: Annotated[Pool | None, typer.Option(help="[default: the best by cross-validation]")] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, max=MAX_EPOCHS, help="[default: about 1,000 steps, 600 of clips]")
     ] = None,
@@ -134,7 +92,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same tensors.")] = 0,
     frames: Annotated[int | None, typer.Option(min=1, max=MAX_FRAMES, help="Frames of a clip.  [default: 8]")] = None,
     sampling: Annotated[
-        SamplingName | None,
+        Literal["uniform", "dense"] | None,
         typer.Option(help="Which: uniform from the whole clip, or dense around its middle.  [default: uniform]"),
     ] = None,
     stride: Annotated[
@@ -151,7 +109,7 @@ def train(
         bool | None, typer.Option("--temporal/--no-temporal", help="Mix over a clip's frames.  [default: not for lora]")
     ] = None,
     head: Annotated[
-        HeadName | None,
+        HeadKind | None,
         typer.Option(
             help="Of a clip: the mean of its frames, all frames in their order, or an attention over them.  "
             "[default: mean or frames, by cross-validation]"
@@ -161,6 +119,9 @@ def train(
         int | None,
         typer.Option(min=0, max=256, help="Threads that decode a set too large to keep.  [default: the cores]"),
     ] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback/--no-fallback", help="Write the best linear head where the method is no better.")
+    ] = True,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write FILE.report/ too.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.resume, if it is there.")] = False,
     env_file: Annotated[
@@ -189,11 +150,11 @@ def train(
         settings = settings_or_exit(env_file)
         share, part = _held_out(held_out)
         recipe = Recipe(
-            task=task or task_name(file.name), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
-            pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts, epochs=epochs,
+            task=task or task_name(file.name), method=method, rank=rank, scale=scale, blocks=blocks, site=site,
+            pool=pool, frames=frames, temporal=temporal, prompts=prompts, epochs=epochs,
             batch=batch, lr=_rate(lr),
-            head=head.value if head else None, tokens=tokens.value if tokens else None,
-            sampling=sampling.value if sampling else None, stride=stride, views=views, crops=crops,
+            head=head, tokens=tokens,
+            sampling=sampling, stride=stride, views=views, crops=crops,
         )  # fmt: skip
         fit = FitConfig(
             label_smoothing=label_smoothing, crop=CROP if crop is None else crop, flip=flip, mixup=mixup,
@@ -201,7 +162,7 @@ def train(
         )  # fmt: skip
         plan = TrainingPlan(
             data, file, recipe, fit, held_out=share, part=part, limits=media_limits(settings),
-            served=file_limits(settings, settings.max_rank), report=report, resume=resume,
+            served=file_limits(settings, settings.max_rank), fallback=fallback, report=report, resume=resume,
         )  # fmt: skip
         _say_no_file(plan)
         try:

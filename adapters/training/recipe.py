@@ -40,7 +40,7 @@ BATCHES = ((300, 32), (100, 16), (0, 8))
 """From so many examples on, so many in a step; half as many clips."""
 STEPS, CLIP_STEPS = 1000, 600
 LEAST_EPOCHS, MOST_EPOCHS = 4, 100
-SCORES = 30
+SCORES = 12
 """At most, on held-out data, in a training."""
 RATES: dict[str, float] = {
     "adaptformer": 5e-3, "lora": 3e-3, "st-adapter": 1e-3, "linear": 1e-3, "vpt": 1e-2, "full": 1e-4,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 TASK_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_RANK = 1024
@@ -16,15 +16,70 @@ MAX_CLASSES = 65_536
 MAX_LABEL_CHARS = 256
 MAX_BLOCKS = 256
 MAX_FRAMES = 128
+MAX_STRIDE = 1024
+MAX_VIEWS = 64
+MAX_CLIP_ROWS = 512
+"""Rows of all views of one clip; the frames of one view go in one batch, those of others in others."""
+MIN_SIDE, MAX_SIDE = 8, 2048
+"""Pixels along each side of what a backbone takes."""
 
-SiteName = Literal["parallel", "sequential", "output", "qkv", "q", "k", "v", "proj", "fc1", "fc2"]
+SiteName = Literal[
+    "parallel", "sequential", "output", "input", "pre_mlp", "qkv", "q", "k", "v", "proj", "fc1", "fc2"
+]  # fmt: skip
 Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """In the order of the numbers that a batch's table has for them."""
+Tokens = Literal["all", "patches"]
 Modality = Literal["image", "video"]
 Pool = Literal["backbone", "cls", "avg"]
+HeadKind = Literal["mean", "frames", "attention"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def size_of(given: object) -> Size:
+    """Height and width from 224, ``"224"``, ``"196x322"`` (height x width) or a pair. Raises ValueError."""
+    match given:
+        case str():
+            found = re.fullmatch(r"\s*(\d{1,5})(?:\s*[x×]\s*(\d{1,5}))?\s*", given, re.IGNORECASE)
+            size = (int(found[1]), int(found[2] or found[1])) if found else None
+        case bool():
+            size = None
+        case int():
+            size = (given, given)
+        case [int(height), int(width)]:
+            size = (height, width)
+        case _:
+            size = None
+    if size is None:
+        raise ValueError(f"{given!r:.80} is no size in pixels; give 224 for a square, or height x width as 196x322")
+    return _within(size)
+
+
+def _within(size: Size) -> Size:
+    if not (min(size) >= MIN_SIDE and max(size) <= MAX_SIDE):
+        raise ValueError(f"{size_text(size)} pixels are out of range; each side may have {MIN_SIDE} to {MAX_SIDE}")
+    return size
+
+
+def size_text(size: Size) -> str:
+    """``224``, or ``196x322`` where it is not square: as ``size_of`` and ``--image-size`` read it."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def size_json(size: Size) -> int | list[int]:
+    """As files and problems write it: one number for a square, else [height, width]."""
+    height, width = size
+    return height if height == width else [height, width]
+
+
+def _pair(value: object) -> object:
+    return value if isinstance(value, tuple | list) else (value, value)
 
 
 def is_task_name(name: str) -> bool:
@@ -54,7 +109,12 @@ class SiteConfig(_Frozen):
 
     ``parallel``: tap the block's input to norm2, add to the block's output (AdaptFormer, eq. 2 and 3).
     ``sequential``: tap and add at the MLP's output. ``output``: tap and add at the block's output.
+    ``input``: tap and add at the block's input. ``pre_mlp``: tap and add at the stream between attention and MLP.
+    Both change the stream itself, for the layers and for the skip around them (ST-Adapter, Pan et al. 2022), and
+    ``parallel`` taps what ``pre_mlp`` made of it.
     ``qkv``, ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2``: LoRA on that Linear.
+
+    ``tokens``: ``patches`` leaves the class token and registers as they are.
     """
 
     site: SiteName
@@ -65,6 +125,7 @@ class SiteConfig(_Frozen):
     act: Activation = "relu"
     scale: Finite = 0.1
     temporal: bool = False
+    tokens: Annotated[Tokens, Field(exclude_if=lambda tokens: tokens == "all")] = "all"
 
     @model_validator(mode="after")
     def _blocks_ascend(self) -> Self:
@@ -72,11 +133,19 @@ class SiteConfig(_Frozen):
             raise ValueError("blocks must be ascending and without repeats")
         return self
 
+    @property
+    def manner(self) -> str:
+        """For people, behind other words: that it mixes over time, that it changes patches only."""
+        return f"{', over time' if self.temporal else ''}{', patches only' if self.tokens == 'patches' else ''}"
+
 
 class InputConfig(_Frozen):
-    """Preprocessing, in the terms of timm's eval transform."""
+    """Preprocessing, in the terms of timm's eval transform.
 
-    size: Annotated[int, Field(ge=8, le=2048)]
+    ``size`` is (height, width); it is given and written as one number where it is square.
+    """
+
+    size: Annotated[Size, BeforeValidator(_pair), AfterValidator(_within), PlainSerializer(size_json)]
     mean: tuple[Finite, Finite, Finite]
     std: tuple[Positive, Positive, Positive]
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
@@ -84,11 +153,43 @@ class InputConfig(_Frozen):
     crop_mode: Literal["center", "squash", "border"] = "center"
 
 
+def _is_one(value: object) -> bool:
+    """Left out of what is written, so that the file of a clip that is seen once stays as it was before views."""
+    return value == 1
+
+
 class VideoConfig(_Frozen):
-    """How many frames stand for a clip, and which: ``uniform`` takes the middles of equal parts."""
+    """How many frames stand for a clip, which, and what the classes are computed from.
+
+    ``uniform`` takes the middles of equal parts of its time; ``dense`` every ``stride``-th of its frames, as they are
+    stored, around its middle, and repeats the last where it ends before. With ``views`` the clip is seen so many
+    times, at other times, and with ``crops`` 3 each time at both ends and in the middle of its longer side; the scores
+    are averaged. ``Timeline.chosen`` has the exact frames.
+
+    ``head``: the ``mean`` of the frames' vectors or the vectors in their order (``heads.py``). ``head_rank`` is that of
+    a ``frames`` head, 0 for a full one; ``head_width`` the number of values of an ``attention`` head.
+    """
 
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] = 8
-    sampling: Literal["uniform"] = "uniform"
+    sampling: Literal["uniform", "dense"] = "uniform"
+    stride: int = Field(1, ge=1, le=MAX_STRIDE, exclude_if=_is_one)
+    views: int = Field(1, ge=1, le=MAX_VIEWS, exclude_if=_is_one)
+    crops: Literal[1, 3] = Field(1, exclude_if=_is_one)
+    head: Annotated[HeadKind, Field(exclude_if=lambda head: head == "mean")] = "mean"
+    head_rank: Annotated[int, Field(ge=0, le=MAX_RANK, exclude_if=lambda rank: rank == 0)] = 0
+    head_width: Annotated[int, Field(ge=0, le=MAX_RANK, exclude_if=lambda width: width == 0)] = 0
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.sampling == "uniform" and self.stride != 1:
+            raise ValueError("'stride' is for sampling 'dense'; 'uniform' spreads its frames over the whole clip")
+        if self.frames * self.views * self.crops > MAX_CLIP_ROWS:
+            raise ValueError(f"frames times views times crops must be at most {MAX_CLIP_ROWS}")
+        if self.head_rank and self.head != "frames":
+            raise ValueError("'head_rank' is for head 'frames'")
+        if (self.head_width > 0) != (self.head == "attention"):
+            raise ValueError("'head_width' must be given for head 'attention', and only then")
+        return self
 
 
 class AdapterConfig(_Frozen):
@@ -121,6 +222,8 @@ class AdapterConfig(_Frozen):
             raise ValueError("labels must be unique")
         if (self.modality == "video") != (self.video is not None):
             raise ValueError("'video' must be given for modality 'video', and only then")
+        if self.video is not None and self.video.crops > 1 and self.input.crop_mode != "center":
+            raise ValueError("video.crops 3 needs input.crop_mode 'center': another leaves nothing beside the middle")
         if len({s.site for s in self.sites}) != len(self.sites):
             raise ValueError("each site may be listed once")
         if self.modality == "image" and any(s.temporal for s in self.sites):
@@ -131,5 +234,31 @@ class AdapterConfig(_Frozen):
 
     @property
     def frames(self) -> int:
-        """Rows that one input takes in a batch: 1 for an image, T for a clip."""
+        """Rows that one view of an input takes in a batch: 1 for an image, T for a clip."""
         return self.video.frames if self.video else 1
+
+    @property
+    def head(self) -> HeadKind:
+        """What the classes are computed from; ``mean`` also of a picture's one vector."""
+        return self.video.head if self.video else "mean"
+
+    @property
+    def views(self) -> int:
+        """How many times an input is seen, the scores of which are averaged: in time and in space."""
+        return self.video.views * self.video.crops if self.video else 1
+
+    @property
+    def crops(self) -> int:
+        """Those of ``views`` that differ in space alone."""
+        return self.video.crops if self.video else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows that all views of one input take."""
+        return self.frames * self.views
+
+    def seen_once(self) -> AdapterConfig:
+        """The same for one view of an input alone, as in training: that in the middle of time and space."""
+        if self.video is None or self.views == 1:
+            return self
+        return self.model_copy(update={"video": self.video.model_copy(update={"views": 1, "crops": 1})})

@@ -72,7 +72,7 @@ def check_header(path: Path, layout: Layout, limits: FileLimits) -> Header:
     Raises NotAnAdapter, BrokenAdapter, WrongBase or AdapterTooLarge.
     """
     header = read_header(path, limits)
-    layout.check(header.config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
+    layout.check(header.config, **limits.of_config)
     compare(header.tensors, layout.tensors(header.config))
     return header
 
@@ -87,9 +87,7 @@ def refusals(config: AdapterConfig, layout: Layout, limits: FileLimits) -> list[
     header = len(json.dumps(config.model_dump_json(exclude_none=True), ensure_ascii=False).encode())
     header += sum(len(name) + HEADER_ENTRY_BYTES for name in shapes) + TOLD_BYTES
     size = header + 4 * sum(math.prod(shape) for shape in shapes.values())
-    found = list(
-        oversized(config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
-    )
+    found = list(oversized(config, **limits.of_config))
     if header > limits.max_header_bytes:
         found.append(
             _too_many_bytes("the file's header has", header, limits.max_header_bytes, "max_adapter_header_bytes")

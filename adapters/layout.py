@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from adapters.config import AdapterConfig, SiteName
+from adapters.config import MAX_CLIP_ROWS, AdapterConfig, SiteName, Size, size_json, size_text
 from adapters.errors import AdapterTooLarge, BrokenAdapter, WrongBase
-from adapters.limits import raised
+from adapters.heads import PAGE, class_pages, head_shapes, pages_of
+from adapters.limits import raised, variable
 
 Shape = tuple[int, ...]
 MIN_SLOT_RANK = 16
@@ -22,18 +23,23 @@ class Layout:
     """A backbone's name, fingerprint and sizes.
 
     ``sites[site][block]`` is (width at the tap, width where it is added). ``width`` is that of the
-    pooled feature, ``input_size`` the side of the square input in pixels, ``parameters`` the count
-    without a classifier.
+    pooled feature, ``input_size`` the height and width of the input in pixels, ``parameters`` the count
+    without a classifier. ``prefix_tokens`` come before those of the patches: the class token and registers; None where
+    that is not known. ``fingerprint`` is that of the weights as they were given, at whatever size they run here;
+    ``resampled`` that of the tensors as they are here, where positions were resampled for this size: files that were
+    made before sizes could be chosen may hold it.
     """
 
     model: str
     fingerprint: str
     parameters: int
     width: int
-    input_size: int
+    input_size: Size
     blocks: int
     sites: Mapping[SiteName, tuple[tuple[int, int], ...]]
     pools: tuple[str, ...] = ("backbone", "cls", "avg")
+    prefix_tokens: int | None = None
+    resampled: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", MappingProxyType(dict(self.sites)))
@@ -47,9 +53,11 @@ class Layout:
         """The rank of a server's slots, and so the largest it takes: ``max_rank``, or what fits the backbone."""
         return max_rank or max(MIN_SLOT_RANK, self.default_rank())
 
-    def check(self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> None:
+    def check(
+        self, config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int, max_rows: int = MAX_CLIP_ROWS
+    ) -> None:
         """Raise WrongBase, BrokenAdapter or AdapterTooLarge unless the config fits this backbone."""
-        if config.base.fingerprint != self.fingerprint:
+        if config.base.fingerprint not in (self.fingerprint, self.resampled):
             raise WrongBase(
                 f"the adapter was made for {config.base.model} with fingerprint {config.base.fingerprint[:12]}, "
                 f"the backbone here is {self.model} with fingerprint {self.fingerprint[:12]}; "
@@ -57,9 +65,11 @@ class Layout:
                 field="base.fingerprint", expected=self.fingerprint, got=config.base.fingerprint,
             )  # fmt: skip
         if config.input.size != self.input_size:
+            ours, theirs = size_text(self.input_size), size_text(config.input.size)
             raise BrokenAdapter(
-                f"input.size is {config.input.size}, the backbone takes {self.input_size} pixels",
-                field="input.size", expected=self.input_size, got=config.input.size,
+                f"input.size is {theirs}, the backbone takes {ours} pixels; it takes this adapter when started with "
+                f"--image-size {theirs} ({variable('image_size')}), or make the adapter with --image-size {ours}",
+                field="input.size", expected=size_json(self.input_size), got=size_json(config.input.size),
             )  # fmt: skip
         if config.pool not in self.pools:
             raise BrokenAdapter(
@@ -77,7 +87,16 @@ class Layout:
                     f"site '{site.site}' names block {site.blocks[-1]}, {self.model} has blocks 0 to {self.blocks - 1}",
                     field="sites.blocks", expected=self.blocks - 1, got=site.blocks[-1],
                 )  # fmt: skip
-        for refusal in oversized(config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames):
+            if site.tokens == "patches" and self.prefix_tokens is None:
+                raise BrokenAdapter(
+                    f"site '{site.site}' adapts the tokens of patches alone, and which ones these are on {self.model} "
+                    "is not known; only tokens 'all' can be served on it",
+                    field="sites.tokens", expected="all", got=site.tokens,
+                )  # fmt: skip
+        head_shapes(config, self.width)  # raises where the head asks too much of the backbone
+        for refusal in oversized(
+            config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames, max_rows=max_rows
+        ):
             raise refusal
 
     def tensors(self, config: AdapterConfig) -> dict[str, Shape]:
@@ -95,19 +114,26 @@ class Layout:
                     shapes[f"{prefix}.time.weight"] = (site.rank, 1, 3)
         if config.norm == "trained":
             shapes["norm.weight"] = shapes["norm.bias"] = (self.width,)
-        shapes["head.weight"] = (len(config.labels), self.width)
-        shapes["head.bias"] = (len(config.labels),)
+        shapes.update(head_shapes(config, self.width))
         return shapes
 
 
-def oversized(config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int) -> Iterator[AdapterTooLarge]:
+def oversized(
+    config: AdapterConfig, *, max_rank: int, max_classes: int, max_frames: int, max_rows: int
+) -> Iterator[AdapterTooLarge]:
     """Why a server with these bounds would refuse the config; nothing where it would not."""
     rank = max((site.rank for site in config.sites), default=0)
+    head: tuple[str, str, int, int] = ("labels", "{} classes", len(config.labels), max_classes)
+    if config.head != "mean":  # in the memory that the classes of a server's largest plain head take
+        head = ("video.head", "a head as large as one of {} classes", PAGE * pages_of(config),
+                PAGE * class_pages(max_classes))  # fmt: skip
+    views, clip = config.views, ("max_clip_frames",)
     for field, what, value, limit, settings in (
         ("sites.rank", "rank {}", rank, max_rank, ("max_rank",)),
-        ("labels", "{} classes", len(config.labels), max_classes, ("max_classes",)),
-        # All frames of a clip go in one batch.
-        ("video.frames", "{} frames", config.frames, max_frames, ("max_clip_frames", "max_batch_rows")),
+        (*head, ("max_classes",)),
+        ("video.views", f"{{}} frames in {views} views", config.rows if views > 1 else 0, max_rows, clip),
+        # All frames of a view go in one batch.
+        ("video.frames", "{} frames", config.frames, max_frames, (*(clip if views == 1 else ()), "max_batch_rows")),
     ):
         if value > limit:
             yield AdapterTooLarge(

@@ -52,13 +52,22 @@ def foreseen(refusal: AdapterTooLarge) -> str:
 
 @dataclass(frozen=True)
 class FileLimits:
-    """What an adapter file may ask for. ``max_rank`` and ``max_classes`` are what the bank has room for."""
+    """What an adapter file may ask for. ``max_rank`` and ``max_classes`` are what the bank has room for.
+
+    ``max_frames`` are those of one view of a clip, which go in one batch; ``max_rows`` those of all its views.
+    """
 
     max_file_bytes: int = 256 * 2**20
     max_header_bytes: int = 2**20
     max_rank: int = MAX_RANK
     max_classes: int = 4096
     max_frames: int = BATCH_ROWS
+    max_rows: int = BATCH_ROWS
+
+    @property
+    def of_config(self) -> dict[str, int]:
+        """What bounds a config, as ``Layout.check`` takes it."""
+        return {name: getattr(self, name) for name in ("max_rank", "max_classes", "max_frames", "max_rows")}
 
 
 OWN_FILE = FileLimits(max_file_bytes=2**63 - 1, max_header_bytes=100_000_000, max_classes=MAX_CLASSES)
@@ -71,7 +80,7 @@ class MediaLimits:
 
     max_bytes: the body as it came, in bytes.
     max_pixels, max_side: width times height, and each of them, of a picture.
-    max_frames: frames returned for one clip.
+    max_frames: frames returned for one clip, of all views together.
     max_frame_pixels: width times height of a clip's frame (4096 x 2304); a codec holds up to 17 of them.
     max_clip_pixels: pixels of all the frames returned for one clip, 3 bytes each.
     max_duration_s: seconds from the first frame of a clip to the end of its last.

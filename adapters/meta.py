@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.config import Activation, AdapterConfig, Pool, SiteName
+from adapters.config import Activation, AdapterConfig, HeadKind, Pool, SiteName
+from adapters.heads import class_pages, group_pages, groups_of
 from adapters.layout import Layout
 
 
@@ -14,7 +15,8 @@ class AdapterMeta:
     """What the engine must know of a resident adapter, without its tensors.
 
     ``first`` is the first block that it adapts, the number of blocks if it adapts none; ``normalisation`` is the mean
-    and the standard deviation per channel.
+    and the standard deviation per channel. ``groups``: of pages that make a clip's vector of its frames, for a ``head``
+    that sees time. ``patches``: the sites that leave out tokens that the backbone has.
     """
 
     digest: str
@@ -29,6 +31,19 @@ class AdapterMeta:
     parameters: int
     first: int = 0
     normalisation: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
+    head: HeadKind = "mean"
+    groups: int = 0
+    patches: frozenset[SiteName] = frozenset()
+
+    @property
+    def class_pages(self) -> int:
+        """Pages of the head's last map."""
+        return class_pages(self.classes)
+
+    @property
+    def pages(self) -> int:
+        """All pages of the head: those of the classes, and then those of the groups."""
+        return self.class_pages + self.groups * group_pages(self.head, self.frames)
 
     @classmethod
     def of(cls, config: AdapterConfig, layout: Layout, *, digest: str, parameters: int) -> AdapterMeta:
@@ -46,4 +61,7 @@ class AdapterMeta:
             parameters=parameters,
             first=min((min(site.blocks) for site in config.sites), default=layout.blocks),
             normalisation=(*config.input.mean, *config.input.std),
+            head=config.head,
+            groups=groups_of(config),
+            patches=frozenset(s.site for s in config.sites if s.tokens == "patches" and layout.prefix_tokens),
         )

@@ -10,7 +10,7 @@ import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from os import PathLike
 from typing import Literal, NamedTuple, TypeVar
 
@@ -20,7 +20,7 @@ from PIL.Image import Image
 
 from adapters.backbone import Backbone
 from adapters.bank import SimpleBank
-from adapters.config import AdapterConfig, InputConfig, VideoConfig, is_task_name
+from adapters.config import AdapterConfig, is_task_name
 from adapters.errors import (
     AdapterError,
     AdapterTooLarge,
@@ -33,7 +33,7 @@ from adapters.errors import (
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.limits import BATCH_ROWS, MEDIA_SETTINGS, MediaLimits, variable
-from adapters.media import Frames, Pixels, Preprocess, Source, geometry, rows, take
+from adapters.media import Frames, Pixels, Preprocess, Source, geometry, rows, seen_by, take
 from adapters.scores import Prediction, best, probabilities
 
 Input = TypeVar("Input")
@@ -46,7 +46,8 @@ class Result:
     """What one task says of one input.
 
     ``logits`` (classes,) float32; ``scores`` (classes,) float64, the softmax over the classes or each one's own
-    sigmoid, as the adapter's ``score`` says; both in the order of ``labels``, and not to be written. ``bad_frames``:
+    sigmoid, as the adapter's ``score`` says; both in the order of ``labels``, and not to be written. Where a task looks
+    at a clip several times, ``logits`` is (views, classes), and ``scores`` the mean of the views'. ``bad_frames``:
     frames of a clip that did not decode, in whose place others stand.
     """
 
@@ -80,13 +81,20 @@ class Result:
 
 
 class _Asked(NamedTuple):
-    """One input as a task sees it: uint8 (frames, 3, size, size), equal for equal ``picture``; frames that were bad."""
+    """One input as a task sees it: uint8 (rows, 3, height, width), equal for equal ``picture``; bad frames."""
 
     task: str
     adapter: Adapter
     pixels: Pixels
     picture: object = None
     bad_frames: int = 0
+
+    def views(self) -> Iterator[_Asked]:
+        """Each view alone, its pixels (frames, 3, size, size)."""
+        frames = self.adapter.config.frames
+        for first in range(0, len(self.pixels), frames):
+            picture = None if self.picture is None else (self.picture, first)
+            yield self._replace(pixels=self.pixels[first : first + frames], picture=picture)
 
 
 class Predictor:
@@ -95,8 +103,9 @@ class Predictor:
     Threads decode side by side and take turns on the device; of two predictors on one backbone that compute at the same
     time, the second one gets the backbone's RuntimeError. ``slots`` is the number of tasks that
     there is room for at first; adding more makes more room. A batch has at most ``batch_rows`` rows (a picture is one,
-    a clip of T frames is T), or one input that has more. ``limits`` bound each picture and clip. ``cuda_graphs`` as in
-    ``BankedForward``. Raises AdapterError: WrongBase for a file of another backbone, BrokenAdapter, AdapterTooLarge.
+    a view of T frames of a clip is T), or one view that has more. ``limits`` bound each picture and clip.
+    ``cuda_graphs`` as in ``BankedForward``. Raises AdapterError: WrongBase for a file of another backbone,
+    BrokenAdapter, AdapterTooLarge.
     """
 
     def __init__(
@@ -180,7 +189,7 @@ class Predictor:
         return self._results(self._see(source, [(task, self.adapter(task))])[0] for source, task in asked)
 
     def logits(self, pixels: Iterable[Pixels], tasks: Tasks = None) -> list[NDArray[np.float32]]:
-        """Logits (classes,) float32 of inputs that are decoded and resized already: uint8 (frames, 3, size, size)."""
+        """Logits as in ``Result``, of inputs that are decoded and resized already: uint8 (rows, 3, height, width)."""
         asked = (self._fitting(one, task, self.adapter(task)) for one, task in self._pairs(pixels, tasks))
         return [logits for _, logits in self._computed(asked)]
 
@@ -192,11 +201,11 @@ class Predictor:
                 task=name[:80],
             )
         adapter.check(self.backbone.layout)
-        frames = adapter.config.frames
+        frames, views = adapter.config.rows, adapter.config.views
         if frames > self.limits.max_frames:
             raise AdapterTooLarge(
-                f"task '{name}' takes clips of {frames} frames, at most {self.limits.max_frames} are taken; allow more "
-                f"with limits=MediaLimits(max_frames={frames})",
+                f"task '{name}' takes clips of {frames} frames{f' in {views} views' if views > 1 else ''}, at most "
+                f"{self.limits.max_frames} are taken; allow more with limits=MediaLimits(max_frames={frames})",
                 field="video.frames", limit=self.limits.max_frames, value=frames,
             )  # fmt: skip
         return name
@@ -219,19 +228,15 @@ class Predictor:
         return ((each, self._known(task)) for each, task in zip(inputs, tasks, strict=True))
 
     def _see(self, source: Source, tasks: Sequence[tuple[str, Adapter]]) -> list[_Asked]:
-        """What each task sees of one input: each sampling is decoded once, and each geometry of it resized once."""
-        wanted = [(adapter.config.video, geometry(adapter.config.input)) for _, adapter in tasks]
-        seen: dict[tuple[VideoConfig | None, InputConfig], tuple[Pixels, bytes, int]] = {}
-        for video, config in {adapter.config.video: adapter.config for _, adapter in tasks}.items():
-            frames = self._decoded(source, config)  # those of one sampling at a time are in memory
-            for shape in dict.fromkeys(shape for sampling, shape in wanted if sampling == video):
-                pixels = rows(frames, Preprocess(shape))
-                seen[video, shape] = pixels, hashlib.sha256(pixels.data).digest(), frames.bad
-        asked = []
-        for (task, adapter), key in zip(tasks, wanted, strict=True):
-            pixels, picture, bad = seen[key]
-            asked.append(_Asked(task, adapter, pixels, picture, bad))
-        return asked
+        """What each task sees of one input; tasks that see the same share the work."""
+        configs, transform = [adapter.config for _, adapter in tasks], cache(Preprocess)
+
+        def seen(frames: Frames, preprocess: Preprocess, config: AdapterConfig) -> tuple[Pixels, bytes, int]:
+            pixels = rows(frames, preprocess, crops=config.crops)
+            return pixels, hashlib.sha256(pixels.data).digest(), frames.bad
+
+        found = seen_by(configs, partial(self._decoded, source), lambda config: transform(geometry(config)), seen)
+        return [_Asked(task, adapter, *what) for (task, adapter), what in zip(tasks, found, strict=True)]
 
     def _decoded(self, source: Source, config: AdapterConfig) -> Frames:
         try:
@@ -246,7 +251,7 @@ class Predictor:
             raise type(error)(told, **error.facts) from error
 
     def _fitting(self, pixels: Pixels, task: str, adapter: Adapter) -> _Asked:
-        wanted = (adapter.config.frames, 3, adapter.config.input.size, adapter.config.input.size)
+        wanted = (adapter.config.rows, 3, *adapter.config.input.size)
         if tuple(pixels.shape) != wanted or pixels.dtype != np.uint8:
             raise BrokenMedia(
                 f"the pixels are {pixels.dtype} {list(pixels.shape)}, task '{task}' takes uint8 {list(wanted)}",
@@ -263,7 +268,16 @@ class Predictor:
             yield Result(one.task, config.labels, config.score, logits, one.bad_frames)
 
     def _computed(self, asked: Iterable[_Asked]) -> Iterator[tuple[_Asked, NDArray[np.float32]]]:
-        """Whatever comes, in batches."""
+        """Whatever comes, its views in one batch or several."""
+        found: list[NDArray[np.float32]] = []
+        for one, logits in self._batched(view for whole in asked for view in whole.views()):
+            found.append(logits)
+            if len(found) == one.adapter.config.views:
+                yield one, np.stack(found) if len(found) > 1 else logits
+                found = []
+
+    def _batched(self, asked: Iterable[_Asked]) -> Iterator[tuple[_Asked, NDArray[np.float32]]]:
+        """Views as they come, in batches."""
         batch: list[_Asked] = []
         count = 0
         for one in asked:

@@ -96,13 +96,23 @@ class SiteRows:
     """What a batch does at one kind of site. Tensors are (rows,) on the device.
 
     ``slots``: each row's slot. ``acts``: the activations that occur, in the order of ``ACTIVATIONS``;
-    ``act_of`` picks one per row and is only read if there are several. ``clips`` is set when any row mixes in time.
+    ``act_of`` picks one per row and is only read if there are several. ``clips`` is set when any row mixes in time,
+    ``left_out`` when any row leaves out the tokens that come before those of the patches.
     """
 
     slots: Tensor
     acts: tuple[Activation, ...]
     act_of: Tensor
     clips: ClipRows | None
+    left_out: LeftOut | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How many tokens come before those of the patches, and a bool for each row (rows, 1, 1): whether to spare them."""
+
+    tokens: int
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,20 @@ def banked_residual(tap: Tensor, out: Tensor, weights: SlotWeights, rows: SiteRo
     Weights are gathered per row and multiplied as one batch, so a row's bits do not depend on its
     neighbours: the same matrix product runs for it whatever slots the other rows use. ``index_select`` copies a
     slot's run of numbers at once, where indexing goes through them one by one.
+
+    Tokens that a row leaves out are put back as they were: that is exact, since no token takes part in another's.
     """
+    left_out = rows.left_out
+    if left_out is None:
+        return _add(tap, out, weights, rows)
+    spared = out[:, : left_out.tokens].clone()
+    changed = _add(tap, out, weights, rows)
+    first = changed[:, : left_out.tokens]
+    first.copy_(torch.where(left_out.rows, spared, first))
+    return changed
+
+
+def _add(tap: Tensor, out: Tensor, weights: SlotWeights, rows: SiteRows) -> Tensor:
     down, up = (w.index_select(0, rows.slots) for w in (weights.down, weights.up))
     down_bias, up_bias = (b.index_select(0, rows.slots).unsqueeze(1) for b in (weights.down_bias, weights.up_bias))
     # Where the bias can be added to what is still in the cache, baddbmm would first write it out for every token.

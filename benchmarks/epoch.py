@@ -20,8 +20,8 @@ from rich.progress import Progress
 from adapters.backbone import load_backbone
 from adapters.training.baselines import model_of
 from adapters.training.demo import digits
-from adapters.training.fit import images_of, loss_of
-from adapters.training.model import HeadedModel
+from adapters.training.fit import loss_of
+from adapters.training.model import HeadedModel, images_of
 from adapters.training.recipe import Recipe, config_of
 from benchmarks.common import machine
 from benchmarks.ledger import RESULTS, write_json

@@ -48,7 +48,7 @@ def bare_forward(backbone: Backbone) -> Bare:
     def run(rows: int) -> object:
         if rows not in kept:
             kept.clear()
-            kept[rows] = torch.randn(rows, 3, size, size).to(backbone.device, backbone.dtype)
+            kept[rows] = torch.randn(rows, 3, *size).to(backbone.device, backbone.dtype)
         with torch.inference_mode():
             features = backbone.model.forward_features(kept[rows])
             return backbone.model.forward_head(features, pre_logits=True)
@@ -136,7 +136,7 @@ def measure(
     forward.warm_up(sorted({rows for rows, _ in mixes}), [held[0][2]])
     size, results = backbone.input.size, []
     for rows, adapters in mixes:
-        pixels = torch.randint(0, 256, (rows, 1, 3, size, size), dtype=torch.uint8).numpy()
+        pixels = torch.randint(0, 256, (rows, 1, 3, *size), dtype=torch.uint8).numpy()
         jobs = [Job(p, *held[i % adapters]) for i, p in enumerate(pixels)]
 
         def bare_rows(rows: int = rows) -> object:

@@ -62,7 +62,7 @@ class OpenVinoForward:
     def __init__(self, backbone: Backbone, slabs: Slabs, precision: str) -> None:
         ov = importlib.import_module("openvino")  # no dependency: only whoever runs this needs it
         self._slabs, size = slabs, backbone.input.size
-        pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+        pixels = torch.zeros(2, 3, *size, dtype=torch.uint8)
         example = (pixels, *self._inputs(torch.tensor([0, 0])))
         with torch.inference_mode():
             model = ov.convert_model(_Walk(backbone.model), example_input=example)
@@ -103,7 +103,7 @@ def errors(backbones: dict[str, Backbone]) -> list[tuple[str, float]]:
         slabs, held = fill(backbone, 8)
         generator = torch.Generator().manual_seed(1)
         size = backbone.input.size
-        pixels = torch.randint(0, 256, (8, 1, 3, size, size), dtype=torch.uint8, generator=generator).numpy()
+        pixels = torch.randint(0, 256, (8, 1, 3, *size), dtype=torch.uint8, generator=generator).numpy()
         logits = np.stack(make(slabs)([Job(p, *slot) for p, slot in zip(pixels, held, strict=True)]))
         expected = logits if expected is None else expected
         found.append((label, float(np.abs(logits - expected).max())))
@@ -158,7 +158,7 @@ def show_profile(given: argparse.Namespace, console: Console) -> None:
     backbone = load_backbone(given.backbone, "random:0", "cpu", given.dtype)
     slabs, held = fill(backbone, given.rows)
     forward, bare, size = BankedForward(backbone, slabs), bare_forward(backbone), backbone.input.size
-    pixels = torch.randint(0, 256, (given.rows, 1, 3, size, size), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (given.rows, 1, 3, *size), dtype=torch.uint8)
     jobs = [Job(p, *slot) for p, slot in zip(pixels, held, strict=True)]
     runs: tuple[Callable[[], object], ...] = (lambda: bare(given.rows), lambda: forward(jobs))
     times: list[dict[str, float]] = [{}, {}]

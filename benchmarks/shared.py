@@ -28,7 +28,7 @@ def measure(backbone: Backbone, tasks: int, first: int, rounds: int) -> list[tup
     """Seconds of a call for each task and of one call for all, in turns."""
     slabs, held = fill(backbone, tasks, first)
     forward, size = BankedForward(backbone, slabs), backbone.input.size
-    pixels = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8).numpy()
+    pixels = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8).numpy()
     jobs = [Job(pixels, *slot) for slot in held]
     shared = [replace(job, picture="one") for job in jobs]
     return alternate(lambda: [forward([job]) for job in jobs], lambda: forward(shared), rounds, backbone.device)
@@ -39,7 +39,7 @@ def measure_cached(backbone: Backbone, tasks: int, first: int, rounds: int) -> l
     slabs, held = fill(backbone, tasks, first)
     size, pictures = backbone.input.size, count()
     plain, cached = (BankedForward(backbone, slabs, prefix_cache_bytes=n) for n in (0, CACHE_BYTES))
-    pixels = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8).numpy()
+    pixels = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8).numpy()
 
     def ask(forward: BankedForward) -> None:
         picture = next(pictures)

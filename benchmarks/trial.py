@@ -134,7 +134,7 @@ def kept_for_backward(model: Any, pixels: Any) -> int:
     """Bytes of the tensors that one training step of these pixels saves for its backward pass, each counted once."""
     import torch
 
-    from adapters.training.fit import images_of
+    from adapters.training.model import images_of
 
     owned = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.backbone.model.parameters()]}
     found: dict[int, int] = {}

@@ -22,13 +22,15 @@ def file_limits(settings: Settings, max_rank: int) -> FileLimits:
         max_header_bytes=settings.max_adapter_header_bytes,
         max_rank=max_rank,
         max_classes=settings.max_classes,
-        max_frames=min(settings.max_clip_frames, settings.max_batch_rows),  # a clip's rows go in one batch
+        max_frames=min(settings.max_clip_frames, settings.max_batch_rows),  # a view's rows go in one batch
+        max_rows=settings.max_clip_frames,
     )
 
 
 def pixel_rows(settings: Settings) -> int:
     """Frames that a front end may hold: as many as may be queued, and a clip for each body that is being decoded."""
-    return settings.max_queue_rows + settings.max_batch_rows * (decode_workers(settings) + 1)
+    clip = max(settings.max_batch_rows, settings.max_clip_frames)
+    return settings.max_queue_rows + clip * (decode_workers(settings) + 1)
 
 
 def decode_workers(settings: Settings) -> int:

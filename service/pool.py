@@ -50,6 +50,11 @@ class Pool:
             thread.start()
 
     @property
+    def workers(self) -> int:
+        """How many jobs run at once."""
+        return self._workers
+
+    @property
     def held(self) -> int:
         """Jobs accepted and not ended."""
         return len(self._waiting) + self._running

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from adapters.clip_formats import CODECS, CONTAINERS, some_of
-from adapters.config import MAX_CLASSES, MAX_FRAMES, MAX_RANK
+from adapters.config import MAX_CLASSES, MAX_CLIP_ROWS, MAX_RANK, size_of, size_text
 from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variable
 from service import hosts
 
@@ -58,6 +58,11 @@ class Settings(BaseSettings):
         description="Empty for the model's own pretrained weights; a .safetensors or .pth file; "
         "`random:SEED` for tests and benchmarks only.",
     )
+    image_size: str = Field(
+        "",
+        description="Pixels of what the backbone sees, whole patches: `224`, or height x width as `196x322`; empty for "
+        "the model's own. Adapters must be made for it.",
+    )
     device: str = Field(
         "auto",
         description="`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`; several, separated by commas, get an "
@@ -85,7 +90,11 @@ class Settings(BaseSettings):
     max_rank: int = Field(
         0, ge=0, le=MAX_RANK, description="Rank of a slot; 0 takes about 1.4 % of the backbone, at least 16."
     )
-    max_classes: int = Field(FileLimits.max_classes, ge=1, le=MAX_CLASSES, description="Classes of one adapter.")
+    max_classes: int = Field(
+        FileLimits.max_classes, ge=1, le=MAX_CLASSES,
+        description="Classes of one adapter, and the size in memory of its head: a clip's head over all frames counts "
+        "as if it had more classes.",
+    )  # fmt: skip
     host_cache_bytes: int = Field(1024 * MIB, ge=0, description="Packed adapters kept in host memory, in bytes.")
     prefix_cache_bytes: int = Field(
         0, ge=0,
@@ -117,8 +126,9 @@ class Settings(BaseSettings):
     )
     max_frame_pixels: int = Field(MediaLimits.max_frame_pixels, ge=1, description="Pixels of one frame of a clip.")
     max_clip_frames: int = Field(
-        MediaLimits.max_frames, ge=1, le=MAX_FRAMES,
-        description="Frames that a video task may ask for; a batch must hold them too (`ADAPTSERVE_MAX_BATCH_ROWS`).",
+        MediaLimits.max_frames, ge=1, le=MAX_CLIP_ROWS,
+        description="Frames that a video task may ask for, in all views of a clip together; a batch must hold those of "
+        "one view (`ADAPTSERVE_MAX_BATCH_ROWS`), the queue all of them.",
     )  # fmt: skip
     max_clip_pixels: int = Field(
         MediaLimits.max_clip_pixels, ge=1, description="Pixels of all frames that are taken from one clip."
@@ -165,6 +175,15 @@ class Settings(BaseSettings):
         64 * MIB, ge=0, description="Parsed configs of adapter files kept in memory, in bytes; about 5 kB each."
     )
     max_tasks_per_request: int = Field(64, ge=1, le=1024, description="Tasks that one request may ask.")
+    max_items_per_request: int = Field(
+        64, ge=1, le=4096, description="Pictures or clips in one request, where a protocol takes several."
+    )
+    max_request_bytes: int = Field(
+        128 * MIB,
+        ge=1,
+        description="Bytes of one request in another server's protocol, as they came and as they are unpacked: "
+        "several pictures, base64, gzip.",
+    )
 
     max_connections: int = Field(1024, ge=1, description="Connections of one front end at once; beyond it, 503.")
     reserved_connections: int = Field(
@@ -211,6 +230,11 @@ class Settings(BaseSettings):
     _origins = field_validator("allowed_origins")(hosts.check_origins)
     _root_path = field_validator("root_path")(hosts.check_root_path)
     _proxies = field_validator("trusted_proxies")(hosts.check_proxies)
+
+    @field_validator("image_size")
+    @classmethod
+    def _is_size(cls, value: str) -> str:
+        return size_text(size_of(value)) if value.strip() else ""
 
     @field_validator("clip_formats", "clip_codecs", mode="before")
     @classmethod

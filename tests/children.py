@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Callable
@@ -16,8 +17,11 @@ def run(module: str, change: Callable[[str], None]) -> None:
     """For ``if __name__ == "__main__"`` of ``module``; ``change`` is told which process it is in."""
     if sys.argv[1] in (ENGINE, FRONT_END):
         child = sys.argv.pop(1)
+        gc.disable()  # while it imports torch, as the engine's own module has it
         change(child)
-        importlib.import_module(child).main()
+        process = importlib.import_module(child)
+        gc.enable()
+        process.main()
     else:
         supervisor.COMMAND = (sys.executable, "-m", module)
         main()

@@ -216,4 +216,5 @@ def problem(response: httpx.Response, status: int) -> dict[str, object]:
     assert document["status"] == status
     assert document["request_id"] == response.headers["x-request-id"]
     assert len(document["detail"]) > 15
+    assert document["error"] == document["detail"]  # where clients of other servers look
     return document  # type: ignore[no-any-return]

@@ -25,9 +25,9 @@ LABELS = ("cat", "dog", "a/b", "été", "[x")
 class Base:
     """A small ViT in a folder, its weights beside its config."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, family: str = "vit") -> None:
         self.folder, self.weights = folder, folder / "weights.safetensors"
-        save_file(small_backbone(folder).model.state_dict(), self.weights)
+        save_file(small_backbone(folder, family).model.state_dict(), self.weights)
         self.backbone = load_backbone(str(folder), str(self.weights), "cpu", "float32")
 
 

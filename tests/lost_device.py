@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from service import supervisor
 from tests import children
 
 LOST = "TEST_DEVICE_LOST"
@@ -32,4 +33,5 @@ def _lose(process: str) -> None:
 
 
 if __name__ == "__main__":
+    supervisor.TRIES = 1  # each is an engine's start, and all end alike
     children.run("tests.lost_device", _lose)

@@ -37,11 +37,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "relpos": ("vit_relpos_small_patch16_224", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
 }
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "clip": (
+        "vit_base_patch16_clip_quickgelu_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3},
+    ),
+}
+"""Of a family above, for tests of their own."""
 
 
 def small_backbone(folder: Path, family: str = "vit", device: str = "cpu", dtype: str = "float32") -> Backbone:
     """A family's real architecture with a few small blocks and weights from seed 0, large enough to matter."""
-    architecture, args = FAMILIES[family]
+    architecture, args = (FAMILIES | OTHERS)[family]
     folder.mkdir(parents=True, exist_ok=True)
     size = args["img_size"]
     cfg = {"input_size": [3, size, size], "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3], "crop_pct": 0.9}
@@ -67,6 +74,9 @@ class Spec:
     norm: str = "frozen"
     frames: int = 1
     score: str = "softmax"
+    head: str = "mean"
+    head_rank: int = 0
+    head_width: int = 0
 
 
 def random_adapter(backbone: Backbone, spec: Spec, seed: int, size: float = 0.3, task: str = "t") -> Adapter:
@@ -91,12 +101,14 @@ def config_of(backbone: Backbone, spec: Spec, task: str = "t") -> AdapterConfig:
         pool=spec.pool,
         norm=spec.norm,
         input=backbone.input,
-        video=VideoConfig(frames=spec.frames) if spec.frames > 1 else None,
+        video=VideoConfig(frames=spec.frames, head=spec.head, head_rank=spec.head_rank, head_width=spec.head_width)
+        if spec.frames > 1
+        else None,
     )
 
 
-def residual(adapter: Adapter, site: str, block: int, tap: Tensor) -> Tensor | float:
-    """The paper's formula, written out once more; ``tap`` is (rows, ..., width)."""
+def residual(adapter: Adapter, site: str, block: int, tap: Tensor, prefix: int = 0) -> Tensor | float:
+    """The formula of the paper, once more; ``tap`` is (rows, ..., width), ``prefix`` tokens before the patches."""
     chosen = [s for s in adapter.config.sites if s.site == site and block in s.blocks]
     if not chosen:
         return 0.0
@@ -110,16 +122,39 @@ def residual(adapter: Adapter, site: str, block: int, tap: Tensor) -> Tensor | f
         mixed = sum(padded[:, k : k + frames] * kernel[:, k] for k in range(3))
         hidden = mixed.reshape(hidden.shape)
     act = {"none": lambda v: v, "relu": torch.relu, "gelu": F.gelu}[config.act]
-    return config.scale * (act(hidden) @ t[f"{p}.up.weight"].T + t[f"{p}.up.bias"])
+    update = config.scale * (act(hidden) @ t[f"{p}.up.weight"].T + t[f"{p}.up.bias"])
+    if config.tokens == "patches" and tap.ndim == 3:
+        update[:, :prefix] = 0
+    return update
 
 
 def head_of(backbone: Backbone, adapter: Adapter, pooled: Tensor) -> Tensor:
-    """Mean over frames, the file's own norm if it has one, the linear head."""
-    pooled = pooled.float().reshape(-1, adapter.config.frames, pooled.shape[-1]).mean(1)
+    """Mean over frames, the file's own norm if it has one, the linear head; or what sees time, frame by frame."""
+    clips = pooled.float().reshape(-1, adapter.config.frames, pooled.shape[-1])
     t: Mapping[str, Tensor] = adapter.tensors
+    if adapter.config.head == "mean":
+        clips = clips.mean(1, keepdim=True)
     if adapter.config.norm == "trained":
-        pooled = F.layer_norm(pooled, pooled.shape[-1:], t["norm.weight"], t["norm.bias"], backbone.norm_eps)
-    return pooled @ t["head.weight"].T + t["head.bias"]
+        clips = F.layer_norm(clips, clips.shape[-1:], t["norm.weight"], t["norm.bias"], backbone.norm_eps)
+    made = torch.stack([_seen(adapter, clip) for clip in clips])
+    return made @ t["head.weight"].T + t["head.bias"]
+
+
+def _seen(adapter: Adapter, clip: Tensor) -> Tensor:
+    """What the last map takes, of one clip (frames, width) or its mean (1, width)."""
+    t = adapter.tensors
+    if adapter.config.head == "attention":
+        values = [[t["head.value.weight"][i] @ v + p[i] for i in range(len(p))]
+                  for v, p in zip(clip, t["head.value.position"], strict=True)]  # fmt: skip
+        scores = torch.stack(
+            [t["head.score.weight"] @ v + p for v, p in zip(clip, t["head.score.position"], strict=True)]
+        )
+        shares = torch.exp(scores) / torch.exp(scores).sum(0)
+        return torch.stack(
+            [sum(shares[k, i // 15] * values[k][i] for k in range(len(clip))) for i in range(len(values[0]))]
+        )
+    flat = torch.cat(list(clip))
+    return t["head.down.weight"] @ flat if "head.down.weight" in t else flat
 
 
 def close(found: Tensor, expected: Tensor) -> None:

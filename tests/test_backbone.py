@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone, resolve_dtype
-from adapters.bank import PAGE, Slabs, pack
+from adapters.bank import Slabs, pack
 from adapters.config import SiteConfig
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.forward.plan import plan_of
+from adapters.heads import pages_of
 from tests.models import FAMILIES, Spec, close, head_of, random_adapter, residual, small_backbone
 
 
@@ -29,7 +31,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def pixels(backbone: Backbone, frames: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     size = backbone.layout.input_size
-    return torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (frames, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 def normalised(backbone: Backbone, images: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ class Bench:
     """Slots filled with adapters, and jobs for them."""
 
     def __init__(self, backbone: Backbone, adapters: list[Adapter], rank: int = 16) -> None:
-        counts = [-(-len(adapter.config.labels) // PAGE) for adapter in adapters]
+        counts = [pages_of(adapter.config) for adapter in adapters]
         self.slabs = Slabs(
             backbone.layout, slots=len(adapters), rank=rank, pages=sum(counts),
             dtype=backbone.dtype, device=backbone.device,
@@ -61,29 +63,31 @@ class Bench:
 
 def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
     """The backbone's forward with every block written out by hand; tokens before the last norm."""
+    added = partial(residual, adapter, prefix=getattr(backbone.model, "num_prefix_tokens", 0))
 
     def rest(block: Any, index: int, x: Tensor, pre_norm: bool) -> Tensor:
         """From x' on: MLP with its sequential and LoRA sites, then the residuals at the block's end."""
         post = x.reshape(x.shape[0], -1, x.shape[-1])
+        post = post + added("pre_mlp", index, post)
         branch = mlp(block.mlp, index, block.norm2(post) if pre_norm else post)
-        branch = branch + residual(adapter, "sequential", index, branch)
+        branch = branch + added("sequential", index, branch)
         if not pre_norm:
             branch = block.norm2(branch)
         gamma = getattr(block, "gamma_2", None)
         branch = branch * gamma if gamma is not None else getattr(block, "ls2", nn.Identity())(branch)
-        out = post + branch + residual(adapter, "parallel", index, post)
-        out = out + residual(adapter, "output", index, out)
+        out = post + branch + added("parallel", index, post)
+        out = out + added("output", index, out)
         return out.reshape(x.shape)
 
     def mlp(module: Any, index: int, x: Tensor) -> Tensor:
-        hidden = module.fc1(x) + residual(adapter, "fc1", index, x)
+        hidden = module.fc1(x) + added("fc1", index, x)
         if type(module).__name__ == "GluMlp":
             gate, value = hidden.chunk(2, dim=-1)
             hidden = module.norm(module.act(gate) * value)
         else:
             assert type(module).__name__ == "Mlp"
             hidden = module.norm(module.act(hidden))
-        return module.fc2(hidden) + residual(adapter, "fc2", index, hidden)
+        return module.fc2(hidden) + added("fc2", index, hidden)
 
     model, x = backbone.model, images
     x = model.patch_embed(x)
@@ -95,6 +99,7 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
             x = stage.downsample(x)
             for block in stage.blocks:
                 normed_first = "V2" not in kind
+                x = x + added("input", index, x)
                 x = x + (block._attn(block.norm1(x)) if normed_first else block.norm1(block._attn(x)))
                 x = rest(block, index, x, normed_first)
                 index += 1
@@ -114,6 +119,7 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
     else:
         x = model.norm_pre(model._pos_embed(x))
     for index, block in enumerate(model.blocks):
+        x = x + added("input", index, x)
         attended = block.attn(block.norm1(x), **extra)
         gamma = getattr(block, "gamma_1", None)
         attended = attended * gamma if gamma is not None else getattr(block, "ls1", nn.Identity())(attended)
@@ -140,9 +146,11 @@ def name_of(backbone: Backbone, wanted: nn.Module) -> str:
     return next(name for name, module in backbone.model.named_modules() if module is wanted)
 
 
-def all_sites(backbone: Backbone, name: str, temporal: bool = False, act: str = "relu", rank: int = 5) -> SiteConfig:
+def all_sites(
+    backbone: Backbone, name: str, temporal: bool = False, act: str = "relu", rank: int = 5, tokens: str = "all"
+) -> SiteConfig:
     blocks = tuple(range(backbone.layout.blocks))
-    return SiteConfig(site=name, blocks=blocks, rank=rank, act=act, scale=0.6, temporal=temporal)
+    return SiteConfig(site=name, blocks=blocks, rank=rank, act=act, scale=0.6, temporal=temporal, tokens=tokens)
 
 
 @torch.inference_mode()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
+import weakref
 from concurrent.futures import Future
 
 import pytest
@@ -61,6 +63,35 @@ def test_a_job_that_was_dropped_is_an_error_with_a_type() -> None:
     dropped.cancel()
     with pytest.raises(Draining, match="stopping"):
         waited(10, [dropped])
+
+
+class Pixels:
+    """What a result is, as far as memory goes."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_result_is_held_by_nobody_after_the_wait(fails: bool) -> None:
+    """Without a collection: there is room for so many pixels, and a collection may be long in coming."""
+    held = weakref.WeakSet[Pixels]()
+
+    async def run() -> None:
+        done, broken = Future[Pixels](), Future[Pixels]()
+        pixels = Pixels()
+        held.add(pixels)
+        done.set_result(pixels)
+        broken.set_exception(ValueError("broken"))
+        given = [[done, broken] if fails else [done]]
+        del done, broken, pixels
+        with contextlib.suppress(ValueError):
+            await Caller(10).wait(given.pop(), "testing")
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(run())
+        assert len(held) == 0
+    finally:
+        gc.enable()
 
 
 def test_results_of_threads_and_of_the_loop_come_together() -> None:

@@ -28,7 +28,7 @@ from tests.media_samples import clip, encode, scene
 
 LIMITS = MediaLimits()
 PICTURE = encode(scene(90, 70), "PNG")
-MEMORY = PixelMemory.private(64, 32)
+MEMORY = PixelMemory.private(64, (32, 32))
 
 
 def task(frames: int = 0, **changes: Any) -> AdapterConfig:
@@ -99,6 +99,25 @@ def test_each_sampling_of_a_clip_is_decoded_once(pool: Pool, calls: Counter[str]
     decoded = Decoder(pool, LIMITS, MEMORY).submit(body, configs, 9).result()
     assert calls == {"decoded": 2, "resized": 6}
     assert [len(seen.pixels) for seen in decoded.seen] == [2, 4] * 3
+
+
+def test_views_are_rows_of_one_input_and_share_the_decoding_with_their_like(
+    pool: Pool, calls: Counter[str], tmp_path: Path
+) -> None:
+    """And they are what training reads of the file."""
+    body = clip(count=20)
+    dense = {"frames": 4, "sampling": "dense", "stride": 3, "views": 2}
+    asked = (dense, dense | {"crops": 3}, dense | {"stride": 2}, dense, {"frames": 8}, dense | {"views": 1})
+    configs = [AdapterConfig.model_validate(task(4).model_dump() | {"video": video}) for video in asked]
+    seen = Decoder(pool, LIMITS, PixelMemory.private(80, (32, 32))).submit(body, configs, 9).result().seen
+    assert calls["decoded"] == 4  # one for both that differ in crops alone
+    assert [len(one.pixels) for one in seen] == [8, 24, 8, 8, 8, 4]
+    assert seen[0] is seen[3]
+    assert len({one.digest for one in seen}) == 5
+    (tmp_path / "a.mp4").write_bytes(body)
+    for one, config in zip(seen, configs, strict=True):
+        read = Reader(config, LIMITS)(Example(tmp_path / "a.mp4", "a.mp4", "a", "a"))
+        assert np.array_equal(one.pixels.array, read.numpy())
 
 
 @settings(max_examples=40, deadline=None)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.backbone.weights import DEMO_BACKBONE
-from adapters.file import Adapter, read_adapter
+from adapters.file import Adapter, read_adapter, write_adapter
 from adapters.limits import FileLimits
 from adapters.predictor import Predictor
 from adapters.training.demo import digits, photos
@@ -19,6 +19,7 @@ from adapters.training.demo.build import score_file
 from adapters.training.demo.tasks import DIGIT_TASKS
 
 DEMO = DEMO_BACKBONE.parent
+FINGERPRINT = "d44bf3b0f12d8a1ddb31db239980c1da429cd47edf080f0a338d38ea2d13752d"
 FILES = sorted((DEMO / "tasks").glob("*.safetensors"))
 SAMPLES = sorted((DEMO / "samples").iterdir())
 
@@ -41,6 +42,17 @@ def test_the_demo_is_whole_and_small(backbone: Backbone, adapters: dict[str, Ada
         assert 0.012 < adapter.parameters / backbone.layout.parameters < 0.017
 
 
+def test_the_fingerprint_and_the_files_are_those_that_were_released(
+    backbone: Backbone, adapters: dict[str, Adapter], tmp_path: Path
+) -> None:
+    """To the byte: what the config has learnt to say since is left out where it says nothing new."""
+    assert backbone.layout.fingerprint == FINGERPRINT
+    assert load_backbone("demo", device="cpu", dtype="float32", image_size="32x48").layout.fingerprint == FINGERPRINT
+    for path in FILES:
+        adapter = adapters[path.stem]
+        assert write_adapter(tmp_path / path.name, adapter.config, adapter.tensors) == adapter.digest
+
+
 def test_the_samples_are_what_their_names_say(backbone: Backbone, adapters: dict[str, Adapter]) -> None:
     """Held-out examples as they came, not chosen by their answer: some may be mistakes, most must not."""
     predictor = Predictor(backbone, *adapters.values())
@@ -54,6 +66,23 @@ def test_the_samples_are_what_their_names_say(backbone: Backbone, adapters: dict
         else:
             right[name].append(float(found.best.label == truth))
     assert all(len(found) >= 2 and np.mean(found) >= 0.75 for found in right.values()), right
+
+
+LOGITS = {
+    "digits": [2.1373, -5.3579, -21.4864, -6.4997, 10.7502, -3.548, 4.7602, -12.5735, 11.9289, 21.7084],
+    "moving-digit": [15.3839, 8.1518, 3.7365, -27.0141],
+    "digit-collage": [-22.229, -7.0777, 2.1753, -4.1287, -0.5305, 30.7205, 5.6649, -4.2353, -1.7373, -3.1866],
+    "animal-or-vehicle": [-0.7952, 0.6852],
+}
+"""Of the release's own code, for noise of seed 0."""
+
+
+def test_the_released_files_answer_as_they_did(backbone: Backbone, adapters: dict[str, Adapter]) -> None:
+    predictor = Predictor(backbone, *adapters.values())
+    for name, expected in LOGITS.items():
+        shape = adapters[name].config.frames, 3, *backbone.layout.input_size
+        noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        np.testing.assert_allclose(predictor.logits([noise], name)[0], expected, atol=2e-3)
 
 
 def test_the_shipped_digits_score_as_promised(backbone: Backbone) -> None:

@@ -240,7 +240,7 @@ def test_a_lost_device_ends_its_engine_and_at_last_the_server(
 ) -> None:
     sign = tmp_path / "lost"
     monkeypatch.setenv(lost_device.LOST, str(sign))
-    monkeypatch.setenv("ADAPTSERVE_DEVICE_LOST_S", "3")
+    monkeypatch.setenv("ADAPTSERVE_DEVICE_LOST_S", "2")
     monkeypatch.setenv("ADAPTSERVE_LOG_FORMAT", "json")
     arguments = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--data-dir", str(tmp_path / "data")]
     with Process(arguments, tmp_path / "log", "tests.lost_device") as server:

@@ -33,9 +33,11 @@ def site(temporal: bool = False, act: str = "relu", blocks: tuple[int, ...] = (0
     return SiteConfig(site="parallel", blocks=blocks, rank=4, temporal=temporal, act=act)
 
 
+STREAM = tuple(SiteConfig(site=name, blocks=(0, 1), rank=4, tokens="patches") for name in ("input", "pre_mlp"))
 SPECS = (
     Spec((site(),), 3), Spec((site(),), 20, pool="avg", norm="trained"), Spec((), 4), Spec((site(True),), 5, frames=3),
-    Spec((site(act="gelu"),), 3), Spec((SiteConfig(site="qkv", blocks=(1,), rank=2, act="none"),), 3, frames=1),
+    Spec((site(act="gelu"), *STREAM), 3), Spec((SiteConfig(site="qkv", blocks=(1,), rank=2, act="none"),), 3, frames=1),
+    Spec((site(True),), 5, "avg", "trained", 3, head="frames"), Spec((), 5, frames=2, head="attention", head_width=30),
 )  # fmt: skip
 
 
@@ -66,7 +68,7 @@ class Bench:
         return [self.job(number, seed + at) for at, number in enumerate(numbers)]
 
     def job(self, number: int, seed: int) -> Job:
-        shape = (self.held[number][2].frames, 3, *2 * (self.backbone.layout.input_size,))
+        shape = (self.held[number][2].frames, 3, *self.backbone.layout.input_size)
         return Job(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), *self.held[number])
 
     def same(self, jobs: list[Job]) -> None:
@@ -96,7 +98,7 @@ def test_a_batch_is_replayed_with_new_slots_and_pixels(bench: Bench, device: Sta
 
 def test_every_kind_of_batch_answers_as_eager(bench: Bench, device: StandIn) -> None:
     """Clips, own norms, other activations and sites, several pages, none at all, blank rows behind."""
-    mixes = [(0,), (1,), (2,), (3,), (4, 5), (0, 1, 2), (3, 0), (0, 3, 3), (1, 3, 4, 5, 2, 0, 0), (3,) * 5]
+    mixes = [(0,), (1,), (2,), (3,), (4, 5), (0, 1, 2), (3, 0), (0, 3, 3), (1, 3, 4, 5, 2, 0, 0), (3,) * 5, (6, 7, 0)]
     for mix in (*mixes, *mixes):
         bench.same(bench.jobs(*mix))
         bench.same(bench.jobs(*reversed(mix), seed=50))
@@ -195,16 +197,17 @@ def test_nothing_in_the_run_is_made_or_read_on_the_host(tmp_path: Path, family: 
     size, trained = backbone.layout.input_size, "avg" in backbone.layout.pools
     specs = [Spec((site(True),), 20, frames=3), Spec((site(act="gelu"),), 4)]
     specs.append(Spec((), 40, "avg", "trained") if trained else Spec((), 40))
-    slabs = Slabs(backbone.layout, slots=3, rank=8, pages=6, dtype=torch.float32, device=torch.device("cpu"))
+    specs += [Spec((), 4, frames=3, head="frames"), Spec((), 4, frames=2, head="attention", head_width=20)]
+    slabs = Slabs(backbone.layout, slots=len(specs), rank=8, pages=6, dtype=torch.float32, device=torch.device("cpu"))
     jobs = []
     for slot, spec in enumerate(specs, 1):
         packed = pack(random_adapter(backbone, spec, slot), backbone.layout, 8, torch.float32)
         pages = tuple(range(1, 1 + len(packed.pages)))
-        jobs.append(Job(np.zeros((spec.frames, 3, size, size), np.uint8), slot, pages, packed.meta))
+        jobs.append(Job(np.zeros((spec.frames, 3, *size), np.uint8), slot, pages, packed.meta))
     plan, mode = plan_of(jobs, pad=True), FakeTensorMode()
     move_to_fake(mode, backbone, slabs)
     packed_table = to_fake(mode, torch.from_numpy(plan.packed))
-    pixels = to_fake(mode, torch.empty(plan.key.input_rows, 3, size, size, dtype=torch.uint8))
+    pixels = to_fake(mode, torch.empty(plan.key.input_rows, 3, *size, dtype=torch.uint8))
     eager, seen = Eager(backbone, slabs), OffDevice()
     with mode, torch.inference_mode():
         eager(plan.key, packed_table, pixels)  # as before a capture
@@ -227,7 +230,7 @@ def test_a_graph_answers_as_the_eager_forward_does(tmp_path: Path, dtype: torch.
     bench = Bench(tmp_path, on=on, dtype=dtype, specs=(*SPECS, Spec((site(),), 4096)))
     bench.forward.warm_up((1, 8), [meta for _, _, meta in bench.held])
     for turn in range(24):
-        jobs = bench.jobs(*((turn + 5 * i) % 7 for i in range(1 + turn % 5)), seed=turn)
+        jobs = bench.jobs(*((turn + 5 * i) % len(bench.held) for i in range(1 + turn % 5)), seed=turn)
         close(bench.forward(jobs), bench.eager(jobs), atol=5e-2 if dtype is torch.bfloat16 else 1e-3)
     assert len(cast(graphs.Graphs, bench.forward.runtime)) > 8
     assert bench.slabs.pages.device == torch.device(on)

@@ -18,6 +18,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import timm
+import torch
 from safetensors.torch import save_file
 
 from adapters.backbone import fingerprint_of, load_backbone
@@ -118,6 +119,12 @@ def test_what_is_in_the_cache_needs_no_network(
     at(monkeypatch, closed)
     assert load_backbone(NAME, "", "cpu").layout.fingerprint == weights[1]
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+    other = load_backbone(NAME, "", "cpu", "float32", (48, 80))
+    assert (other.layout.fingerprint, other.layout.input_size) == (weights[1], (48, 80))
+    plain = timm.create_model(NAME, pretrained=True, num_classes=0, img_size=(48, 80), cache_dir=cache).eval()
+    picture = torch.randn(1, 3, 48, 80)
+    with torch.inference_mode():
+        assert torch.equal(other.features(picture).normed, plain.forward_features(picture))
 
 
 def test_a_slow_download_has_all_the_time_it_needs(

@@ -192,3 +192,22 @@ def test_labels_as_json_and_preprocessing_of_its_own(bed: Bed) -> None:
     assert adapter.config.input == InputConfig(**expected)
     assert "'interpolation' cannot be 'cubist'" in bed.refused("adaptformer", source, "--interpolation", "cubist")
     assert "'task' cannot be" in bed.refused("adaptformer", source, "--task", "../up")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("export", [False, True], ids=["same backbone", "exported"])
+def test_a_size_for_the_server_that_it_is_for(bed: Bed, export: bool) -> None:
+    """The checkpoint's backbone is compared at its own size; what is written is for the one asked for."""
+    state = random_state(bed.backbone)
+    exported = bed.folder / "sized.safetensors"
+    more = ["--export-base", str(exported)] if export else []
+    result = bed.run("adaptformer", bed.checkpoint(state), "--image-size", "48x80", *more)
+    assert result.exit_code == 0, result.output
+    assert (f"--weights {exported} --image-size 48x80" in result.output.replace("\n", "")) is export
+    wide = load_backbone(str(bed.base), str(exported if export else bed.weights), "cpu", "float32", "48x80")
+    adapter = read_adapter(bed.out, wide.layout, FileLimits())
+    assert adapter.config.input.size == (48, 80)
+    assert served(wide, adapter, pixels(wide, 2)).isfinite().all()
+    own = bed.made("adaptformer", bed.checkpoint(state))
+    assert own.config.base == adapter.config.base
+    assert "cannot run at 30 pixels" in bed.refused("adaptformer", bed.checkpoint(state), "--image-size", "30")

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.backbone import Backbone, load_backbone
+from adapters.file import read_adapter
+from adapters.limits import FileLimits
 from tests.imports import Base, Bed, served
 from tests.models import close
 from tests.test_backbone import normalised, pixels
@@ -103,6 +105,15 @@ def test_a_folder_answers_as_the_merged_weights(bed: Bed, scheme: str) -> None:
     assert adapter.config.pool == ("backbone" if scheme == "timm" else "cls")
     assert all((s.act, s.scale, s.rank) == ("none", 1.0, 4) for s in adapter.config.sites)
     assert not any(t.any() for n, t in adapter.tensors.items() if n.endswith(("down.bias", "up.bias")))
+
+
+def test_a_size_for_the_server_that_it_is_for(bed: Bed) -> None:
+    source = save_folder(bed.folder / "lora", random_lora(bed.backbone, "timm"), modules_to_save=["head"])
+    done = bed.run("peft", source, "--image-size", "40")
+    assert done.exit_code == 0, done.output
+    sized = load_backbone(str(bed.base), str(bed.weights), "cpu", "float32", 40)
+    adapter = read_adapter(bed.out, sized.layout, FileLimits())
+    assert (adapter.config.input.size, adapter.config.base.fingerprint) == ((40, 40), bed.backbone.layout.fingerprint)
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from adapters.config import AdapterConfig
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, WrongModality
 from adapters.media import Deadline, MediaLimits, decode, decode_clip
 from adapters.media.animation import decode_animation
-from adapters.media.timeline import Timeline
+from adapters.media.timeline import Sampling, Timeline
 from tests.media_samples import animation, encode, levels, scene
 
 LIMITS = MediaLimits()
@@ -37,7 +37,7 @@ def test_a_picture_that_moves_is_a_clip(name: str) -> None:
 
 def test_avif() -> None:
     data = animation("AVIF", 20)
-    pictures, bad = decode_animation(data, "avif", 5, LIMITS, Deadline(LIMITS))
+    pictures, bad = decode_animation(data, "avif", Sampling(5), LIMITS, Deadline(LIMITS))
     assert (levels(pictures), bad) == ([2, 6, 10, 14, 18], 0)
 
 
@@ -103,6 +103,13 @@ def test_what_no_frame_of_a_gif_covers_is_white() -> None:
         [red, white, white, red], [red, blue, white, red], [red, blue, blue, red], [red, blue, white, blue],
         [red, blue, white, red],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dense_frames_of_what_moves(name: str) -> None:
+    data = animation(name, 20, **EXACT.get(name, {}))
+    assert levels(decode_clip(data, Sampling(4, "dense", 3, 2), LIMITS)) == [0, 3, 6, 9, 10, 13, 16, 19]
+    assert levels(decode_clip(data, Sampling(3, "dense", 9), LIMITS)) == [0, 9, 18]
 
 
 def test_a_png_with_a_picture_for_those_who_cannot_see_it_move() -> None:

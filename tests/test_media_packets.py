@@ -24,7 +24,7 @@ from adapters.media import Deadline, MediaLimits, decode_clip
 from adapters.media.choose import choose_frames
 from adapters.media.packets import VideoPacket, read_clip
 from adapters.media.sniff import media_format
-from adapters.media.timeline import Timeline
+from adapters.media.timeline import Sampling, Timeline
 from tests.media_samples import clip, header_first, levels
 
 LIMITS = MediaLimits()
@@ -55,12 +55,18 @@ def whole(container: str, codec: str, count: int = 20) -> bytes:
 @given(
     kind=st.sampled_from(TIMED + COUNTED),
     gaps=st.lists(st.integers(20, 900), min_size=1, max_size=24),
-    frames=st.integers(1, 12),
+    wanted=st.builds(
+        Sampling,
+        st.integers(1, 12),
+        st.sampled_from(["uniform", "dense"]),
+        st.integers(1, 5),
+        st.sampled_from([1, 1, 2]),
+    ),
     gop=st.integers(1, 12),
     b_frames=st.integers(0, 3),
 )
 def test_the_same_frames_as_decoding_everything(
-    kind: tuple[str, str], gaps: list[int], frames: int, gop: int, b_frames: int
+    kind: tuple[str, str], gaps: list[int], wanted: Sampling, gop: int, b_frames: int
 ) -> None:
     container, codec = kind
     times = (
@@ -70,7 +76,7 @@ def test_the_same_frames_as_decoding_everything(
     if codec == "libx265" and len(gaps) < 6:
         b_frames = 0  # its encoder makes packets that no container takes
     data = clip(container, codec, count=len(gaps), size=size, times=times, gop=gop, b_frames=b_frames)
-    chosen = decode_clip(data, frames, LIMITS)
+    chosen = decode_clip(data, wanted, LIMITS)
     assert chosen.bad == 0
     with opened(data) as source:
         every = [(frame.pts, frame.to_image()) for frame in source.decode(video=0)]
@@ -78,8 +84,19 @@ def test_the_same_frames_as_decoding_everything(
     starts = [pts or 0 for pts, _ in every] if kind in TIMED else range(len(every))
     # How long the last is shown: as the container says, or as long as the one before.
     ends = [Timeline.of(starts, 0), *(Timeline.of(starts, p.duration or 0) for p in packets(data))]
-    expected = [[every[i][1].tobytes() for i in timeline.uniform(frames)] for timeline in ends]
+    expected = [[every[i][1].tobytes() for i in timeline.chosen(wanted)] for timeline in ends]
     assert [picture.tobytes() for picture in chosen] in expected, kind
+
+
+@pytest.mark.parametrize("container", ["mp4", "avi"])
+def test_views_that_overlap_are_decoded_once(container: str) -> None:
+    data, packets_fed = clip(container, "mpeg4", count=30, b_frames=0), _Counting(LIMITS)
+    with opened(data) as source:
+        read = read_clip(source, source.streams.video[0], LIMITS, Deadline(LIMITS))
+        chosen = choose_frames(replace(read, deadline=packets_fed), Sampling(8, "dense", 2, 9))
+    assert len(chosen.order) == 72
+    assert len(chosen.frames) <= 30
+    assert packets_fed.calls <= 31
 
 
 @pytest.mark.parametrize("b_frames", [0, 3])
@@ -91,7 +108,7 @@ def test_jumping_gives_the_same_pictures_and_decodes_less(container: str, b_fram
     with opened(data) as source:
         source.flags &= ~0x1
         read = read_clip(source, source.streams.video[0], LIMITS, Deadline(LIMITS))
-        chosen = choose_frames(replace(read, deadline=counter), 2)
+        chosen = choose_frames(replace(read, deadline=counter), Sampling(2))
         some = [chosen.frames[key].to_ndarray(format="rgb24") for key in chosen.order]
     assert counter.calls < 16  # packets fed: at most two groups of pictures and what reordering needs
     for picture, index in zip(some, (7, 22), strict=True):

@@ -31,7 +31,7 @@ def config(**changes: Any) -> InputConfig:
 
 def timms(wanted: InputConfig, *, normalize: bool = True) -> Any:
     return create_transform(
-        (3, wanted.size, wanted.size), is_training=False, interpolation=wanted.interpolation, mean=wanted.mean,
+        (3, *wanted.size), is_training=False, interpolation=wanted.interpolation, mean=wanted.mean,
         std=wanted.std, crop_pct=wanted.crop_pct, crop_mode=wanted.crop_mode, normalize=normalize,
     )  # fmt: skip
 
@@ -44,14 +44,17 @@ NOISE = noise((700, 700))
 
 
 @pytest.mark.parametrize(
-    ("interpolation", "crop_pct", "crop_mode"), list(product(INTERPOLATIONS, [1.0, 0.875, 0.9, 0.55], MODES))
+    ("interpolation", "crop_pct", "crop_mode", "size"),
+    list(product(INTERPOLATIONS, [1.0, 0.875, 0.9, 0.55], MODES, [(32, 32), (24, 40)])),
 )
-def test_equal_to_timm_to_the_last_bit(interpolation: str, crop_pct: float, crop_mode: str) -> None:
-    wanted = config(interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode)
+def test_equal_to_timm_to_the_last_bit(
+    interpolation: str, crop_pct: float, crop_mode: str, size: tuple[int, int]
+) -> None:
+    wanted = config(interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, size=size)
     pre, reference = Preprocess(wanted), timms(wanted)
     pictures = [noise(size) for size in SIZES]
     pixels = rows(pictures, pre)
-    assert (pixels.dtype, pixels.shape) == (np.uint8, (len(SIZES), 3, 32, 32))
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (len(SIZES), 3, *size))
     mean = torch.tensor([wanted.mean] * len(SIZES))
     std = torch.tensor([wanted.std] * len(SIZES))
     expected = torch.stack([reference(picture) for picture in pictures])
@@ -61,7 +64,7 @@ def test_equal_to_timm_to_the_last_bit(interpolation: str, crop_pct: float, crop
 SIDES = st.integers(1, 700)
 CONFIGS = st.builds(
     config,
-    size=st.integers(8, 260),
+    size=st.integers(8, 260) | st.tuples(st.integers(8, 260), st.integers(8, 260)),
     interpolation=st.sampled_from(INTERPOLATIONS),
     crop_mode=st.sampled_from(MODES),
     crop_pct=st.sampled_from([1.0, 0.875, 0.9, 0.95, 0.965, 0.55]) | st.floats(0.2, 1.0),
@@ -74,6 +77,7 @@ CONFIGS = st.builds(
 @example(width=255, height=2, wanted=config(size=64, crop_mode="border"))  # half a pixel
 @example(width=127, height=64, wanted=config(size=33, crop_mode="border"))  # an odd border
 @example(width=255, height=512, wanted=config(size=33, crop_pct=0.9))
+@example(width=255, height=2, wanted=config(size=(64, 65), crop_mode="border"))
 def test_any_size_and_config_as_timm(width: int, height: int, wanted: InputConfig) -> None:
     picture = NOISE.crop((0, 0, width, height))
     try:
@@ -95,10 +99,10 @@ def test_what_is_to_be_resized_is_what_timm_and_torchvision_resize(
     from timm.data.transforms import ResizeKeepRatio
     from torchvision.transforms.functional import _compute_resized_output_size as torchvisions
 
-    scaled, blank = int(wanted.size / wanted.crop_pct), Image.new("1", (width, height))
-    asked = {"center": [scaled], "squash": [scaled, scaled]}
-    if wanted.crop_mode == "border":
-        expected = ResizeKeepRatio.get_params(blank, (scaled, scaled), 1.0)
+    scaled, blank = [int(side / wanted.crop_pct) for side in wanted.size], Image.new("1", (width, height))
+    asked = {"center": scaled[:1], "squash": scaled}
+    if wanted.crop_mode == "border" or (wanted.crop_mode == "center" and scaled[0] != scaled[1]):
+        expected = ResizeKeepRatio.get_params(blank, scaled, float(wanted.crop_mode == "border"))
     else:
         expected = torchvisions((height, width), asked[wanted.crop_mode])
     assert Preprocess(wanted)._wanted(width, height) == tuple(reversed(expected))
@@ -169,14 +173,15 @@ def test_input_config_of_a_model() -> None:
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=1)
     data = timm.data.resolve_model_data_config(model)
     got = input_config(model)
-    assert (got.size, got.mean, got.std) == (224, tuple(data["mean"]), tuple(data["std"]))
+    assert (got.size, got.mean, got.std) == ((224, 224), tuple(data["mean"]), tuple(data["std"]))
     assert (got.interpolation, got.crop_pct, got.crop_mode) == (
         data["interpolation"], data["crop_pct"], data["crop_mode"],
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"), [({"input_size": (1, 28, 28)}, "square"), ({"interpolation": "random"}, "interpolation")]
+    ("changes", "word"),
+    [({"input_size": (1, 28, 28)}, "1 channels"), ({"interpolation": "random"}, "interpolation")],
 )
 def test_input_config_that_cannot_be_expressed(changes: dict[str, Any], word: str) -> None:
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=1)
@@ -204,3 +209,24 @@ def test_wrong_modality(modality: str, other: str) -> None:
     with pytest.raises(WrongModality, match=f"a {other} came") as caught:
         decode(data, task(modality), LIMITS)
     assert caught.value.facts["expected"] == modality
+
+
+@pytest.mark.parametrize("size", [(90, 40), (40, 90), (64, 64), (33, 32)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.8])
+def test_three_crops_lie_along_the_longer_side(size: tuple[int, int], crop_pct: float) -> None:
+    """The one in the middle is the usual one; each picture is resized once, also where it repeats."""
+    pre, picture = Preprocess(config(crop_pct=crop_pct)), noise(size)
+    pixels = rows([picture, NOISE, picture], pre, crops=3)
+    assert pixels.shape == (9, 3, 32, 32)
+    first, middle, last = (pixels[3 * crop] for crop in range(3))
+    assert np.array_equal(middle, pre(picture))
+    resized = np.asarray(pre._resized(picture)).transpose(2, 0, 1)
+    height, width = resized.shape[1:]
+    left, top = round((width - 32) / 2), round((height - 32) / 2)
+    if width > height:
+        assert np.array_equal(first, resized[:, top : top + 32, :32])
+        assert np.array_equal(last, resized[:, top : top + 32, width - 32 :])
+    else:
+        assert np.array_equal(first, resized[:, :32, left : left + 32])
+        assert np.array_equal(last, resized[:, height - 32 :, left : left + 32])
+    assert np.array_equal(pixels[[0, 3, 6]], pixels[[2, 5, 8]])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
-from adapters.media import Deadline, MediaLimits, decode_clip
+from adapters.media import Deadline, MediaLimits, Sampling, decode_clip
 from tests.media_samples import animation, clip, encode, levels, scene, sound_only
 
 LIMITS = MediaLimits()
@@ -45,6 +45,39 @@ def test_containers_and_codecs(container: str, codec: str) -> None:
     assert pictures.bad == 0
     assert levels(pictures) == [2, 6, 10, 14, 18]
     assert levels(decode_clip(data, 20, LIMITS)) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("mp4", "libx264"), ("mp4", "libx265"), ("webm", "libvpx-vp9"), ("mp4", "mpeg4"), ("avi", "mpeg4"),
+     ("mpegts", "mpeg2video"), ("avi", "mjpeg")],
+)  # fmt: skip
+def test_dense_frames_and_views(container: str, codec: str) -> None:
+    """Whether frames are taken by time or counted, and in whatever order they were coded."""
+    data = clip(container, codec, count=20, gop=6)
+    found = decode_clip(data, Sampling(4, "dense", 3, 3), LIMITS)
+    assert levels(found) == [0, 3, 6, 9, 5, 8, 11, 14, 10, 13, 16, 19]
+    assert found.bad == 0
+    assert levels(decode_clip(data, Sampling(4, "dense", 2), LIMITS)) == [6, 8, 10, 12]
+    assert levels(decode_clip(data, Sampling(2, "uniform", 1, 2), LIMITS)) == [2, 12, 7, 17]
+    short = decode_clip(data, Sampling(4, "dense", 9, 2), LIMITS)
+    assert levels(short) == [0, 9, 18, 19] * 2
+    assert short[:4] == short[4:]  # the same objects: decoded once, and once in memory
+
+
+def test_dense_frames_are_counted_and_not_timed() -> None:
+    for container in ("mp4", "matroska"):
+        data = clip(container, times=[0, 10, 20, 30, 1000, 1010, 5000], count=7)
+        assert levels(decode_clip(data, Sampling(3, "dense", 1), LIMITS)) == [2, 3, 4]
+        assert levels(decode_clip(data, Sampling(3, "dense", 2, 2), LIMITS)) == [0, 2, 4, 2, 4, 6]
+
+
+def test_views_are_bounded_together() -> None:
+    with pytest.raises(MediaTooLarge, match="33 frames of one clip") as caught:
+        decode_clip(clip(), Sampling(11, "dense", 1, 3), LIMITS)
+    assert caught.value.facts["field"] == "max_frames"
+    pixels = replace(LIMITS, max_clip_pixels=10 * 64 * 48)  # of frames, however many views share them
+    assert len(decode_clip(clip(), Sampling(8, "dense", 1, 4), pixels)) == 32
 
 
 def test_few_frames_repeat() -> None:
@@ -220,9 +253,9 @@ def test_bytes_in_the_media_data_are_no_table() -> None:
 
 
 def test_wrong_arguments_are_the_callers_fault() -> None:
-    for frames, sampling in ((0, "uniform"), (4, "random")):
-        with pytest.raises(ValueError, match="sampling 'uniform'"):
-            decode_clip(clip(), frames, LIMITS, sampling)
+    for wanted in ((0,), (4, "random"), (4, "dense", 0), (4, "dense", 1, 0)):
+        with pytest.raises(ValueError, match="'uniform' or 'dense', got"):
+            decode_clip(clip(), Sampling(*wanted), LIMITS)
 
 
 def test_empty() -> None:

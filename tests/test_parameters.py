@@ -55,7 +55,8 @@ def test_every_call_that_is_documented_names_what_it_does_not_know(home: House) 
         path = template.replace("{task}", "pets").replace("{version}", "1")
         for method in methods:
             refused = home.client.request(method, path, params={"surely_unknown": "1"})
-            assert "'surely_unknown'" in str(problem(refused, 400)["detail"]), (method, path)
+            assert refused.status_code == 400, (method, path)
+            assert "'surely_unknown'" in refused.text, (method, path)  # each protocol has a form of its own
             assert home.client.head(path, params={"surely_unknown": "1"}).status_code in (400, 405)
 
 

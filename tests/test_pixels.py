@@ -15,7 +15,7 @@ from service.engine import memory
 from service.engine.pixels import Held, PixelMemory, array_of, gathered, row_bytes
 from service.errors import QueueFull
 
-SIZE = 8
+SIZE = (8, 12)
 
 
 @given(st.lists(st.integers(1, 6), max_size=40), st.randoms())
@@ -62,6 +62,21 @@ def test_the_digest_is_that_of_the_frames_in_order() -> None:
     assert one.digest() == other.digest()
     other[0][...], other[1][...] = 2, 1
     assert one.digest() != other.digest()
+
+
+def test_an_input_is_held_as_long_as_one_of_its_views() -> None:
+    rows = PixelMemory.private(8, SIZE)
+    whole = rows.take(6)
+    for frame in range(6):
+        whole[frame][...] = frame
+    assert whole.views(6) == [whole]
+    views = whole.views(2)
+    assert [view.array[:, 0, 0, 0].tolist() for view in views] == [[0, 1], [2, 3], [4, 5]]
+    last = views.pop()
+    del whole, views
+    assert rows.held == 6
+    del last
+    assert rows.held == 0
 
 
 def test_rows_that_come_back_within_a_collection_hold_nobody_up() -> None:

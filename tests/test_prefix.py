@@ -40,6 +40,7 @@ class Tasks(Bench):
         late, moving = (SiteConfig(site="parallel", blocks=last, rank=4, temporal=t) for t in (False, True))
         specs = [Spec((all_sites(backbone, "parallel"),)), Spec((late,)), Spec(()), Spec((late,), 4)]
         specs += [Spec((moving,), frames=3), Spec((), frames=3)]
+        specs += [Spec((late.model_copy(update={"site": "input", "tokens": "patches"}),))]
         super().__init__(backbone, [random_adapter(backbone, spec, i) for i, spec in enumerate(specs)])
         self.cached = BankedForward(backbone, self.slabs, device=device, prefix_cache_bytes=MIB)
         self.picture, self.clip = pixels(backbone, 1), pixels(backbone, 3, 1)
@@ -77,7 +78,7 @@ def test_tasks_one_after_another_begin_where_they_part(backbone: Backbone) -> No
     # there, and its like pays for nothing. What is adapted from the first block on has nothing to go on from.
     assert ran == [every, [last], [last], [], every, every, [last]]
     assert cache.hits == 4
-    for jobs in ([3], [2], [5], [4, 0], [0, 1, 2, 3, 4, 5], [1, 2]):
+    for jobs in ([3], [2], [5], [6], [4, 0], [0, 1, 2, 3, 4, 5, 6], [1, 6], [1, 2]):
         tasks.close([tasks.named(index) for index in jobs])
     tasks.close([tasks.job(1, pixels(backbone, 1, 7)), tasks.named(2)])
 

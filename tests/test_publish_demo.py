@@ -6,6 +6,7 @@ import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -55,6 +56,14 @@ def test_deleted_ones_stay_deleted(server: Alone, tmp_path: Path, gone: list[str
     for _ in range(2):
         with catalogue(server, tmp_path) as again:
             assert list(again.names()) == [name for name in DEMO_TASKS if name not in gone]
+
+
+def test_a_start_at_another_size_of_pictures_leaves_them_to_the_next(server: Alone, tmp_path: Path) -> None:
+    known = server.front_end.catalogue
+    with patch.object(known, "layout", replace(known.layout, input_size=(64, 64))), catalogue(server, tmp_path) as none:
+        assert list(none.names()) == []
+    with catalogue(server, tmp_path) as again:
+        assert list(again.names()) == DEMO_TASKS
 
 
 def test_a_folder_from_before_the_mark_stays_as_it_was_left(server: Alone, tmp_path: Path) -> None:

@@ -100,6 +100,22 @@ def test_roll_back_and_forward(repository: Repository) -> None:
     again.close()
 
 
+def test_a_task_is_deactivated_and_keeps_its_versions(repository: Repository) -> None:
+    for content in (b"one", b"two"):
+        put(repository, "dogs", content)
+    repository.deactivate("dogs")
+    repository.deactivate("dogs")  # it is so already
+    again = reopened(repository)
+    with pytest.raises(UnknownVersion, match="no active version"):
+        again.version("dogs")
+    assert (again.version("dogs", 1).number, again.task("dogs").shown.number) == (1, 2)
+    with pytest.raises(UnknownTask):
+        again.deactivate("cats")
+    assert put(again, "dogs", b"one")[1] is False
+    assert again.version("dogs").number == 1
+    again.close()
+
+
 def test_deleting(repository: Repository) -> None:
     put(repository, "dogs", b"one")
     put(repository, "dogs", b"two")

@@ -55,39 +55,27 @@ def stop(server: Process) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("what", ["device", "load", "decode"])
-def test_a_stop_ends_though_something_hangs(server: Process, what: str, tmp_path: Path) -> None:
+def test_a_stop_ends_though_something_hangs_and_a_client_never_reads(
+    server: Process, what: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "data" / "tasks" / "b" / "versions" / "1.safetensors"
+    path.write_bytes(bytes(64 * 2**20))  # more than the kernel's buffers take
     (tmp_path / what).touch()
-    with request(server, "POST /v1/tasks/a/predict", photograph()):
+    with (
+        request(server, "POST /v1/tasks/a/predict", photograph()),
+        request(server, "GET /v1/tasks/b/versions/1/adapter", b"") as unread,
+    ):
         assert until((tmp_path / f"{what}.reached").exists)
+        assert unread.recv(64)
         code, seconds = stop(server)
     assert code == CUT_OFF, server.output
     assert seconds < DRAIN_S + STOP_S + SLACK_S
     assert f"exit code {CUT_OFF}" in server.output.splitlines()[-1]
 
 
-def test_a_stop_cuts_off_an_upload_that_does_not_end(server: Process, kit: Kit, tmp_path: Path) -> None:
-    content = kit.file(7)[0]
-    staging = tmp_path / "data" / "staging"
-    with request(server, "PUT /v1/tasks/c/adapter", content[:-1], len(content)):
-        assert until(lambda: any(staging.iterdir()))
-        code, seconds = stop(server)
-    assert code == 0, server.output
-    assert seconds < DRAIN_S + STOP_S + SLACK_S
-    assert list(staging.iterdir()) == []
-    assert not (tmp_path / "data" / "tasks" / "c").exists()
-
-
-def test_a_stop_does_not_wait_for_a_client_that_never_reads(server: Process, tmp_path: Path) -> None:
-    path = tmp_path / "data" / "tasks" / "a" / "versions" / "1.safetensors"
-    path.write_bytes(bytes(64 * 2**20))  # more than the kernel's buffers take
-    with request(server, "GET /v1/tasks/a/versions/1/adapter", b"") as connection:
-        assert connection.recv(64)
-        code, seconds = stop(server)
-    assert code in (0, CUT_OFF), server.output
-    assert seconds < DRAIN_S + STOP_S + SLACK_S
-
-
-def test_readyz_tells_of_a_device_that_hangs_and_all_who_ask_wait_together(server: Process, tmp_path: Path) -> None:
+def test_readyz_tells_of_a_device_that_hangs_and_a_stop_cuts_off_an_upload_that_does_not_end(
+    server: Process, kit: Kit, tmp_path: Path
+) -> None:
     (tmp_path / "device").touch()
     with request(server, "POST /v1/tasks/b/predict", photograph()):
         assert until((tmp_path / "device.reached").exists)
@@ -95,4 +83,11 @@ def test_readyz_tells_of_a_device_that_hangs_and_all_who_ask_wait_together(serve
         assert problem(server.client.get("/readyz"), 503)["limit"] == 0.5
         (tmp_path / "device").unlink()
         assert until(lambda: server.client.get("/readyz").status_code == 200)
-        assert stop(server)[0] == 0
+    content, staging = kit.file(7)[0], tmp_path / "data" / "staging"
+    with request(server, "PUT /v1/tasks/c/adapter", content[:-1], len(content)):
+        assert until(lambda: any(staging.iterdir()))
+        code, seconds = stop(server)
+    assert code == 0, server.output
+    assert seconds < DRAIN_S + STOP_S + SLACK_S
+    assert list(staging.iterdir()) == []
+    assert not (tmp_path / "data" / "tasks" / "c").exists()

@@ -13,11 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
-from tests.houses import STARTED_S, WAIT, Kit, Process, photograph, problem, until
+from tests.houses import STARTED_S, WAIT, Kit, Process, photograph, problem, scores_of, until
 from tests.killing import samples
+from tests.media_samples import clip, scene
+from tests.test_views import bytes_of, made
 
 FRONT_ENDS = 2
 
@@ -83,6 +86,15 @@ def ready(server: Process) -> bool:
         return httpx.get(f"{server.url}/readyz", timeout=WAIT).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_the_views_of_a_clip_go_to_the_engine_and_back_one_by_one(server: Process, kit: Kit, tmp_path: Path) -> None:
+    adapter, body = made(kit, "crops"), clip(count=20, picture=scene(96, 40))
+    server.client.put("/v1/tasks/views/adapter", content=bytes_of(adapter, tmp_path)).raise_for_status()
+    expected = kit.alone(adapter, body)
+    for _ in range(4):
+        answer = server.client.post("/v1/tasks/views/predict", content=body, params={"top_k": 9}).json()
+        np.testing.assert_allclose(scores_of(answer), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_front_ends_are_small_and_know_no_torch(server: Process) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from adapters.config import task_name
+from adapters.config import VideoConfig, task_name
 from adapters.header import Header, read_header
 from adapters.limits import FileLimits
 from adapters.training import run as training_run
@@ -76,7 +76,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(kit: Kit, data: Path, file: Path, *more: str) -> list[str]:
     base = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu"]
-    few = ["--epochs", "3", "--batch", "8", "--lr", "0.01", "--scale", "0.5"] if "linear" not in more else []
+    few = ["--epochs", "3", "--batch", "8", "--lr", "0.01", "--scale", "0.5", "--no-fallback"]
+    few = few if "linear" not in more else []
     return ["train", str(data), "--out", str(file), *base, *few, *more]
 
 
@@ -124,6 +125,7 @@ METHODS: dict[str, list[str]] = {
     "lora": ["--method", "lora", "--blocks", "1-2"],
     "qkv": ["--method", "lora", "--site", "qkv,fc1", "--rank", "2", "--pool", "cls"],
     "linear": ["--method", "linear", "--epochs", "2", "--batch", "8"],
+    "stream": ["--site", "input,pre_mlp", "--tokens", "patches"],
     "output": ["--site", "output", "--blocks", "0,2", "--rank", "3", "--pool", "backbone"],
 }
 
@@ -146,15 +148,81 @@ def test_clips_are_served_as_trained(kit: Kit, home: House, clips: Path, tmp_pat
     assert header.config.frames == 4
     assert all(site.temporal for site in header.config.sites)
     check_served(home, clips, file, "clips")
+    linear = done(
+        kit, clips, tmp_path / "linear.safetensors", "--frames", "4", "--method", "linear", "--head", "frames"
+    )
+    assert linear.config.head == "frames"
+    check_served(home, clips, tmp_path / "linear.safetensors", "linear-clips")
+    shown = runner.invoke(app, ["inspect", str(tmp_path / "linear.safetensors")]).stdout
+    assert "video, 4 frames, head of all of them" in shown
+    theirs = done(kit, clips, tmp_path / "st.safetensors", "--frames", "4", "--method", "st-adapter", "--epochs", "1")
+    assert [(s.site, s.tokens) for s in theirs.config.sites] == [("input", "patches"), ("pre_mlp", "patches")]
+    check_served(home, clips, tmp_path / "st.safetensors", "st")
     flat = done(kit, clips, tmp_path / "flat.safetensors", "--frames", "4", "--no-temporal", "--no-report")
     assert not any(site.temporal for site in flat.config.sites)
     assert not (tmp_path / "flat.safetensors.report").exists()
 
 
+def test_views_are_served_as_reported(kit: Kit, home: House, clips: Path, tmp_path: Path) -> None:
+    """Training sees the view in the middle, the report and the server the mean of all; a baseline reports it too."""
+    file, dense = tmp_path / "views.safetensors", ("--sampling", "dense", "--stride", "2", "--views", "3")
+    header = done(kit, clips, file, "--frames", "3", *dense, "--crops", "3", "--head", "mean")
+    assert header.config.video == VideoConfig(frames=3, sampling="dense", stride=2, views=3, crops=3)
+    check_served(home, clips, file, "views")
+    told = runner.invoke(app, ["inspect", str(file)], env={"COLUMNS": "200"}).stdout
+    assert "video, 3 frames, dense: 2 apart, head of their mean; 3 views x 3 crops averaged, 27 rows in all" in told
+    given = f"--method full --epochs 1 --frames 3 --lr 1e-4 --backbone {kit.folder / 'vit'} --weights random:0"
+    full = ["train", str(clips), "--out", str(tmp_path / "full.safetensors"), *given.split(), *dense]
+    result = runner.invoke(app, full)
+    assert result.exit_code == 0, result.output
+    lines = json.loads((tmp_path / "full.safetensors.full.report" / "metrics.json").read_text())["held_out"]
+    assert len(lines) == len(metrics(file)["held_out"])
+    assert all(sum(line["scores"].values()) == pytest.approx(1) for line in lines)
+
+
+def test_one_view_trains_as_if_there_were_no_others(kit: Kit, clips: Path, tmp_path: Path) -> None:
+    """And what cannot be read in all views is left out of what is held out, and told."""
+    options = ("--frames", "3", "--sampling", "dense", "--stride", "1", "--no-report", "--epochs", "1")
+    one, many = tmp_path / "one.safetensors", tmp_path / "many.safetensors"
+    done(kit, clips, one, *options)
+    done(kit, clips, many, *options, "--views", "4")
+    alone, found = load_file(one), load_file(many)
+    assert alone.keys() == found.keys()
+    assert all(torch.equal(alone[name], found[name]) for name in alone)
+    for part in ("train", "val"):
+        shutil.copytree(clips, tmp_path / "data" / part)
+    (tmp_path / "data" / "val" / "darker" / "large.mp4").write_bytes(clip(count=9, size=(96, 80)))
+    options = (*options, "--views", "2", "--env-file", str(tmp_path / "env"))
+    (tmp_path / "env").write_text(f"ADAPTSERVE_MAX_CLIP_PIXELS={4 * 96 * 80}\n")  # three frames of it, not six
+    result = train(kit, tmp_path / "data", tmp_path / "few.safetensors", *options)
+    assert result.exit_code == 0, result.output
+    assert "left out: val/darker/large.mp4: the frames asked for have" in result.stderr
+    assert "12 clips of 2 classes to train on, 12 held out" in result.stdout
+    (tmp_path / "env").write_text(f"ADAPTSERVE_MAX_CLIP_PIXELS={4 * 64 * 48}\n")
+    told = failed(kit, clips, tmp_path / "none.safetensors", *options)
+    assert "no held-out clip can be read in all its views" in told
+
+
 def test_it_learns_what_can_be_learnt(kit: Kit, pictures: Path, tmp_path: Path) -> None:
-    stopped = done(kit, pictures, tmp_path / "b.safetensors", "--epochs", "30", "--patience", "2")
-    assert stopped.config.training["held_out_accuracy"] >= 0.8
-    assert stopped.config.training["epochs_run"] < 30
+    learnt = done(kit, pictures, tmp_path / "b.safetensors", "--epochs", "10")
+    assert learnt.config.training["held_out_accuracy"] >= 0.8
+    assert learnt.config.sites
+
+
+def test_what_is_no_better_than_the_linear_head_is_not_kept(
+    kit: Kit, home: House, pictures: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "wild.safetensors"
+    result = train(kit, pictures, file, "--lr", "10", "--epochs", "1", "--rank", "40", "--fallback")
+    assert result.exit_code == 0, result.output
+    assert "adaptformer found nothing better than the best linear head, which was kept" in result.stdout
+    assert "a server needs" not in result.stdout  # the rank is not in the file
+    told = read_header(file, FileLimits()).config
+    assert (told.sites, told.training["method"], told.training["tried"]) == ((), "linear", "adaptformer")
+    check_served(home, pictures, file, "wild")
+    linear = done(kit, pictures, tmp_path / "linear.safetensors", "--method", "linear")
+    assert linear.config.training["held_out_accuracy"] == told.training["held_out_accuracy"]
+    assert "the best linear head on the frozen backbone" in linear.config.training["verdict"]
 
 
 def test_a_table_with_odd_labels_and_broken_files(kit: Kit, home: House, pictures: Path, tmp_path: Path) -> None:
@@ -260,16 +328,19 @@ def test_a_disk_that_fills_at_the_end_loses_nothing(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_what_cannot_be_done_is_one_line(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_one_line(kit: Kit, pictures: Path, clips: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     assert "does not exist" in failed(kit, tmp_path / "none", file)
     assert "must end with .safetensors" in failed(kit, pictures, tmp_path / "a.pth")
     assert "frames and temporal are for clips" in failed(kit, pictures, file, "--frames", "4")
+    assert "sampling, views are for clips" in failed(kit, pictures, file, "--sampling", "dense", "--views", "2")
     assert "trains the head alone; leave out rank" in failed(kit, pictures, file, "--method", "linear", "--rank", "4")
     assert "0 to 2" in failed(kit, pictures, file, "--blocks", "1-3")
     assert "it has qkv, q, k, v" in failed(kit, pictures, file, "--method", "lora", "--site", "parallel")
     assert "task:" in failed(kit, pictures, file, "--task", "A b")
     assert "neither a timm model nor a folder" in failed(kit, pictures, file, "--backbone", "vit_nothing")
+    assert "crops: Input should be 1 or 3" in failed(kit, clips, file, "--crops", "2")
+    assert "'stride' is for sampling 'dense'" in failed(kit, clips, file, "--stride", "2")
     file_in_the_way = tmp_path / "file"
     file_in_the_way.touch()
     assert "could not be written" in failed(kit, pictures, file_in_the_way / "a.safetensors")
@@ -393,3 +464,22 @@ def test_help_teaches() -> None:
     shown = runner.invoke(app, ["train", "--help"])
     assert shown.exit_code == 0
     assert "adaptserve train flowers/" in shown.stdout
+
+
+def test_pictures_that_are_not_square(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    """Trained, inspected and served at the size that was asked for; a server of another size refuses the file."""
+    file = tmp_path / "wide.safetensors"
+    result = train(kit, pictures, file, "--image-size", "24x40", "--epochs", "2")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"a server needs +ADAPTSERVE_IMAGE_SIZE=24x40$", result.output, re.MULTILINE)
+    assert read_header(file, FileLimits()).config.input.size == (24, 40)
+    shown = runner.invoke(app, ["inspect", str(file)])
+    assert "24x40 pixels" in shown.output
+    with house(kit.settings(data_dir=tmp_path / "data", image_size="24x40")) as wide:
+        check_served(wide, pictures, file, "wide")
+
+
+def test_a_size_that_the_backbone_cannot_take_is_one_line(kit: Kit, pictures: Path, tmp_path: Path) -> None:
+    line = failed(kit, pictures, tmp_path / "a.safetensors", "--image-size", "25")
+    assert "cannot run at 25 pixels" in line
+    assert "at 24 or at its own 32" in line

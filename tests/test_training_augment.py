@@ -8,14 +8,15 @@ import torch
 from adapters.training.augment import Crop, mixing_weight
 
 
-def batch(items: int = 6, frames: int = 2, size: int = 20) -> torch.Tensor:
-    across = torch.linspace(20, 220, size).expand(size, size)
-    picture = torch.stack([across, across.T, torch.full_like(across, 90)])
-    return picture.round().to(torch.uint8).expand(items, frames, 3, size, size).contiguous()
+def batch(items: int = 6, frames: int = 2, size: tuple[int, int] = (20, 20)) -> torch.Tensor:
+    across, down = torch.linspace(20, 220, size[1]).expand(size), torch.linspace(20, 220, size[0])[:, None].expand(size)
+    picture = torch.stack([across, down, torch.full_like(across, 90)])
+    return picture.round().to(torch.uint8).expand(items, frames, 3, *size).contiguous()
 
 
-def test_a_crop_shows_a_part_enlarged() -> None:
-    pixels, generator = batch(), torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("size", [(20, 20), (12, 30)])
+def test_a_crop_shows_a_part_enlarged(size: tuple[int, int]) -> None:
+    pixels, generator = batch(size=size), torch.Generator().manual_seed(0)
     cut = Crop(0.5)(pixels, generator)
     assert cut.shape == pixels.shape
     assert cut.dtype == torch.uint8
@@ -24,10 +25,13 @@ def test_a_crop_shows_a_part_enlarged() -> None:
     width = cut[:, 0, 0, 0, -1].int() - cut[:, 0, 0, 0, 0].int()
     assert ((width < 200) & (width > 0.6 * 200)).all()  # between the root of a half and the whole
     assert len(set(width.tolist())) > 2
+    height = cut[:, 0, 1, -1, 0].int() - cut[:, 0, 1, 0, 0].int()
+    assert ((height - width).abs() < 200 / min(size)).all()  # the same share of either side
 
 
 def test_the_whole_picture_is_itself() -> None:
     assert torch.equal(Crop(1.0)(batch(), torch.Generator()), batch())
+    assert torch.equal(Crop(1.0)(batch(size=(12, 30)), torch.Generator()), batch(size=(12, 30)))
 
 
 def test_half_are_mirrored_and_only_if_wanted() -> None:

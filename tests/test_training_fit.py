@@ -28,8 +28,10 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return small_backbone(tmp_path_factory.mktemp("training") / "vit")
 
 
-def sites(*names: str, temporal: bool = False) -> tuple[SiteConfig, ...]:
-    return tuple(SiteConfig(site=n, blocks=(0, 1, 2), rank=4, scale=0.5, temporal=temporal) for n in names)
+def sites(*names: str, temporal: bool = False, tokens: str = "all") -> tuple[SiteConfig, ...]:
+    return tuple(
+        SiteConfig(site=n, blocks=(0, 1, 2), rank=4, scale=0.5, temporal=temporal, tokens=tokens) for n in names
+    )
 
 
 def tinted(count: int, frames: int = 1, seed: int = 0) -> TensorDataset:
@@ -48,6 +50,10 @@ SPECS = [
     Spec(sites("q", "v", "output"), 2, "backbone", "frozen"),
     Spec(sites("parallel", temporal=True), 2, "cls", "trained", frames=3),
     Spec((), 2, "cls", "frozen"),
+    Spec(sites("parallel", temporal=True), 2, "avg", "trained", frames=3, head="frames"),
+    Spec((), 2, "avg", "trained", frames=2, head="frames", head_rank=1),
+    Spec(sites("parallel"), 2, "avg", "trained", frames=2, head="attention", head_width=20),
+    Spec(sites("input", "pre_mlp", temporal=True, tokens="patches"), 2, "cls", "trained", frames=3),
 ]
 
 
@@ -91,7 +97,7 @@ def test_the_same_seed_gives_the_same_tensors(backbone: Backbone) -> None:
 
 def test_a_fresh_adapter_is_the_bare_backbone(backbone: Backbone) -> None:
     model = AdaptedModel(
-        backbone, config_of(backbone, Spec(sites("parallel", "sequential", "output", "qkv"), 2))
+        backbone, config_of(backbone, Spec(sites("parallel", "sequential", "output", "input", "pre_mlp", "qkv"), 2))
     ).eval()
     images = images_of(model, tinted(4).tensors[0])
     with torch.inference_mode():
@@ -112,10 +118,10 @@ def test_nothing_before_the_first_adapted_block_is_kept_for_gradients(backbone: 
     assert kept == [False, False, True]
 
 
-@pytest.mark.parametrize("frames", [1, 2])
-def test_a_frozen_backbone_sees_every_item_once(backbone: Backbone, frames: int) -> None:
+@pytest.mark.parametrize(("frames", "head"), [(1, "mean"), (2, "mean"), (2, "frames")])
+def test_a_frozen_backbone_sees_every_item_once(backbone: Backbone, frames: int, head: str) -> None:
     train, held_out = tinted(20, frames), tinted(6, frames, seed=1)
-    config = config_of(backbone, Spec((), 2, frames=frames))
+    config = config_of(backbone, Spec((), 2, frames=frames, head=head))
 
     def counted(**options: Any) -> tuple[AdaptedModel, int]:
         torch.manual_seed(0)
@@ -130,6 +136,21 @@ def test_a_frozen_backbone_sees_every_item_once(backbone: Backbone, frames: int)
     assert (rows, more) == (26 * frames, 4 * 26 * frames)
     for name, tensor in once.tensors().items():
         torch.testing.assert_close(tensor, again.tensors()[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", [{"head": "mean"}, {"head": "frames"}, {"head": "attention", "head_width": 15}])
+def test_only_a_head_that_sees_time_learns_the_order_of_frames(backbone: Backbone, head: dict[str, Any]) -> None:
+    """Clips of two frames, reddish and bluish: which comes first is the class."""
+
+    def ordered(count: int, seed: int) -> TensorDataset:
+        tint = tinted(2 * count, seed=seed).tensors[0].view(count, 2, 3, 32, 32)
+        labels = torch.arange(count) // 2 % 2
+        return TensorDataset(torch.where(labels.bool().view(-1, 1, 1, 1, 1), tint.flip(1), tint), labels)
+
+    torch.manual_seed(0)
+    model = AdaptedModel(backbone, config_of(backbone, Spec((), 2, "avg", "trained", frames=2, **head)))
+    result = fit(model, ordered(64, 0), ordered(32, 1), FitConfig(epochs=20, batch=16, lr=1e-2))
+    assert result.accuracy >= 0.95 if head["head"] != "mean" else result.accuracy <= 0.8
 
 
 def test_mixup_is_the_loss_of_the_blend_by_both_labels(backbone: Backbone) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from adapters.backbone import Backbone, load_backbone
+from adapters.config import HeadKind
 from adapters.errors import AdaptError, TrainingError
 from adapters.training.model import AdaptedModel
 from adapters.training.recipe import Recipe, config_of, parse_blocks
@@ -34,16 +36,37 @@ def test_the_default_rank_is_about_one_and_a_half_percent(demo: Backbone, recipe
 def test_methods_have_their_own_defaults(demo: Backbone) -> None:
     parallel = config_of(Recipe("t"), demo, "image", LABELS)
     assert [(s.site, s.act, s.temporal) for s in parallel.sites] == [("parallel", "relu", False)]
-    assert (parallel.pool, parallel.norm) == ("avg", "trained")
+    assert (parallel.sites[0].scale, parallel.norm) == (1.0, "frozen")
     lora = config_of(Recipe("t", "lora"), demo, "image", LABELS)
     assert [(s.site, s.act, s.scale) for s in lora.sites] == [("q", "none", 1.0), ("v", "none", 1.0)]
     linear = config_of(Recipe("t", "linear"), demo, "image", LABELS)
-    assert (linear.sites, linear.pool, linear.norm) == ((), "backbone", "frozen")
+    assert (linear.sites, linear.norm) == ((), "frozen")
     clip = config_of(Recipe("t"), demo, "video", LABELS)
     assert clip.frames == 8
     assert clip.sites[0].temporal
     assert not config_of(Recipe("t", "lora"), demo, "video", LABELS).sites[0].temporal
+    st_adapter = config_of(Recipe("t", "st-adapter"), demo, "video", LABELS).sites
+    assert [(s.site, s.act, s.scale, s.temporal, s.tokens) for s in st_adapter] == [
+        ("input", "none", 1.0, True, "patches"), ("pre_mlp", "none", 1.0, True, "patches"),
+    ]  # fmt: skip
+    spared = config_of(Recipe("t", site="input,parallel", tokens="patches"), demo, "image", LABELS).sites
+    assert [(s.site, s.act, s.tokens) for s in spared] == [
+        ("input", "relu", "patches"), ("parallel", "relu", "patches"),
+    ]  # fmt: skip
     assert config_of(Recipe("t", scale=0.0), demo, "image", LABELS).sites[0].scale == 0.0
+
+
+@pytest.mark.parametrize("head", ["frames", "attention"])
+@pytest.mark.parametrize("classes", [2, 7, 100, 400])
+def test_a_clip_s_head_and_adapter_are_below_two_percent(demo: Backbone, head: HeadKind, classes: int) -> None:
+    """Where a plain head of so many classes leaves room for that."""
+    config = config_of(Recipe("t", head=head), demo, "video", tuple(map(str, range(classes))))
+    shapes = demo.layout.tensors(config)
+    assert config.head == head
+    assert "time" in " ".join(shapes)
+    size = sum(math.prod(shape) for shape in shapes.values())
+    assert size < 0.02 * demo.layout.parameters or classes == 400
+    assert config_of(Recipe("t"), demo, "video", LABELS).head == "mean"
 
 
 @pytest.mark.parametrize("family", ["eva02", "swin", "beit", "gap", "dinov3"])
@@ -77,6 +100,9 @@ def test_blocks() -> None:
         Recipe("t", scale=float("nan")),
         Recipe("t", "linear", blocks="1"),
         Recipe("t", temporal=True),
+        Recipe("t", head="frames"),
+        Recipe("t", "linear", tokens="patches"),
+        Recipe("t", "st-adapter"),
     ],
 )
 def test_what_cannot_be_is_one_line(demo: Backbone, recipe: Recipe) -> None:

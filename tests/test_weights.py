@@ -37,7 +37,6 @@ def test_an_unknown_family_is_an_error() -> None:
         ("samvit_base_patch16", "built of vision_transformer_sam.Block"),
         ("qwen3_vit_88m_enc", "qwen3_vit.Qwen3VitEncoder. has no norm"),
         ("qwen3_vit_88m", "no transformer blocks"),
-        ("vit_base_patch16_sapiens2", "1024x768 pixels"),
         ("vit_base_patch16_224.no_such_tag", "could not be loaded"),
     ],
 )

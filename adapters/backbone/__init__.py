@@ -1,14 +1,8 @@
 """The frozen timm model: load it, fingerprint it, and open the places where residuals are added."""
 
-from adapters.backbone.model import (
-    Backbone,
-    Features,
-    Operator,
-    fingerprint_of,
-    load_backbone,
-    resolve_device,
-    resolve_dtype,
-)
+from adapters.backbone.checkpoint import fingerprint_of
+from adapters.backbone.model import Backbone, Features, Operator, load_backbone
+from adapters.backbone.placement import resolve_device, resolve_dtype
 
 __all__ = [
     "Backbone", "Features", "Operator", "fingerprint_of", "load_backbone", "resolve_device",

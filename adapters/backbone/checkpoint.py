@@ -7,10 +7,10 @@ what is left over. So both sides are compared here, by name and shape, before an
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
 import logging
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from adapters.backbone.sizes import TABLE, grids_of, native_size
+from adapters.config import Size
 from adapters.errors import BackboneError
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,6 @@ UNUSED = re.compile(
 """What no feature needs: classifiers, the mask token and decoder of masked training, the heads of self-supervised
 training, a training's own state, and buffers that timm computes itself."""
 _COUNTER = re.compile(r"\.num_batches_tracked$")
-_TABLE = ".relative_position_bias_table"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Comparison:
 
     ``missing``: of the model. ``left``: of the checkpoint, without a place. ``unused``: likewise, but needed by no
     feature. ``unfit``: sentences, such as other shapes. ``stretched``: empty, or how positions were resampled.
+    ``native``: the size of pictures that the checkpoint's positions are for, where they tell.
     """
 
     tensors: Mapping[str, Tensor]
@@ -52,6 +55,7 @@ class Comparison:
     unused: tuple[str, ...]
     unfit: tuple[str, ...]
     stretched: str
+    native: Size | None
 
     @property
     def fits(self) -> bool:
@@ -70,6 +74,21 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the classifier's tensors, such as ``head.``; empty strings never."""
     names: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     return tuple(f"{n}." for n in ([names] if isinstance(names, str) else names))
+
+
+def fingerprint_of(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """sha256 over the tensors' names, shapes and fp32 bytes in name order, classifier excluded.
+
+    ``tensors``: a checkpoint's that fit the model, in place of its own; it may be on ``meta``.
+    """
+    digest = hashlib.sha256()
+    skip = classifier_names(model)
+    for name, own in sorted(model.state_dict().items()):
+        if not name.startswith(skip):
+            tensor = own if tensors is None else tensors.get(name, torch.zeros(own.shape))  # a counter may be missing
+            digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def read(path: Path) -> Mapping[str, Any]:
@@ -122,12 +141,14 @@ def compare(model: nn.Module, state: Mapping[str, Any]) -> Comparison:
             tensors[name] = value
     missing = [n for n in wanted if n not in converted and not n.startswith(skip or "\0") and not _COUNTER.search(n)]
     stretched, no_grid = _grid(model, raw)
-    if any(n.endswith(_TABLE) and n in wanted and v.shape != wanted[n].shape for n, v in raw.items()):
+    if any(n.endswith(TABLE) and n in wanted and v.shape != wanted[n].shape for n, v in raw.items()):
         stretched = stretched or "tables of position biases were resampled, for pictures of another size"
     unfit = [*_other_patches(model, raw), *_other_windows(model, raw), *_lost_biases(model, raw), *no_grid]
     if shapes:
         unfit.append(f"has {len(shapes)} tensors of another shape or type, such as {shapes[0]}")
-    return Comparison(tensors, tuple(missing), tuple(left), tuple(unused), tuple(unfit), stretched)
+    return Comparison(
+        tensors, tuple(missing), tuple(left), tuple(unused), tuple(unfit), stretched, native_size(model, raw)
+    )  # fmt: skip
 
 
 def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -192,14 +213,14 @@ def _other_windows(model: Any, raw: Mapping[str, Tensor]) -> Iterator[str]:
     Windows of Swin that span the picture are cut to it: only from a larger one is theirs a matter of size.
     """
     for name, value in raw.items():
-        if not name.endswith(_TABLE):
+        if not name.endswith(TABLE):
             continue
         try:
-            module: Any = model.get_submodule(name.removesuffix(_TABLE))
-            block: Any = model.get_submodule(name.removesuffix(_TABLE).rpartition(".")[0])
+            module: Any = model.get_submodule(name.removesuffix(TABLE))
+            block: Any = model.get_submodule(name.removesuffix(TABLE).rpartition(".")[0])
         except AttributeError:
             continue  # it is named among the tensors without a place
-        ours = getattr(module, _TABLE[1:], None)
+        ours = getattr(module, TABLE[1:], None)
         if ours is None or ours.shape == value.shape:
             continue
         stage = getattr(block, "input_resolution", None)
@@ -220,19 +241,17 @@ def _lost_biases(model: nn.Module, raw: Mapping[str, Tensor]) -> Iterator[str]:
 
 def _grid(model: Any, raw: Mapping[str, Tensor]) -> tuple[str, list[str]]:
     """How the grid of positions is resampled, if it is; and why it cannot be."""
-    ours = getattr(model, "pos_embed", None)
-    found = [v for n, v in raw.items() if re.fullmatch(r"(\w+\.)*pos_embed", n) and v.ndim == 3]
-    if not isinstance(ours, Tensor) or ours.ndim != 3 or not found:
+    grids = grids_of(model, raw)
+    if grids is None or grids[0] == grids[1]:
         return "", []
-    prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
-    theirs = found[0].shape[1] - (1 if "register_tokens" in raw else prefix)
-    mine = ours.shape[1] - prefix
-    if theirs == mine:
-        return "", []
-    old, new = math.isqrt(max(theirs, 0)), math.isqrt(mine)
-    if old * old != theirs or old == 0:
-        return "", [f"has {found[0].shape[1]} positions, which make no square grid after {prefix} of other tokens"]
-    return f"the grid of positions was resampled from {old}x{old} to {new}x{new}, for pictures of another size", []
+    old, new = grids
+    if old is None:
+        count = next(v.shape[1] for n, v in raw.items() if re.fullmatch(r"(\w+\.)*pos_embed", n) and v.ndim == 3)
+        if count == model.pos_embed.shape[1]:
+            return "", []  # not square, and as they are
+        return "", [f"has {count} positions, which make no square grid after the other tokens'"]
+    theirs, mine = f"{old[0]}x{old[1]}", f"{new[0]}x{new[1]}"
+    return f"the grid of positions was resampled from {theirs} to {mine}, for pictures of another size", []
 
 
 def _some(names: tuple[str, ...]) -> str:

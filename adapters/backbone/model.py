@@ -6,7 +6,6 @@ what is added where. Residuals enter through module hooks, so timm's own forward
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -18,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.backbone.checkpoint import classifier_names
 from adapters.backbone.families import blocks_of, keep_rope, linear_sites
-from adapters.backbone.weights import build_model
-from adapters.config import InputConfig, SiteName
+from adapters.backbone.placement import resolve_device, resolve_dtype
+from adapters.backbone.weights import Built, build_model
+from adapters.config import SiteName, Size, size_of, size_text
 from adapters.errors import BackboneError
 from adapters.layout import Layout
 
@@ -61,17 +60,15 @@ class Features:
 class Backbone:
     """A frozen model with hooks. One thread at a time may run it; a second one gets an error."""
 
-    def __init__(self, model: nn.Module, name: str, input_config: InputConfig, dtype: torch.dtype) -> None:
-        self.model: Any = model.eval().requires_grad_(False)
-        self.input = input_config
+    def __init__(self, built: Built, device: torch.device, dtype: torch.dtype) -> None:
+        self.model: Any = built.model.to(device).eval().requires_grad_(False)
+        self.input = built.input
         self.dtype = dtype
         self.last_step = 0.0
         """When the latest block was computed, or on CUDA put into the queue; on the monotonic clock."""
-        fingerprint = fingerprint_of(model)
-        parameters = sum(p.numel() for p in model.parameters())
         self.model.to(dtype)
         keep_rope(self.model)
-        self._blocks = blocks_of(model, name)
+        self._blocks = blocks_of(self.model, built.name)
         self._operator: Operator | None = None
         self._rows = 0
         self._taps: dict[int, Tensor] = {}
@@ -79,7 +76,7 @@ class Backbone:
         self._busy = threading.Lock()
         self._seen: dict[tuple[SiteName, int], tuple[int, int]] | None = None
         self._open_sites()
-        self.layout = self._measure(name, fingerprint, parameters)
+        self.layout = self._measure(built)
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +89,7 @@ class Backbone:
         return float(getattr(norm, "eps", 1e-6))
 
     def features(self, images: Tensor, operator: Operator | None = None) -> Features:
-        """Run normalised images (rows, 3, size, size) through the frozen blocks and the operator's residuals.
+        """Run normalised images (rows, 3, height, width) through the frozen blocks and the operator's residuals.
 
         Rows that the operator lets join come behind these, in the order of their blocks. There may be no images at all
         where it does: blocks that no row has come to compute nothing.
@@ -130,7 +127,8 @@ class Backbone:
         for index, block in enumerate(self._blocks):
             block.module.forward = _unless_empty(block.module.forward)
             block.module.register_forward_pre_hook(self._enter(index))
-            block.before_mlp.register_forward_pre_hook(self._tap(index))
+            block.module.register_forward_pre_hook(self._input(index))
+            block.before_mlp.register_forward_pre_hook(self._before_mlp(index))
             block.module.mlp.register_forward_hook(self._site("sequential", index))
             block.module.register_forward_hook(self._block_end(index))
             for site, (linear, part) in linear_sites(block.module).items():
@@ -154,9 +152,24 @@ class Backbone:
 
         return hook
 
-    def _tap(self, index: int) -> Any:
+    def _input(self, index: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if self._operator is None or self._rows == 0 or "input" not in self._operator.active:
+                return None
+            return self._add("input", index, args[0], args[0]), *args[1:]
+
+        return hook
+
+    def _before_mlp(self, index: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            if self._operator is not None and "parallel" in self._operator.active:
+            if self._operator is None:
+                return
+            if "pre_mlp" in self._operator.active:
+                # x' is a sum that only this block holds, so what is written there goes along the skip too. A gradient
+                # needs what was there before.
+                tap = args[0].clone() if torch.is_grad_enabled() else args[0]
+                args[0].copy_(self._add("pre_mlp", index, tap, tap))
+            if "parallel" in self._operator.active:
                 self._taps[index] = args[0]
 
         return hook
@@ -194,14 +207,14 @@ class Backbone:
             self._seen[site, index] = (tap3.shape[-1], out3.shape[-1])
         return cast(Operator, self._operator).add(site, index, tap3, out3).view(out.shape)
 
-    def _measure(self, name: str, fingerprint: str, parameters: int) -> Layout:
+    def _measure(self, built: Built) -> Layout:
         """Run one blank picture: a site exists only if its hook fires in every block.
 
         BEiT and some EVA models read ``qkv.weight`` without calling the Linear; a hook there would be
         silently skipped, and the bare backbone would answer in an adapter's place.
         """
         self._seen = {}
-        blank = torch.zeros(1, 3, self.input.size, self.input.size, device=self.device)
+        blank = torch.zeros(1, 3, *self.input.size, device=self.device)
         with torch.inference_mode():
             features = self.features(blank, _Probe())
             width = self.pool(features, "backbone", "frozen").shape[-1]
@@ -215,7 +228,12 @@ class Backbone:
         pools = ["backbone"]
         if features.normed.shape[-1] == width:
             pools += (["cls"] if getattr(self.model, "cls_token", None) is not None else []) + ["avg"]
-        return Layout(name, fingerprint, parameters, width, self.input.size, depth, sites, tuple(pools))
+        # Swin's tokens lie on a grid: they are patches all.
+        prefix_tokens = getattr(self.model, "num_prefix_tokens", 0 if features.raw.ndim == 4 else None)
+        return Layout(
+            built.name, built.fingerprint, sum(p.numel() for p in self.model.parameters()), width, self.input.size,
+            depth, sites, tuple(pools), prefix_tokens, built.resampled,
+        )  # fmt: skip
 
 
 def _unless_empty(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -240,59 +258,36 @@ class _Probe:
         return out
 
 
-def fingerprint_of(model: nn.Module) -> str:
-    """sha256 over the tensors' names, shapes and fp32 bytes in name order, classifier excluded."""
-    digest = hashlib.sha256()
-    skip = classifier_names(model)
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(skip):
-            digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def load_backbone(name: str = "demo", weights: str = "", device: str = "auto", dtype: str = "auto") -> Backbone:
+def load_backbone(
+    name: str = "demo",
+    weights: str = "",
+    device: str = "auto",
+    dtype: str = "auto",
+    image_size: int | str | Size | None = None,
+) -> Backbone:
     """Load and freeze a timm model.
 
-    ``name``: ``demo``, a timm model name, or a folder in timm's hub layout. ``weights``: empty for the
-    model's own pretrained weights, a ``.safetensors`` or ``.pth`` file, or ``random:SEED`` (tests and
-    benchmarks only). ``device``: ``auto`` takes CUDA where there is one. ``dtype``: see ``resolve_dtype``.
-    Raises BackboneError.
+    ``name``: ``demo``, a timm model name, or a folder in timm's hub layout. ``weights``: empty for the model's own
+    pretrained weights, a ``.safetensors`` or ``.pth`` file, or ``random:SEED`` (tests and benchmarks only).
+    ``device``: ``auto`` takes CUDA where there is one. ``dtype``: see ``resolve_dtype``. ``image_size``: 224, or height
+    and width as ``(196, 322)`` or ``"196x322"``; the model's own where it is empty or None. Raises BackboneError.
     """
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
-    model, label, input_config = build_model(name, weights)
+    built = build_model(name, weights, _resolve_size(image_size))
     try:
-        return Backbone(model.to(place), label, input_config, precision)
+        return Backbone(built, place, precision)
     except torch.OutOfMemoryError as error:
         raise BackboneError(f"{name} does not fit on {place}: {error}", device=str(place)) from error
     except (AttributeError, TypeError, ValueError, IndexError, KeyError, AssertionError, RuntimeError) as error:
         # One of timm's thousand models may have our blocks, and a forward that is unlike those we know.
         why = next(iter(str(error).strip().splitlines()), "")
-        raise BackboneError(f"{name} cannot be adapted ({type(error).__name__}: {why})", model=name) from error
+        at = f" for {size_text(built.input.size)} pixels" if image_size else ""
+        raise BackboneError(f"{name} cannot be adapted{at} ({type(error).__name__}: {why})", model=name) from error
 
 
-def resolve_device(device: str) -> torch.device:
-    """``auto``, or any of torch's device names that exists here."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _resolve_size(given: int | str | Size | None) -> Size | None:
     try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise BackboneError(f"device '{device}' is not usable here: {error}", device=device) from error
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 where the device multiplies in it, else float32."""
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    names["auto"] = torch.bfloat16 if device.type == "cuda" or multiplies_bfloat16() else torch.float32
-    if dtype not in names:
-        raise BackboneError(f"dtype '{dtype}' is not one of {', '.join(names)}", dtype=dtype)
-    return names[dtype]
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for it (AVX-512 BF16, AMX): twice as fast or more; else it is slower."""
-    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+        return None if given is None or given == "" else size_of(given)
+    except ValueError as error:
+        raise BackboneError(f"image size: {error}", field="image_size") from error

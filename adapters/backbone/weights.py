@@ -1,29 +1,29 @@
 """Build a timm model with the weights asked for: from a name, a folder or a file, with or without a network.
 
-It knows timm's names, folders and hub; what a checkpoint holds is ``checkpoint``'s, adapters are others'.
+It knows timm's names and folders; what a checkpoint holds is ``checkpoint``'s, adapters are others'.
 """
 
 from __future__ import annotations
 
 import difflib
-import queue
 import re
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import huggingface_hub
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from adapters.backbone.checkpoint import compare, load, read
+from adapters.backbone import hub
+from adapters.backbone.checkpoint import Comparison, compare, fingerprint_of, load, read
 from adapters.backbone.families import blocks_of
 from adapters.backbone.inputs import input_config
-from adapters.config import InputConfig
+from adapters.backbone.sizes import patch_of, refuse_part_of_a_patch, refused, squares_near
+from adapters.config import InputConfig, Size
 from adapters.errors import BackboneError
 
 DEMO_BACKBONE = Path(__file__).parent.parent / "demo" / "backbone"
@@ -43,24 +43,56 @@ _FOLDER_FILES = (
 _ADVICE = "give a local file with --weights, or use the shipped demo"
 
 
-def build_model(name: str, weights: str) -> tuple[nn.Module, str, InputConfig]:
-    """The model without classifier, the name it goes by, and its preprocessing. See ``load_backbone``."""
+class Built(NamedTuple):
+    """What a timm model without classifier goes by, its preprocessing, itself, and its fingerprints (see Layout)."""
+
+    name: str
+    input: InputConfig
+    model: nn.Module
+    fingerprint: str
+    resampled: str
+
+
+class _Loaded(NamedTuple):
+    model: nn.Module
+    fingerprint: str
+    resampled: str
+
+
+class _Plan(NamedTuple):
+    """What is to be built. ``own``: the model without memory, at its own size. ``size``: another one, or None."""
+
+    name: str
+    source: str
+    own: nn.Module
+    size: Size | None
+
+    @property
+    def own_size(self) -> Size:
+        return input_config(self.own).size
+
+    def at(self, size: Size | None) -> nn.Module:
+        """The model without memory, for pictures of that size. Raises BackboneError."""
+        with torch.device("meta"):
+            return _create(self.name, self.source, size)
+
+
+def build_model(name: str, weights: str, size: Size | None = None) -> Built:
+    """See ``load_backbone``. Raises BackboneError."""
     source, label = _resolve(name)
-    _refuse_other_families(name, source)
+    plan = _planned(name, source, size)
     seed = re.fullmatch(r"random:(\d{1,9})", weights)
     if seed:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed[1]))
-            model = _create(name, source)
         label = f"{label}+random:{seed[1]}"
+        loaded = _random(plan, int(seed[1]), label)
     elif weights.startswith("random"):
         raise BackboneError(f"weights '{weights}' must be random:SEED with a whole number", weights=weights)
     elif weights or source != name:
-        model = _create(name, source)
-        _fill(model, Path(weights) if weights else _file_in(Path(source.removeprefix("local-dir:"))), label)
+        path = Path(weights) if weights else _file_in(Path(source.removeprefix("local-dir:")))
+        loaded = _filled(plan, read(path), label, path)
     else:
-        model = _pretrained(name)
-    return model, label, input_config(model)
+        loaded = _pretrained(plan)
+    return Built(label, input_config(loaded.model, plan.size), *loaded)
 
 
 def _resolve(name: str) -> tuple[str, str]:
@@ -74,20 +106,36 @@ def _resolve(name: str) -> tuple[str, str]:
     return name, name
 
 
-def _refuse_other_families(name: str, source: str) -> None:
-    """Build the model without memory, so that nobody downloads what cannot be adapted."""
+def _planned(name: str, source: str, size: Size | None) -> _Plan:
+    """Build the model without memory, so that nobody downloads what cannot be adapted, or cannot run at that size."""
     with torch.device("meta"):
         model = _create(name, source)
     blocks_of(model, name)
     try:
-        input_config(model)
+        own = input_config(model).size
     except (KeyError, TypeError, ValueError) as error:  # a config.json by hand
         raise _not_loaded(name, f"its preprocessing cannot be read: {_first_line(error)}") from error
-
-
-def _create(name: str, source: str, *, pretrained: bool = False) -> nn.Module:
+    if size is None or size == own:
+        return _Plan(name, source, model, None)
+    plan = _Plan(name, source, model, size)
+    refuse_part_of_a_patch(name, model, own, size)
     try:
-        model: nn.Module = timm.create_model(source, pretrained=pretrained, num_classes=0)
+        plan.at(size)
+    except BackboneError as error:
+        why = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        told = f"timm makes no such model ({type(why).__name__}: {_first_line(why)})"
+        raise refused(name, own, size, told) from error
+    return plan
+
+
+def _create(name: str, source: str, size: Size | None = None, *, pretrained: bool = False) -> nn.Module:
+    sized = {"img_size": size} if size else {}
+    try:
+        with hub.within_reach(name, REACH_S) if pretrained else nullcontext(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about how timm resamples
+            model: nn.Module = timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
+    except hub.OutOfReach as error:
+        raise _not_loaded(name, str(error)) from error
     except Exception as error:  # timm, torch and the hub's client raise many kinds; each means: not this model, here
         raise _not_loaded(name, f"{type(error).__name__}: {_first_line(error)}") from error
     return model
@@ -111,18 +159,86 @@ def _file_in(folder: Path) -> Path:
     return (known or others)[0]
 
 
-def _fill(model: nn.Module, path: Path, name: str) -> None:
-    """Load a local checkpoint whole, or raise BackboneError with what is missing and what would be left over."""
-    state = read(path)
+def _random(plan: _Plan, seed: int, label: str) -> _Loaded:
+    """Random weights of the model's own size, resampled as others are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _create(plan.name, plan.source)
+    return _filled(plan, model.state_dict(), label) if plan.size else _Loaded(model, fingerprint_of(model), "")
+
+
+def _pretrained(plan: _Plan) -> _Loaded:
+    """timm's own weights at a size. Raises BackboneError."""
+    model = _create(plan.name, plan.name, pretrained=True)
+    whole = fingerprint_of(model)
+    if plan.size is None:
+        return _Loaded(model, whole, "")
+    found = compare(plan.at(plan.size), model.state_dict())
+    if not found.fits:
+        raise _unfit(plan, found, model.state_dict(), plan.name, None)
+    del model  # there is room for one of them
+    model = _create(plan.name, plan.name, plan.size, pretrained=True)
+    here = fingerprint_of(model)
+    return _Loaded(model, whole, "" if whole == here else here)
+
+
+def _filled(plan: _Plan, state: Mapping[str, Any], label: str, path: Path | None = None) -> _Loaded:
+    """A model with a whole checkpoint in it, and its fingerprints; positions are resampled as timm does it.
+
+    Raises BackboneError with what is missing and what would be left over, or with sizes that the weights can run at.
+    """
+    model = _create(plan.name, plan.source, plan.size)
     found = compare(model, state)
     if not found.fits:
-        fitting = _architecture_of(state, name)
-        raise BackboneError(
-            f"weights file '{path.name}' {found}; it belongs to another architecture than {name}"
-            + (f" and fits {fitting}" if fitting else ""),
-            weights=str(path), tensor=(*found.missing, *found.left, "")[0],
-        )  # fmt: skip
-    load(model, found, path.name)
+        raise _unfit(plan, found, state, label, path)
+    load(model, found, path.name if path else label)
+    here = fingerprint_of(model)
+    given = _given(plan, found, state)
+    whole = fingerprint_of(*given) if given else here
+    return _Loaded(model, whole, "" if whole == here else here)
+
+
+def _given(plan: _Plan, found: Comparison, state: Mapping[str, Any]) -> tuple[nn.Module, Mapping[str, Tensor]] | None:
+    """The model without memory at the size that a checkpoint is for, and its tensors, with none of them resampled.
+
+    None where that is the model as it was built, or nothing tells.
+    """
+    if not (found.stretched or plan.size):
+        return None
+    own = compare(plan.own, state)
+    if own.fits and not own.stretched:
+        return plan.own, own.tensors
+    with suppress(BackboneError):
+        native = plan.at(own.native or found.native)
+        first = compare(native, state)
+        if first.fits and not first.stretched:
+            return native, first.tensors
+    return None
+
+
+def _unfit(plan: _Plan, found: Comparison, state: Mapping[str, Any], label: str, path: Path | None) -> BackboneError:
+    own = compare(plan.own, state) if plan.size else found
+    if plan.size and own.fits:
+        return refused(label, plan.own_size, plan.size, f"its weights: {found}", _sizes_that_fit(plan, state))
+    fitting = _architecture_of(state, label)
+    name = path.name if path else label
+    return BackboneError(
+        f"weights file '{name}' {own}; it belongs to another architecture than {label}"
+        + (f" and fits {fitting}" if fitting else ""),
+        weights=str(path or label), tensor=(*own.missing, *own.left, "")[0],
+    )  # fmt: skip
+
+
+def _sizes_that_fit(plan: _Plan, state: Mapping[str, Any]) -> list[Size]:
+    """At most two squares near the size that was refused."""
+    found, end = list[Size](), time.monotonic() + GUESS_S
+    for size in squares_near(plan.size or plan.own_size, patch_of(plan.own)):
+        if len(found) == 2 or time.monotonic() > end:
+            break
+        with suppress(BackboneError):
+            if size != plan.own_size and compare(plan.at(size), state).fits:
+                found.append(size)
+    return found
 
 
 def _architecture_of(state: Mapping[str, Any], near: str) -> str:
@@ -152,68 +268,3 @@ def _architecture_of(state: Mapping[str, Any], near: str) -> str:
             if found.fits and not found.stretched:
                 return name
     return ""
-
-
-def _pretrained(name: str) -> nn.Module:
-    """timm's own weights, from the hub or its cache. Without a network the hub's client would retry for a minute."""
-    hub = huggingface_hub.constants
-    config = timm.get_pretrained_cfg(name)
-    if not (config and config.has_weights):
-        raise _not_loaded(name, "timm has no pretrained weights for it")
-    # Set by its user, the hub's time for a first answer counts; ten seconds as it comes are too long here.
-    bound = REACH_S if hub.HF_HUB_ETAG_TIMEOUT == hub.DEFAULT_ETAG_TIMEOUT else float(hub.HF_HUB_ETAG_TIMEOUT)
-    address = hub.ENDPOINT if config.hf_hub_id else config.url
-    if hub.HF_HUB_OFFLINE or _reachable(address, bound):
-        return _create(name, name, pretrained=True)
-    if not _is_cached(config):
-        raise _not_loaded(
-            name,
-            f"{address} cannot be reached in {bound:g} s, and its weights are not in the local cache; "
-            "the environment's HF_HUB_ETAG_TIMEOUT gives a slow network more seconds",
-        )
-    with _offline():
-        return _create(name, name, pretrained=True)
-
-
-def _is_cached(config: Any) -> bool:
-    """Whether the hub's client has anything of the model's repository, or torch's has the file of an address."""
-    if not config.hf_hub_id:
-        return (Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name).is_file()
-    try:
-        huggingface_hub.snapshot_download(config.hf_hub_id, local_files_only=True)
-    except Exception:  # of a kind for each thing that may be missing
-        return False
-    return True
-
-
-def _reachable(address: str, bound: float) -> bool:
-    """Whether anything answers there in ``bound`` seconds, by the hub's own client with its proxies and certificates.
-
-    In a thread, since a name server that does not answer heeds no timeout of a client.
-    """
-    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            huggingface_hub.get_session().head(address, timeout=bound)
-        except Exception:  # of the client, of TLS or of a proxy: there is no way there
-            answers.put(False)
-        else:
-            answers.put(True)
-
-    threading.Thread(target=ask, name="hub", daemon=True).start()
-    try:
-        return answers.get(timeout=bound)
-    except queue.Empty:
-        return False
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """The hub's client takes what is in its cache and asks nobody."""
-    before = huggingface_hub.constants.HF_HUB_OFFLINE
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before

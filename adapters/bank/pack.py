@@ -9,16 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.config import SiteConfig, SiteName
 from adapters.file import Adapter
+from adapters.heads import PAGE, VALUES, class_pages, groups_of
 from adapters.layout import Layout
 from adapters.meta import AdapterMeta
 from adapters.sites import SlotWeights
-
-PAGE = 16
-"""Classes per page of a head. A head of C classes takes ceil(C / PAGE) pages, the last one zero-padded."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ class PackedAdapter:
     """A host copy ready for a slot.
 
     ``planes[site]`` (elements,) in the compute dtype; ``vector`` (6 + 2 width,) float32: mean, std, norm weight,
-    norm bias; ``pages`` (pages, PAGE, width) and ``page_bias`` (pages, PAGE) float32: the head.
+    norm bias; ``pages`` (pages, PAGE, width) and ``page_bias`` (pages, PAGE) float32: the head, first the pages of its
+    classes, then those of its groups (``heads.py``).
     """
 
     meta: AdapterMeta
@@ -89,14 +89,10 @@ def pack(adapter: Adapter, layout: Layout, rank: int, dtype: torch.dtype, *, pin
         flat = torch.zeros(1, plane.elements, dtype=torch.float32)
         _fill(plane.views(flat), site, adapter.tensors)
         planes[site.site] = flat[0].to(dtype)
-    count = -(-len(config.labels) // PAGE)
-    pages = torch.zeros(count * PAGE, layout.width)
-    bias = torch.zeros(count * PAGE)
-    pages[: len(config.labels)] = adapter.tensors["head.weight"].float()
-    bias[: len(config.labels)] = adapter.tensors["head.bias"].float()
+    pages, bias = _head(adapter, layout.width)
     packed = PackedAdapter(
         AdapterMeta.of(config, layout, digest=adapter.digest, parameters=adapter.parameters), planes,
-        _vector(adapter, layout), pages.view(count, PAGE, -1), bias.view(count, PAGE),
+        _vector(adapter, layout), pages, bias,
     )  # fmt: skip
     if not pinned:
         return packed
@@ -126,3 +122,47 @@ def _vector(adapter: Adapter, layout: Layout) -> Tensor:
     if config.norm == "trained":
         weight, bias = adapter.tensors["norm.weight"].float(), adapter.tensors["norm.bias"].float()
     return torch.cat([torch.tensor(config.input.mean), torch.tensor(config.input.std), weight, bias])
+
+
+def _head(adapter: Adapter, width: int) -> tuple[Tensor, Tensor]:
+    """Pages (pages, PAGE, width) and their bias (pages, PAGE)."""
+    config, weight = adapter.config, adapter.tensors["head.weight"].float()
+    groups, classes = groups_of(config), len(config.labels)
+    made = torch.empty(0, PAGE, width)
+    if config.head == "frames":
+        down = adapter.tensors.get("head.down.weight")
+        if down is None:  # a clip's vector is its logits
+            down, weight = weight, torch.eye(classes)
+        made = _lines(down.float().reshape(len(down), config.frames, width), groups, PAGE).transpose(1, 2).flatten(0, 1)
+    elif config.head == "attention":
+        made = _attentions(adapter.tensors, groups, width)
+        weight = F.pad(F.pad(weight, (0, groups * VALUES - weight.shape[1])).view(classes, groups, VALUES), (1, 0))
+        weight = weight.flatten(1)
+    own = class_pages(classes)
+    last = F.pad(weight, (0, width - weight.shape[1], 0, own * PAGE - classes)).view(own, PAGE, width)
+    pages, bias = torch.cat([last, made]), torch.zeros(own + len(made), PAGE)
+    bias.view(-1)[:classes] = adapter.tensors["head.bias"].float()
+    return pages, bias
+
+
+def _attentions(tensors: Mapping[str, Tensor], groups: int, width: int) -> Tensor:
+    """Two pages for each attention (2 * groups, PAGE, width).
+
+    The first is multiplied with every frame: its score, and then its values. The second holds in each frame's column
+    what the frame's position adds to the lines of the first.
+    """
+    weight, position = (
+        torch.cat([score.float().unsqueeze(1), _lines(value.float(), groups, VALUES)], 1)
+        for score, value in (
+            (tensors["head.score.weight"], tensors["head.value.weight"]),
+            (tensors["head.score.position"].T, tensors["head.value.position"].T),
+        )
+    )
+    return torch.stack([weight, F.pad(position, (0, width - position.shape[2]))], 1).flatten(0, 1)
+
+
+def _lines(rows: Tensor, groups: int, each: int) -> Tensor:
+    """Rows (rows, ...) as (groups, each, ...), zeros behind the last."""
+    made = rows.new_zeros(groups * each, *rows.shape[1:])
+    made[: len(rows)] = rows
+    return made.view(groups, each, *rows.shape[1:])

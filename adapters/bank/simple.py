@@ -9,11 +9,12 @@ from collections.abc import Mapping
 
 import torch
 
-from adapters.bank.pack import PAGE, pack
+from adapters.bank.pack import pack
 from adapters.bank.policy import Usage
 from adapters.bank.slabs import Slabs
 from adapters.bank.slots import Resident, Slots
 from adapters.file import Adapter
+from adapters.heads import pages_of
 from adapters.layout import Layout
 
 
@@ -98,7 +99,7 @@ def _rank(adapter: Adapter) -> int:
 
 
 def _pages(adapter: Adapter) -> int:
-    return -(-len(adapter.config.labels) // PAGE)
+    return pages_of(adapter.config)
 
 
 def _roomy(now: int, wanted: int) -> int:

@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from adapters.bank.pack import PAGE, PackedAdapter, Plane, plane_of
+from adapters.bank.pack import PackedAdapter, Plane, plane_of
 from adapters.config import SiteName
 from adapters.errors import NoRoom
+from adapters.heads import PAGE
 from adapters.layout import Layout
 from adapters.sites import SlotWeights
 from adapters.threads import one_thread

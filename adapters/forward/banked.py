@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.bank import PAGE, Slabs
+from adapters.bank import Slabs
 from adapters.config import Activation, Pool, SiteName
 from adapters.errors import BackboneError
 from adapters.forward.compiled import Compiled
@@ -147,8 +147,8 @@ class BankedForward:
         size, pages = self.backbone.layout.input_size, self.slabs.page_count
         for count in rows:
             for meta in metas:
-                picture = np.zeros((meta.frames, 3, size, size), np.uint8)
-                head = tuple(1 + number % pages for number in range(-(-meta.classes // PAGE)))
+                picture = np.zeros((meta.frames, 3, *size), np.uint8)
+                head = tuple(1 + number % pages for number in range(meta.pages))
                 yield [Job(picture, 1, head, meta)] * max(1, count // meta.frames)
 
     def _compute(self, prepared: Prepared) -> Outputs:
@@ -177,7 +177,7 @@ class BankedForward:
         One of timm's models may do more between its blocks than can be left out.
         """
         layout = self.backbone.layout
-        blank = np.zeros((1, 3, layout.input_size, layout.input_size), np.uint8)
+        blank = np.zeros((1, 3, *layout.input_size), np.uint8)
         try:
             for block in {layout.blocks // 2 or 1, layout.blocks}:
                 self.prefixes = PrefixCache(sys.maxsize)
@@ -208,7 +208,8 @@ class BankedForward:
 
 def _kind(meta: AdapterMeta) -> object:
     """What of a task makes another key."""
-    return tuple(sorted(meta.acts.items())), meta.temporal, meta.pool, meta.norm, meta.frames, meta.classes
+    sites = tuple(sorted(meta.acts.items())), meta.temporal, meta.patches
+    return sites, meta.pool, meta.norm, meta.frames, meta.classes, meta.head, meta.groups
 
 
 def _usual(pool: Pool, norm: str, acts: dict[SiteName, Activation]) -> AdapterMeta:

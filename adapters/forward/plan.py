@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from adapters.config import ACTIVATIONS, Activation, Pool, SiteName
 from adapters.forward.streams import Job, Prefixes, picture_of, streams_of
+from adapters.forward.timed import Timed, TimedKey, TimedTable, power_of_two, split
 
 SLOTS, SOURCE, BEFORE, AFTER, HAS_BEFORE, HAS_AFTER, SITES = range(7)
-"""Lines of the table's rows; from ``SITES`` on, two lines per site of the key: its slots and its activations."""
+"""Lines of the table's rows; from ``SITES`` on, for each site of the key those of ``SLOTS_AT`` and so on."""
+SLOTS_AT, ACTS_AT, PATCHES_AT, LINES_PER_SITE = range(4)
+"""A site's own lines: its slots, its activations, and whether only the patches' tokens are adapted."""
 SLOT, TRAINED, FRAMES = range(3)
 """Lines of the table's jobs: the slot, whether it has a norm of its own, rows of the job."""
 SITE_ORDER: tuple[SiteName, ...] = get_args(SiteName)
@@ -30,11 +33,12 @@ Array = TypeVar("Array")
 
 @dataclass(frozen=True)
 class SiteKey:
-    """A site in use, the activations that occur there, and whether any row mixes in time."""
+    """A site in use, the activations that occur there, whether any row mixes in time, and whether any spares tokens."""
 
     site: SiteName
     acts: tuple[Activation, ...]
     temporal: bool
+    patches: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class BatchKey:
     adapts. ``joins`` holds (block, rows) for the rows that are not there from the beginning, in the order of the
     blocks: those that come from the prefix cache, and behind them copies of rows that are there. ``jobs`` are its
     answers, each of at most ``frames`` rows and at most ``pages`` pages of its head; ``heads`` are the different pages
-    of all. These may be larger than what is there: the rest is blank.
+    of all. These may be larger than what is there: the rest is blank. ``timed`` is of the heads that see time.
     """
 
     rows: int
@@ -57,6 +61,7 @@ class BatchKey:
     frames: int = 1
     pages: int = 1
     heads: int = 1
+    timed: TimedKey | None = None
 
     @property
     def input_rows(self) -> int:
@@ -66,8 +71,17 @@ class BatchKey:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of the table's parts, in the order of ``Table``."""
-        lines = SITES + 2 * len(self.sites)
-        return (lines, self.rows), (3, self.jobs), (self.jobs, self.frames), (self.jobs, self.pages), (self.heads,)
+        lines = SITES + LINES_PER_SITE * len(self.sites)
+        timed = sum(map(prod, self.timed_shapes)) if self.timed else 0
+        return (
+            (lines, self.rows), (3, self.jobs), (self.jobs, self.frames), (self.jobs, self.pages), (self.heads,),
+            (timed,),
+        )  # fmt: skip
+
+    @property
+    def timed_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the parts for heads that see time, in the order of ``TimedTable``; none where there are no such heads."""
+        return self.timed.shapes(self.jobs, self.frames) if self.timed else ()
 
     @property
     def integers(self) -> int:
@@ -79,9 +93,9 @@ class BatchKey:
 class Table(Generic[Array]):
     """The parts of a packed table, as views of it.
 
-    ``rows`` (7 + 2 sites, rows); ``jobs`` (3, jobs); ``vectors`` (jobs, frames): which of the pooled vectors, row after
+    ``rows`` (6 + 3 sites, rows); ``jobs`` (3, jobs); ``vectors`` (jobs, frames): which of the pooled vectors, row after
     row and mode after mode, are each job's, its last one repeated; ``places`` (jobs, pages): where in ``heads`` its
-    pages are; ``heads`` (heads,): page numbers.
+    pages are; ``heads`` (heads,): page numbers; ``timed`` (integers,): see ``TimedTable``.
     """
 
     rows: Array
@@ -89,15 +103,12 @@ class Table(Generic[Array]):
     vectors: Array
     places: Array
     heads: Array
+    timed: Array
 
     @classmethod
     def of(cls, key: BatchKey, packed: Any) -> Table[Array]:
         """Of an array or a tensor (integers,)."""
-        parts, start = [], 0
-        for shape in key.shapes:
-            parts.append(packed[start : start + prod(shape)].reshape(shape))
-            start += prod(shape)
-        return cls(*parts)
+        return cls(*split(packed, key.shapes))
 
 
 class Keep(NamedTuple):
@@ -136,11 +147,6 @@ def padded(count: int) -> int:
     return power_of_two(count) if count <= 8 else -(-count // 8) * 8
 
 
-def power_of_two(count: int) -> int:
-    """The smallest one that is not less."""
-    return 1 << (count - 1).bit_length()
-
-
 def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None = None) -> Plan:
     """Lay the streams out one after another, a clip's rows side by side in time order.
 
@@ -159,8 +165,10 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
         mine = np.repeat([job.slot if site in job.meta.acts else 0 for job in members], frames)
         codes = np.repeat([ACTIVATIONS.index(job.meta.acts.get(site, "none")) for job in members], frames)
         acts = tuple(ACTIVATIONS[c] for c in np.unique(codes[mine > 0]))
-        keys.append(SiteKey(site, acts, any(site in job.meta.temporal for job in members)))
-        lines += [mine, codes]
+        patches = np.repeat([site in job.meta.patches for job in members], frames)
+        temporal = any(site in job.meta.temporal for job in members)
+        keys.append(SiteKey(site, acts, temporal, bool(patches.any())))
+        lines += [mine, codes, patches]
     joined = zip(streams.enters[streams.pictures :], frames[streams.pictures :], strict=True)
     joins = tuple(
         (block, int(sum(rows for _, rows in group))) for block, group in groupby(joined, key=lambda pair: pair[0])
@@ -168,8 +176,12 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
     pad = pad and not joins and not streams.keeps
     rows, longest = int(frames.sum()), int(frames.max())
     size = padded(rows) if pad else rows
-    heads, places = np.unique(np.concatenate([job.pages for job in jobs]), return_inverse=True)
+    timed, pages = Timed.among(jobs), [job.pages for job in jobs]
+    if timed:  # the other pages of such a head make its job's vector
+        pages = [own[: job.meta.class_pages] if job.meta.groups else own for own, job in zip(pages, jobs, strict=True)]
+    heads, places = np.unique(np.concatenate(pages), return_inverse=True)
     answers = max(size, padded(len(jobs))) if pad else len(jobs)
+    span = power_of_two(longest) if pad else longest
     key = BatchKey(
         rows=size,
         sites=tuple(keys),
@@ -177,9 +189,10 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
         first=0 if pad else min((job.meta.first for job in members if job.meta.acts), default=0),
         joins=joins,
         jobs=answers,
-        frames=power_of_two(longest) if pad else longest,
-        pages=power_of_two(max(len(job.pages) for job in jobs)),
+        frames=span,
+        pages=power_of_two(max(map(len, pages))),
         heads=max(answers, power_of_two(len(heads))),
+        timed=timed.key(jobs, size // span if pad else 0) if timed else None,
     )
     plan = Plan(
         key, np.zeros(key.integers, np.int64), tuple(streams.jobs[: streams.pictures]), frames[of_job], starts[of_job],
@@ -194,7 +207,9 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
     table.rows[SOURCE : AFTER + 1, rows:] = np.arange(rows, size)
     _fill_jobs(table, plan, jobs)
     table.heads[: len(heads)] = heads
-    _fill_places(table.places, jobs, places)
+    _fill_places(table.places, pages, places)
+    if timed:
+        timed.fill(TimedTable.of(key.timed_shapes, table.timed), jobs)
     return plan
 
 
@@ -223,10 +238,10 @@ def _fill_jobs(table: Table[NDArray[np.int64]], plan: Plan, jobs: Sequence[Job])
     table.vectors[:count] = (modes * key.rows + plan.starts)[:, None] + step
 
 
-def _fill_places(places: NDArray[np.int64], jobs: Sequence[Job], found: NDArray[np.int64]) -> None:
+def _fill_places(places: NDArray[np.int64], pages: Sequence[tuple[int, ...]], found: NDArray[np.int64]) -> None:
     """``found``: of every job's pages, one job after another, the places in ``heads``."""
-    counts = np.array([len(job.pages) for job in jobs])
-    places[np.repeat(np.arange(len(jobs)), counts), _positions(counts)] = found.reshape(-1)
+    counts = np.array([len(own) for own in pages])
+    places[np.repeat(np.arange(len(pages)), counts), _positions(counts)] = found.reshape(-1)
 
 
 def _positions(frames: NDArray[np.int64]) -> NDArray[np.int64]:

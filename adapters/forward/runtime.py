@@ -11,33 +11,38 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.backbone.inputs import normalise
-from adapters.bank import PAGE, Slabs
+from adapters.bank import Slabs
 from adapters.config import SiteName
+from adapters.forward.heads import scores_of, vectors_of
 from adapters.forward.plan import (
+    ACTS_AT,
     AFTER,
     BEFORE,
-    FRAMES,
     HAS_AFTER,
     HAS_BEFORE,
+    LINES_PER_SITE,
+    PATCHES_AT,
     SITES,
     SLOT,
     SLOTS,
+    SLOTS_AT,
     SOURCE,
     TRAINED,
     BatchKey,
     Keep,
     Table,
 )
-from adapters.sites import ClipRows, SiteRows, banked_residual
+from adapters.sites import ClipRows, LeftOut, SiteRows, banked_residual
 
 TOLERANCE = 0.05
 """How far a runtime may be from eager, of the largest value: what roundings to bfloat16 add up to over the blocks."""
-PAGES_AT_ONCE = 256
-"""Pages of heads that are gathered for one product: 4,096 classes, 6 MB at ViT-S."""
 
 
 class Outputs(NamedTuple):
-    """``vectors`` (jobs, width): pooled, meant over frames, normed. ``logits`` (jobs, pages * PAGE). Both float32."""
+    """``vectors`` (jobs, width): pooled, meant over frames, normed. ``logits`` (jobs, pages * PAGE). Both float32.
+
+    Where a head sees time, the vector is what it made of the frames.
+    """
 
     vectors: Tensor
     logits: Tensor
@@ -79,48 +84,15 @@ class Eager:
         features = self._backbone.features(images, operator)
         pooled = [self._backbone.pool(features, *mode).float() for mode in key.modes]
         rows = pooled[0] if len(pooled) == 1 else torch.cat(pooled)
-        vectors = _mean_over_frames(rows, table)
-        if any(norm == "trained" for _, norm in key.modes):
-            vectors = self._own_norm(vectors, table)
+        trained = any(norm == "trained" for _, norm in key.modes)
+        vectors = vectors_of(rows, self._slabs, key, table, self._own_norm if trained else None)
         return Outputs(vectors, scores_of(vectors, self._slabs, table))
 
-    def _own_norm(self, vectors: Tensor, table: Table[Tensor]) -> Tensor:
-        weight, bias = self._slabs.vectors[table.jobs[SLOT]][:, 6:].chunk(2, dim=1)
+    def _own_norm(self, vectors: Tensor, jobs: Tensor) -> Tensor:
+        """``jobs``: the table's lines of whose the vectors are."""
+        weight, bias = self._slabs.vectors[jobs[SLOT]][:, 6:].chunk(2, dim=1)
         normed = self._backbone.normalise_vector(vectors) * weight + bias
-        return torch.where(table.jobs[TRAINED].bool()[:, None], normed, vectors)
-
-
-def _mean_over_frames(rows: Tensor, table: Table[Tensor]) -> Tensor:
-    """Mean of each job's rows, added one frame after another so that longer neighbours change no bit."""
-    frames = table.vectors.shape[1]
-    total = rows[table.vectors[:, 0]]
-    if frames == 1:
-        return total
-    count = table.jobs[FRAMES, :, None]
-    here = (torch.arange(frames, device=count.device) < count).to(total.dtype)
-    for t in range(1, frames):
-        total = total.addcmul(rows[table.vectors[:, t]], here[:, t : t + 1])
-    return total / count.to(total.dtype)
-
-
-def scores_of(vectors: Tensor, slabs: Slabs, table: Table[Tensor]) -> Tensor:
-    """Logits (jobs, pages * PAGE): every job against every different page, and then each job takes its own.
-
-    So the classes of a task are read once, however many jobs ask it. That most products are thrown away where each job
-    has a task of its own costs little: a page is 16 of the thousands of rows that a batch is to the backbone. A page's
-    product depends on the number of jobs alone, so neighbours with larger heads change no bit.
-    """
-    jobs, heads = table.vectors.shape[0], table.heads.shape[0]
-    columns = vectors.T
-    scores = vectors.new_empty(heads, PAGE, jobs)
-    for start in range(0, heads, PAGES_AT_ONCE):
-        numbers = table.heads[start : start + PAGES_AT_ONCE]
-        torch.baddbmm(
-            slabs.page_bias[numbers].unsqueeze(-1), slabs.pages[numbers], columns.expand(len(numbers), -1, -1),
-            out=scores[start : start + PAGES_AT_ONCE],
-        )  # fmt: skip
-    chosen = scores[table.places, :, torch.arange(jobs, device=scores.device)[:, None]]
-    return chosen.reshape(jobs, -1)
+        return torch.where(jobs[TRAINED].bool()[:, None], normed, vectors)
 
 
 class RowOperator:
@@ -128,7 +100,7 @@ class RowOperator:
 
     def __init__(self, slabs: Slabs, key: BatchKey, rows: Tensor, prefix: Prefix | None = None) -> None:
         self._slabs, self._key, self._table = slabs, key, rows
-        self._places = {site.site: SITES + 2 * i for i, site in enumerate(key.sites)}
+        self._places = {site.site: SITES + LINES_PER_SITE * i for i, site in enumerate(key.sites)}
         self._masks = None
         if any(site.temporal for site in key.sites):
             self._masks = rows[HAS_BEFORE : HAS_AFTER + 1].to(slabs.dtype).view(2, -1, 1, 1)
@@ -163,13 +135,17 @@ class RowOperator:
             clips = ClipRows(table[BEFORE], table[AFTER], self._masks[0, :count], self._masks[1, :count])
         return {
             site.site: SiteRows(
-                slots=table[place],
+                slots=table[place + SLOTS_AT],
                 acts=site.acts,
-                act_of=table[place + 1],
+                act_of=table[place + ACTS_AT],
                 clips=clips if site.temporal else None,
+                left_out=self._left_out(table[place + PATCHES_AT]) if site.patches else None,
             )
             for site, place in zip(self._key.sites, self._places.values(), strict=True)
         }
+
+    def _left_out(self, patches: Tensor) -> LeftOut:
+        return LeftOut(self._slabs.layout.prefix_tokens or 0, patches.bool().view(-1, 1, 1))
 
 
 def agrees(found: Outputs, expected: Outputs) -> bool:

@@ -21,7 +21,7 @@ from adapters.meta import AdapterMeta
 
 @dataclass(frozen=True)
 class Job:
-    """One input and the slot that answers it: ``pixels`` uint8 (frames, 3, size, size).
+    """One input and the slot that answers it: ``pixels`` uint8 (frames, 3, height, width).
 
     Jobs with the same ``picture`` have equal pixels; None is like no other.
     """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from adapters.backbone import Backbone
 from adapters.config import SiteConfig, SiteName
 from adapters.errors import ImportRefused
 from adapters.file import write_tensors
-from adapters.importers.common import MAX_SOURCE_BYTES, Imported, ImportTerms, Residual, check_head, config_of, site_of
+from adapters.importers.common import Imported, ImportTerms, Residual, check_head, config_of, read_state, site_of
 
 DEFAULT_SCALE = 0.1
 """The paper's; the official scripts use it and store it nowhere."""
@@ -113,26 +112,7 @@ def export_backbone(checkpoint: AdaptFormerCheckpoint, backbone: Backbone, path:
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The state dict and the arguments of the run, read by torch's restricted unpickler."""
-    size = path.stat().st_size
-    if size > MAX_SOURCE_BYTES:
-        raise ImportRefused(f"{path.name} has {size} bytes, the limit is {MAX_SOURCE_BYTES}",
-                            limit=MAX_SOURCE_BYTES, value=size)  # fmt: skip
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more: it cannot be read
-        first = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
-        raise ImportRefused(
-            f"{path.name} cannot be read as a checkpoint of plain tensors ({type(error).__name__}: {first})"
-        ) from error
-    state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state:
-        raise ImportRefused(f"{path.name} has no 'model' entry; expected what AdaptFormer's code saves: "
-                            "a dictionary with 'model' and 'args'", field="model")  # fmt: skip
-    if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
-        raise ImportRefused(f"the 'model' entry of {path.name} holds more than named tensors", field="model")
+    state, content = read_state(path, "AdaptFormer's code saves: a dictionary with 'model' and 'args'")
     args = content.get("args")
     return state, vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
 

@@ -5,7 +5,9 @@ It does not know any foreign format.
 
 from __future__ import annotations
 
+import argparse
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,8 @@ from adapters.config import (
     Pool,
     SiteConfig,
     SiteName,
+    Tokens,
+    VideoConfig,
 )
 from adapters.errors import ImportRefused
 from adapters.file import write_adapter
@@ -55,6 +59,8 @@ class ImportTerms:
 class Residual:
     """One block's low-rank residual: ``down`` (rank, width in), ``up`` (width out, rank), and their biases.
 
+    ``time`` (rank, 1, 3) mixes over the frames of a clip.
+
     Raises ImportRefused if they do not agree on a rank.
     """
 
@@ -62,6 +68,7 @@ class Residual:
     down_bias: Tensor
     up: Tensor
     up_bias: Tensor
+    time: Tensor | None = None
 
     def __post_init__(self) -> None:
         rank = self.down_bias.shape
@@ -73,14 +80,44 @@ class Residual:
             )
 
     def padded(self, rank: int) -> dict[str, Tensor]:
-        """The four tensors at a rank that is not smaller; exact, since the new columns of ``up`` are zero."""
+        """The tensors at a rank that is not smaller; exact, since the new columns of ``up`` are zero."""
         more = rank - self.down.shape[0]
-        return {
+        tensors = {
             "down.weight": F.pad(self.down, (0, 0, 0, more)),
             "down.bias": F.pad(self.down_bias, (0, more)),
             "up.weight": F.pad(self.up, (0, more)),
             "up.bias": self.up_bias,
         }
+        if self.time is not None:
+            tensors["time.weight"] = F.pad(self.time, (0, 0, 0, 0, 0, more))
+        return tensors
+
+
+def read_state(path: Path, saved: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors under 'model' of a checkpoint and all that it holds, read by torch's restricted unpickler.
+
+    ``saved`` says who saves such files. Raises ImportRefused, OSError.
+    """
+    size = path.stat().st_size
+    if size > MAX_SOURCE_BYTES:
+        raise ImportRefused(f"{path.name} has {size} bytes, the limit is {MAX_SOURCE_BYTES}",
+                            limit=MAX_SOURCE_BYTES, value=size)  # fmt: skip
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more: it cannot be read
+        first = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
+        raise ImportRefused(
+            f"{path.name} cannot be read as a checkpoint of plain tensors ({type(error).__name__}: {first})"
+        ) from error
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise ImportRefused(f"{path.name} has no 'model' entry; expected what {saved}", field="model")
+    if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
+        raise ImportRefused(f"the 'model' entry of {path.name} holds more than named tensors", field="model")
+    return state, content
 
 
 def read_labels(path: Path, classes: int) -> tuple[str, ...]:
@@ -120,11 +157,14 @@ def check_head(weight: Tensor, bias: Tensor) -> None:
 
 
 def site_of(
-    site: SiteName, residuals: Mapping[int, Residual], *, act: Activation, scale: float
+    site: SiteName, residuals: Mapping[int, Residual], *, act: Activation, scale: float, tokens: Tokens = "all"
 ) -> tuple[SiteConfig, dict[str, Tensor]]:
     """Residuals by block -> one site of the largest rank among them, and its tensors. Raises ImportRefused."""
     rank = max(r.down.shape[0] for r in residuals.values())
-    fields = {"site": site, "blocks": tuple(sorted(residuals)), "rank": rank, "act": act, "scale": scale}
+    fields = {
+        "site": site, "blocks": tuple(sorted(residuals)), "rank": rank, "act": act, "scale": scale, "tokens": tokens,
+        "temporal": any(residual.time is not None for residual in residuals.values()),
+    }  # fmt: skip
     tensors = {f"{site}.{b}.{name}": t for b, r in residuals.items() for name, t in r.padded(rank).items()}
     return _validated(SiteConfig, fields), tensors
 
@@ -138,11 +178,17 @@ def config_of(
     pool: Pool,
     norm: str,
     training: Mapping[str, object],
+    video: VideoConfig | None = None,
 ) -> AdapterConfig:
-    """The config of an imported image adapter. Raises ImportRefused where a value is not allowed in one."""
+    """The config of an imported adapter, of pictures unless there is ``video``.
+
+    Raises ImportRefused where a value is not allowed in one.
+    """
     given = {name: value for name, value in terms.preprocessing.items() if value is not None}
     fields = {
         "task": terms.task,
+        "modality": "video" if video else "image",
+        "video": video,
         "labels": terms.labels,
         "base": BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
         "sites": sites,

@@ -14,7 +14,7 @@ from adapters.clip_formats import ANIMATED
 from adapters.errors import BrokenMedia, MediaError
 from adapters.limits import Deadline, MediaLimits, bound, check_missed
 from adapters.media.pillow import Body
-from adapters.media.timeline import Timeline
+from adapters.media.timeline import Sampling, Timeline
 from adapters.media.transparency import flattened
 
 _WEBP_ALPHA = 0x10
@@ -31,9 +31,9 @@ def moves(data: bytes, name: str, deadline: Deadline) -> bool:
 
 
 def decode_animation(
-    data: bytes, container: str, frames: int, limits: MediaLimits, deadline: Deadline
+    data: bytes, container: str, wanted: Sampling, limits: MediaLimits, deadline: Deadline
 ) -> tuple[list[Image.Image], int]:
-    """``frames`` pictures, and how many frames of the file do not decode.
+    """The pictures that are wanted, and how many frames of the file do not decode.
 
     Decodes all of it twice: how long it lasts is known only at its end, and a frame builds on those before.
     Raises BrokenMedia and MediaTooLarge, and what Pillow raises for a damaged beginning.
@@ -47,9 +47,10 @@ def decode_animation(
         bound("max_duration_s", "the clip lasts {value} seconds or more", starts[-1] / 1e6, limits.max_duration_s)
     if not good:
         raise BrokenMedia("no frame of the clip decodes; check that the whole file was sent", field="body")
-    wanted = Timeline(starts[:-1], starts[-1]).uniform(frames)
-    order = [good[max(bisect_right(good, index) - 1, 0)] for index in wanted]
-    check_missed(sum(index != stand_in for index, stand_in in zip(wanted, order, strict=True)), frames)
+    chosen = Timeline(starts[:-1], starts[-1]).chosen(wanted)
+    order = [good[max(bisect_right(good, index) - 1, 0)] for index in chosen]
+    check_missed(sum(index != stand_in for index, stand_in in zip(chosen, order, strict=True)), len(chosen))
+    last = max(order)
     pictures: dict[int, Image.Image] = {}
     pixels = 0
     for index, (picture, _) in enumerate(_play(data, container, limits, deadline)):
@@ -57,7 +58,7 @@ def decode_animation(
             pixels += picture.width * picture.height
             limits.check_clip(pixels)
             pictures[index] = flattened(picture, limits.transparent_background)
-        if index == order[-1]:
+        if index == last:
             break
     return [pictures[index] for index in order], len(starts) - 1 - len(good)
 

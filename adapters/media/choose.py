@@ -15,12 +15,12 @@ from adapters.errors import BrokenMedia
 from adapters.limits import MediaLimits, check_missed
 from adapters.media.decoder import FrameDecoder, TimesLie
 from adapters.media.packets import Clip, VideoPacket
-from adapters.media.timeline import Timeline
+from adapters.media.timeline import Sampling, Timeline
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Decoded ``frames`` by key, and the ``order``, ascending in time, in which keys stand for the clip.
+    """Decoded ``frames`` by key, and the ``order`` in which keys stand for the clip: ascending in time in each view.
 
     ``bad``: frames of the clip that had to be decoded on the way and could not be.
     """
@@ -30,8 +30,8 @@ class Chosen:
     bad: int
 
 
-def choose_frames(clip: Clip, frames: int) -> Chosen:
-    """The frames on screen at the middles of ``frames`` equal parts of the clip's duration.
+def choose_frames(clip: Clip, wanted: Sampling) -> Chosen:
+    """The frames that stand for the clip, each decoded once, however many views share it.
 
     Goes by presentation time and jumps over what need not be decoded, where packets hold trustworthy
     times; counts frames from the start otherwise (AVI has no such times). In place of a frame that does
@@ -42,10 +42,10 @@ def choose_frames(clip: Clip, frames: int) -> Chosen:
     if len(times) == len(shown) and _keyframes_ascend(clip):
         last = max(shown, key=lambda p: p.pts or 0)
         try:
-            return _by_time(clip, times, last.duration or 0, frames)
+            return _by_time(clip, times, last.duration or 0, wanted)
         except TimesLie:
             pass
-    return _by_count(clip, _counted_timeline(shown), frames)
+    return _by_count(clip, _counted_timeline(shown), wanted)
 
 
 def _keyframes_ascend(clip: Clip) -> bool:
@@ -57,46 +57,49 @@ def _ascend(times: list[int]) -> bool:
     return all(earlier < later for earlier, later in pairwise(times))
 
 
-def _by_time(clip: Clip, times: list[int], last_duration: int, frames: int) -> Chosen:
-    decoder, kept, order, missed = FrameDecoder(clip), _Kept(clip.limits), [], []
+def _by_time(clip: Clip, times: list[int], last_duration: int, wanted: Sampling) -> Chosen:
+    decoder, kept, keys, missed = FrameDecoder(clip), _Kept(clip.limits), dict[int, int](), []
     start = clip.packets[0].pts or 0
     if times[0] < start:
         # Pictures shown before the keyframe that comes first, which may lean on what is not there.
         times = times[bisect_left(times, decoder.first_time()) :] or times[-1:]
-    for time in (times[i] for i in Timeline.of(times, last_duration).uniform(frames)):
+    chosen = Timeline.of(times, last_duration).chosen(wanted)
+    for index in sorted(chosen):  # views overlap, and a decoder goes forwards
+        time = times[index]
         frame = decoder.on_screen_at(time)
         key = frame.pts or 0  # no frame without a time gets here
         if key != time and not frame.interlaced_frame:  # a frame of two fields may come in two packets
             missed.append(time)
-        order.append(kept.add(key, frame))
-    if not decoder.bad and 2 * len(missed) > frames:
+        keys[index] = kept.add(key, frame)
+    if not decoder.bad and 2 * len(missed) > len(chosen):
         raise TimesLie
-    check_missed(len(missed), frames)
-    return Chosen(kept.frames, order, len(decoder.bad.union(missed)))
+    check_missed(len(missed), len(chosen))
+    return Chosen(kept.frames, [keys[index] for index in chosen], len(decoder.bad.union(missed)))
 
 
-def _by_count(clip: Clip, timeline: Timeline, frames: int) -> Chosen:
+def _by_count(clip: Clip, timeline: Timeline, wanted: Sampling) -> Chosen:
     """Decode all and keep the wanted; once more where packets and frames turn out not to be one to one."""
     for _ in range(2):
-        decoder, kept, wanted = FrameDecoder(clip), _Kept(clip.limits), timeline.uniform(frames)
-        order: list[int] = []
+        decoder, kept, chosen = FrameDecoder(clip), _Kept(clip.limits), timeline.chosen(wanted)
+        ascending, order = sorted(chosen), list[int]()
         shown: tuple[int, VideoFrame] | None = None
         count = 0
         for frame in decoder.rest():
             ahead = count + len(decoder.bad), frame  # what does not decode is counted too
-            while len(order) < frames and wanted[len(order)] < ahead[0]:
+            while len(order) < len(ascending) and ascending[len(order)] < ahead[0]:
                 order.append(kept.add(*(shown or ahead)))
             shown, count = ahead, count + 1
         if shown is None:
             raise BrokenMedia("no frame of the clip decodes; check that the whole file was sent", field="body")
-        while len(order) < frames:
+        while len(order) < len(ascending):
             order.append(kept.add(*shown))
         total = count + len(decoder.bad)
         if total == len(timeline.times):
             break
         timeline = Timeline.even(total)
-    check_missed(sum(index != key for index, key in zip(wanted, order, strict=True)), frames)
-    return Chosen(kept.frames, order, len(decoder.bad))
+    keys = dict(zip(ascending, order, strict=True))
+    check_missed(sum(index != keys[index] for index in chosen), len(chosen))
+    return Chosen(kept.frames, [keys[index] for index in chosen], len(decoder.bad))
 
 
 def _counted_timeline(packets: list[VideoPacket]) -> Timeline:

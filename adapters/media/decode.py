@@ -1,23 +1,28 @@
 """decode: a body -> the pictures that a task takes, one or T; ``take`` does so for files and opened pictures too.
 
-It does not know formats; it compares what came with what the task wants.
+``seen_by`` does so for several tasks at once. It does not know formats; it compares what came with what a task wants.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
 from adapters.clip_formats import ANIMATED
-from adapters.config import AdapterConfig
+from adapters.config import AdapterConfig, InputConfig
 from adapters.errors import BrokenMedia, UnsupportedMedia, WrongModality
 from adapters.limits import Deadline, MediaLimits, bound
 from adapters.media.images import decode_image, opened_image
+from adapters.media.preprocess import Preprocess
 from adapters.media.sniff import media_format
+from adapters.media.timeline import Sampling, Timeline
 from adapters.media.video import Frames, decode_clip
+
+Seen = TypeVar("Seen")
 
 Source = str | os.PathLike[str] | bytes | Image.Image | list[Image.Image] | tuple[Image.Image, ...]
 """One picture or clip: a path, a file's bytes, a picture that Pillow opened, or such pictures for a clip."""
@@ -25,7 +30,7 @@ _NOUNS = {"image": "picture", "video": "clip"}
 
 
 def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: Deadline | None = None) -> Frames:
-    """RGB pictures: 1 for an image task, ``config.frames`` for a video task. Raises a MediaError.
+    """RGB pictures: 1 for an image task, those of all views in time for a video task. Raises a MediaError.
 
     A ``deadline`` is one that other work on the same body shares.
     """
@@ -36,7 +41,7 @@ def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: De
     if config.video is None:
         return Frames([decode_image(data, limits, deadline)])
     try:
-        return decode_clip(data, config.video.frames, limits, config.video.sampling, deadline)
+        return decode_clip(data, Sampling.of(config.video), limits, deadline)
     except WrongModality as error:  # a picture of a kind that may move, and does not
         raise _wrong(config, kind) from error
 
@@ -44,8 +49,8 @@ def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: De
 def take(source: Source, config: AdapterConfig, limits: MediaLimits) -> Frames:
     """``decode`` for a path, for bytes, for a picture that Pillow opened, or for a clip as a list of such pictures.
 
-    Of a list the pictures at the middles of equal parts are taken, as of a clip. Raises a MediaError, and OSError
-    for a file that cannot be read.
+    Of a list the pictures are taken that stand for a clip of so many frames. Raises a MediaError, and OSError for a
+    file that cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
         return decode(_read(Path(source), limits), config, limits)
@@ -61,7 +66,36 @@ def take(source: Source, config: AdapterConfig, limits: MediaLimits) -> Frames:
         )
     if config.video is None:
         raise _wrong(config, "video")
-    return _of_list(source, config.video.frames, limits)
+    return _of_list(source, Sampling.of(config.video), limits)
+
+
+def seen_by(
+    configs: Sequence[AdapterConfig],
+    frames_of: Callable[[AdapterConfig], Frames],
+    preprocess_of: Callable[[InputConfig], Preprocess],
+    made_of: Callable[[Frames, Preprocess, AdapterConfig], Seen],
+) -> list[Seen]:
+    """What each config sees of one body, in their order; those that see the same get the same object.
+
+    Each sampling is decoded once, and each geometry of it resized once: ``preprocess_of`` gives all that are of one
+    geometry the same transform. The frames of one sampling alone are in memory.
+    """
+    samplings: dict[Sampling | None, list[int]] = {}
+    for place, config in enumerate(configs):
+        samplings.setdefault(Sampling.of(config.video) if config.video else None, []).append(place)
+    seen: dict[int, Seen] = {}
+    for places in samplings.values():
+        frames = frames_of(configs[places[0]])
+        made: dict[Hashable, Seen] = {}
+        for place in places:
+            config = configs[place]
+            preprocess = preprocess_of(config.input)
+            key = preprocess, config.crops
+            if key not in made:
+                made[key] = made_of(frames, preprocess, config)
+            seen[place] = made[key]
+        del frames  # before the next are there
+    return [seen[place] for place in range(len(configs))]
 
 
 def _read(path: Path, limits: MediaLimits) -> bytes:
@@ -70,12 +104,12 @@ def _read(path: Path, limits: MediaLimits) -> bytes:
         return file.read(limits.max_bytes + 1)
 
 
-def _of_list(pictures: Sequence[Image.Image], frames: int, limits: MediaLimits) -> Frames:
+def _of_list(pictures: Sequence[Image.Image], wanted: Sampling, limits: MediaLimits) -> Frames:
     if not pictures:
         raise BrokenMedia("the clip has no pictures; send at least one", field="frames", got=0)
-    bound("max_frames", "{value} frames of one clip were asked for", frames, limits.max_frames)
-    chosen = [(2 * part + 1) * len(pictures) // (2 * frames) for part in range(frames)]
-    limits.check_clip(sum(pictures[i].width * pictures[i].height for i in chosen))
+    bound("max_frames", "{value} frames of one clip were asked for", wanted.count, limits.max_frames)
+    chosen = Timeline.even(len(pictures)).chosen(wanted)
+    limits.check_clip(sum(pictures[i].width * pictures[i].height for i in set(chosen)))
     taken = {i: opened_image(pictures[i], limits) for i in set(chosen)}
     return Frames([taken[i] for i in chosen])
 

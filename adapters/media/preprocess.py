@@ -17,13 +17,13 @@ from adapters.config import InputConfig
 from adapters.errors import BrokenMedia, MediaTooLarge
 
 Pixels = NDArray[np.uint8]
-"""(3, size, size) of a picture or (frames, 3, size, size) of what a task sees, values 0 to 255."""
+"""(3, height, width) of a picture or (frames, 3, height, width) of what a task sees, values 0 to 255."""
 
 MAX_RESIZED_PIXELS = 50_000_000
 
 
 class Preprocess:
-    """Callable: RGB picture of any size -> uint8 array (3, size, size), values 0 to 255.
+    """Callable: RGB picture of any size -> uint8 array (3, height, width), values 0 to 255.
 
     Equal to the last bit to timm's eval transform before its division by 255, and so to torchvision's resizing and
     cropping of Pillow's pictures. Immutable, so safe across threads.
@@ -32,8 +32,9 @@ class Preprocess:
     def __init__(self, config: InputConfig, max_resized_pixels: int = MAX_RESIZED_PIXELS) -> None:
         self.config = config
         self._max_resized_pixels = max_resized_pixels
-        self._scaled = math.floor(config.size / config.crop_pct)
-        """The side that is resized to, before the crop."""
+        height, width = config.size
+        self._scaled = math.floor(height / config.crop_pct), math.floor(width / config.crop_pct)
+        """Height and width that are resized to, before the crop."""
         self._filter = Image.Resampling[config.interpolation.upper()]
         # Pillow clips a colour too, but takes no number beyond 32 bits.
         self._padding = tuple(round(min(255.0, max(0.0, 255 * value))) for value in config.mean)
@@ -44,12 +45,23 @@ class Preprocess:
         Raises MediaTooLarge or BrokenMedia for a picture too long and thin to be resized.
         """
         self._check_shape(*picture.size)
-        size = self.config.size
-        pixels = np.empty((3, size, size), np.uint8) if out is None else out
-        square = self._cropped(self._resized(picture))
-        # Plane after plane: Pillow unpacks one twice as fast as numpy turns (size, size, 3) around.
+        pixels = np.empty((3, *self.config.size), np.uint8) if out is None else out
+        return self._unpacked(self._cropped(self._resized(picture)), pixels)
+
+    def along(self, picture: Image.Image, outs: Sequence[Pixels]) -> None:
+        """Three parts of the picture, resized once: the beginning, the middle and the end of its longer side."""
+        self._check_shape(*picture.size)
+        resized, (height, width) = self._resized(picture), self.config.size
+        right, bottom = resized.width - width, resized.height - height
+        left, top = _start(right), _start(bottom)
+        places = [(at, top) for at in (0, left, right)] if right > bottom else [(left, at) for at in (0, top, bottom)]
+        for out, (x, y) in zip(outs, places, strict=True):
+            self._unpacked(resized.crop((x, y, x + width, y + height)), out)
+
+    def _unpacked(self, part: Image.Image, pixels: Pixels) -> Pixels:
+        # Plane after plane: Pillow unpacks one twice as fast as numpy turns (height, width, 3) around.
         for plane, channel in zip(pixels, "RGB", strict=True):
-            plane[...] = np.frombuffer(square.tobytes("raw", channel), np.uint8).reshape(size, size)
+            plane[...] = np.frombuffer(part.tobytes("raw", channel), np.uint8).reshape(plane.shape)
         return pixels
 
     def _resized(self, picture: Image.Image) -> Image.Image:
@@ -58,49 +70,53 @@ class Preprocess:
 
     def _wanted(self, width: int, height: int) -> tuple[int, int]:
         """Width and height before the crop, each rounded as timm or torchvision round it."""
-        scaled = self._scaled
+        high, wide = self._scaled
         if self.config.crop_mode == "squash":
-            return scaled, scaled
-        if self.config.crop_mode == "border":
-            ratio = max(height / scaled, width / scaled)
+            return wide, high
+        if self.config.crop_mode == "border" or high != wide:
+            fit = max if self.config.crop_mode == "border" else min
+            ratio = fit(height / high, width / wide)
             return round(width / ratio), round(height / ratio)
         if width <= height:
-            return scaled, int(scaled * height / width)
-        return int(scaled * width / height), scaled
+            return wide, int(high * height / width)
+        return int(wide * width / height), high
 
     def _cropped(self, picture: Image.Image) -> Image.Image:
-        """The square in the middle; a side that is shorter gets a border, which only mode ``border`` brings about."""
-        size = self.config.size
-        left, top = (self._start(side) for side in picture.size)
-        box = (left, top, left + size, top + size)
-        if picture.width >= size and picture.height >= size:
-            return picture if picture.size == (size, size) else picture.crop(box)
-        framed = Image.new("RGB", (size, size), self._padding)
+        """The middle of it; a side that is shorter gets a border, which only mode ``border`` brings about."""
+        height, width = self.config.size
+        left, top = _start(picture.width - width), _start(picture.height - height)
+        if picture.width >= width and picture.height >= height:
+            whole = picture.size == (width, height)
+            return picture if whole else picture.crop((left, top, left + width, top + height))
+        framed = Image.new("RGB", (width, height), self._padding)
         framed.paste(picture, (-left, -top))
         return framed
-
-    def _start(self, side: int) -> int:
-        """Where the square begins on a side of so many pixels; below 0 where it begins with a border."""
-        spare = side - self.config.size
-        return round(spare / 2) if spare > 0 else -(-spare // 2)
 
     def _check_shape(self, width: int, height: int) -> None:
         """A strip of 16384 x 1 pixels would be resized to 57344 x 224 and more before it is cropped."""
         if self.config.crop_mode == "squash":
             return
-        scaled = self._scaled
+        high, wide = self._scaled
         shape = f"a picture of {width}x{height} pixels is too long and thin"
+        wanted = self._wanted(width, height)
         if self.config.crop_mode == "border":
-            if min(self._wanted(width, height)) < 1:
-                raise BrokenMedia(f"{shape} to fit into {scaled} pixels; crop it", field="size", got=[width, height])
+            if min(wanted) < 1:
+                raise BrokenMedia(
+                    f"{shape} to fit into {wide}x{high} pixels; crop it", field="size", got=[width, height]
+                )
             return
-        resized = scaled * scaled * max(width, height) // min(width, height)
+        resized = wanted[0] * wanted[1]
         if resized > self._max_resized_pixels:
             raise MediaTooLarge(
-                f"{shape}: with the short side at {scaled} it has over {self._max_resized_pixels} pixels, "
+                f"{shape}: where it fills {wide}x{high} pixels it has over {self._max_resized_pixels}, "
                 "which no setting changes; crop it",
                 field="size", limit=self._max_resized_pixels, value=resized,
             )  # fmt: skip
+
+
+def _start(spare: int) -> int:
+    """Where the crop begins on a side that is so many pixels longer; below 0 where it begins with a border."""
+    return round(spare / 2) if spare > 0 else -(-spare // 2)
 
 
 def geometry(config: InputConfig) -> InputConfig:
@@ -113,24 +129,30 @@ def geometry(config: InputConfig) -> InputConfig:
 
 
 class Places(Protocol):
-    """Where pixels are written: an array (T, 3, size, size), or whatever gives (3, size, size) by number."""
+    """Where pixels are written: an array (T, 3, height, width), or whatever gives (3, height, width) by number."""
 
     def __getitem__(self, frame: int, /) -> Pixels: ...
 
 
 @overload
-def rows(pictures: Sequence[Image.Image], pre: Preprocess) -> Pixels: ...
+def rows(pictures: Sequence[Image.Image], pre: Preprocess, *, crops: int = 1) -> Pixels: ...
 @overload
-def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places) -> Places: ...
-def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places | None = None) -> Places:
-    """T RGB pictures -> uint8 (T, 3, size, size), in ``out`` if it is given. A picture that repeats is resized once."""
-    size = pre.config.size
-    pixels: Places = np.empty((len(pictures), 3, size, size), np.uint8) if out is None else out
+def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places, *, crops: int = 1) -> Places: ...
+def rows(pictures: Sequence[Image.Image], pre: Preprocess, out: Places | None = None, *, crops: int = 1) -> Places:
+    """T RGB pictures -> uint8 (T, 3, height, width), in ``out`` if given. A picture that repeats is resized once.
+
+    With 3 ``crops`` (3 T, 3, height, width): each crop of all pictures, one crop after the other.
+    """
+    count = len(pictures)
+    pixels: Places = np.empty((crops * count, 3, *pre.config.size), np.uint8) if out is None else out
     done: dict[int, int] = {}
     for number, picture in enumerate(pictures):
         first = done.setdefault(id(picture), number)
-        if first == number:
+        if first != number:
+            for skipped in range(0, crops * count, count):
+                pixels[number + skipped][...] = pixels[first + skipped]
+        elif crops == 1:
             pre(picture, pixels[number])
         else:
-            pixels[number][...] = pixels[first]
+            pre.along(picture, [pixels[place] for place in range(number, crops * count, count)])
     return pixels

@@ -1,4 +1,4 @@
-"""decode_clip: the bytes of one clip -> T upright RGB pictures that stand for it, by FFmpeg through PyAV.
+"""decode_clip: the bytes of one clip -> the upright RGB pictures that stand for it, by FFmpeg through PyAV.
 
 It does not know tasks, resizing or tensors; ``choose.py`` says which frames, ``decoder.py`` decodes them.
 """
@@ -26,6 +26,7 @@ from adapters.media.boxes import header_is_cut, without_other_tracks
 from adapters.media.choose import Chosen, choose_frames
 from adapters.media.packets import read_clip
 from adapters.media.sniff import media_format
+from adapters.media.timeline import Sampling
 from adapters.media.transparency import flattened
 
 _GENERATE_TIMES = 0x1  # AVFMT_FLAG_GENPTS: invents the times that a container does not hold
@@ -43,37 +44,38 @@ _UPRIGHT = {
 
 
 class Frames(list[Image.Image]):
-    """The pictures that stand for a clip, in time order; ``bad``: how many frames met on the way did not decode."""
+    """The pictures that stand for a clip; ``bad``: how many frames met on the way did not decode.
+
+    Each view's are in time order, one view after the other.
+    """
 
     def __init__(self, pictures: Iterable[Image.Image], bad: int = 0) -> None:
         super().__init__(pictures)
         self.bad = bad
 
 
-def decode_clip(
-    data: bytes, frames: int, limits: MediaLimits, sampling: str = "uniform", deadline: Deadline | None = None
-) -> Frames:
-    """Exactly ``frames`` upright RGB pictures of a clip in one of ``limits.clip_formats``, in time order.
+def decode_clip(data: bytes, wanted: Sampling | int, limits: MediaLimits, deadline: Deadline | None = None) -> Frames:
+    """Exactly the upright RGB pictures that are ``wanted`` of a clip in one of ``limits.clip_formats``.
 
-    The k-th is the one on screen at (k + 0.5) / frames of the clip's duration; a clip with fewer frames
-    repeats some (as the same object). Pixels are as stored: a non-square pixel shape is not applied. The
-    same bytes always give the same pictures. A ``deadline`` is one that other work shares. Raises
-    UnsupportedMedia, WrongModality, BrokenMedia or MediaTooLarge, and nothing else, whatever the bytes are.
+    A number T stands for T uniform ones: the k-th is the one on screen at (k + 0.5) / T of the clip's duration.
+    A picture that is wanted several times, as in a clip with fewer frames, is the same object. Pixels are as stored: a
+    non-square pixel shape is not applied. The same bytes always give the same pictures. A ``deadline`` is one that
+    other work shares. Raises UnsupportedMedia, WrongModality, BrokenMedia or MediaTooLarge, and nothing else, whatever
+    the bytes are.
     """
-    if sampling != "uniform" or frames < 1:
-        raise ValueError(f"frames must be at least 1 and sampling 'uniform', got {frames} and {sampling!r}")
-    bound("max_frames", "{value} frames of one clip were asked for", frames, limits.max_frames)
+    wanted = Sampling(wanted) if isinstance(wanted, int) else wanted
+    bound("max_frames", "{value} frames of one clip were asked for", wanted.count, limits.max_frames)
     limits.check_bytes(data)
     deadline = deadline or Deadline(limits)
     container = "clip"
     try:
         container = _container(data, limits, deadline)
         if not CONTAINERS[container].demuxer:
-            return Frames(*decode_animation(data, container, frames, limits, deadline))
+            return Frames(*decode_animation(data, container, wanted, limits, deadline))
         body = without_other_tracks(data, limits, deadline) if container == "mp4" else data
         with _open(body, container, limits, deadline) as source:
             stream = _video_stream(source, limits)
-            chosen = choose_frames(read_clip(source, stream, limits, deadline), frames)
+            chosen = choose_frames(read_clip(source, stream, limits, deadline), wanted)
             return _pictures(chosen, limits.transparent_background)
     except (MediaTooLarge, WrongModality):
         raise

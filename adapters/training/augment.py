@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Crop:
-    """Callable: pixels uint8 (items, frames, 3, size, size) -> the same shape, each item cut and enlarged at random.
+    """Callable: pixels uint8 (items, frames, 3, height, width) -> the same shape, each item cut and enlarged at random.
 
     ``least`` is the smallest share of the area that stays; ``flip`` also mirrors every second item left to right.
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 Examples = Dataset[tuple[Tensor, ...]]
-"""Items are (pixels uint8 (frames, 3, size, size), label): int64 () or, for many labels, float32 (classes,)."""
+"""Items are (pixels uint8 (frames, 3, height, width), label): int64 () or, for many labels, float32 (classes,)."""
 AHEAD = 2
 """Batches that are decoded while another is computed, so that memory stays bounded."""
 
@@ -23,7 +23,7 @@ AHEAD = 2
 class Batches:
     """Iterable any number of times: batches of ``size`` items, each tensor with a leading dimension of items.
 
-    Shuffled when a generator is given; then a last batch of one is left out, which BatchNorm cannot take.
+    Shuffled when a generator is given.
     ``threads`` decode ahead; with 0 an item is read when it is asked for. What reading an item raises, the loop gets.
     """
 
@@ -31,12 +31,10 @@ class Batches:
         self, data: Examples, size: int, *, threads: int = 0, generator: torch.Generator | None = None
     ) -> None:
         count = len(data)  # type: ignore[arg-type]
-        shuffle = generator is not None
         # Of positions: the order, and what is drawn for it, are those of a DataLoader over the data itself.
         self._order: DataLoader[int] = DataLoader(
-            _Positions(count), batch_size=size, shuffle=shuffle, generator=generator, collate_fn=list,
-            drop_last=shuffle and count > size and count % size == 1,
-        )  # fmt: skip
+            _Positions(count), batch_size=size, shuffle=generator is not None, generator=generator, collate_fn=list
+        )
         self._data, self._threads = data, threads
 
     def __len__(self) -> int:

@@ -6,6 +6,8 @@ It knows tensors and generators; it does not know data, losses or how an epoch g
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,12 +25,31 @@ _UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, AttributeError, Loo
 
 @dataclass
 class FitResult:
-    """Per epoch: loss, held-out loss and accuracy, seconds so far; the best epoch and its accuracy; all seconds."""
+    """``history``: for each score the epochs so far, the loss since the last one, what held-out data says, seconds.
+
+    ``epoch`` is the best one, with its ``accuracy``, ``balanced_accuracy`` and ``held_out_loss``; ``seconds`` all.
+    """
 
     history: list[dict[str, float]] = field(default_factory=list)
     accuracy: float = 0.0
+    balanced_accuracy: float = -1.0
+    held_out_loss: float = math.inf
     epoch: int = 0
     seconds: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """How many are done."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    def takes(self, line: Mapping[str, float]) -> bool:
+        """Whether it is the best so far, which it then is."""
+        better = (line["balanced_accuracy"], -line["held_out_loss"]) > (self.balanced_accuracy, -self.held_out_loss)
+        if better:
+            self.epoch = int(line["epoch"])
+            self.accuracy, self.balanced_accuracy = line["accuracy"], line["balanced_accuracy"]
+            self.held_out_loss = line["held_out_loss"]
+        return better
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ It knows examples and preprocessing; it knows no model and no split.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adapters.config import AdapterConfig
-from adapters.errors import MediaError
+from adapters.errors import MediaError, TrainingError
 from adapters.media import MediaLimits, Preprocess, rows, take
 from adapters.training.data import BadFile, Example, reason_of
 
@@ -26,7 +28,7 @@ IN_FLIGHT = 4
 
 
 class Reader:
-    """Callable: an example -> uint8 (frames, 3, size, size), as the server would make of the file's bytes."""
+    """Callable: an example -> uint8 (rows, 3, height, width), as the server would make of the file's bytes."""
 
     def __init__(self, config: AdapterConfig, limits: MediaLimits) -> None:
         self._config, self._limits, self._prepare = config, limits, Preprocess(config.input)
@@ -34,11 +36,12 @@ class Reader:
     @property
     def item_bytes(self) -> int:
         """Memory that one example takes."""
-        return self._config.frames * 3 * self._config.input.size**2
+        return self._config.rows * 3 * math.prod(self._config.input.size)
 
     def __call__(self, example: Example) -> Tensor:
         """Raises MediaError, or OSError where the file is gone."""
-        return torch.from_numpy(rows(take(example.path, self._config, self._limits), self._prepare))
+        frames = take(example.path, self._config, self._limits)
+        return torch.from_numpy(rows(frames, self._prepare, crops=self._config.crops))
 
 
 @dataclass
@@ -99,7 +102,7 @@ def _in_order(examples: Sequence[Example], reader: Reader, threads: int) -> Iter
 
 
 class MediaExamples(Dataset[tuple[Tensor, ...]]):
-    """Items (pixels uint8 (frames, 3, size, size), label index int64 ()); read from memory, or from disk when asked."""
+    """Items (pixels uint8 (rows, 3, height, width), label index int64 ()); from memory, or from disk when asked."""
 
     def __init__(self, scanned: Scanned, chosen: Sequence[int], classes: Mapping[str, int], reader: Reader) -> None:
         self.examples = [scanned.examples[i] for i in chosen]
@@ -118,3 +121,23 @@ class MediaExamples(Dataset[tuple[Tensor, ...]]):
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         pixels = self._reader(self.examples[index]) if self._pixels is None else self._pixels[index]
         return pixels, self._labels[index]
+
+
+def all_views(
+    scanned: Scanned, chosen: Sequence[int], classes: Mapping[str, int], reader: Reader, *, cache_bytes: int
+) -> tuple[list[int], MediaExamples]:
+    """Chosen files of which one view was read, now with all that ``reader`` sees: those that are left, and their views.
+
+    What cannot be read so, as past a bound, goes to those that are bad. Raises TrainingError where nothing is left.
+    """
+    seen = scan([scanned.examples[i] for i in chosen], reader, threads=os.cpu_count() or 1, cache_bytes=cache_bytes)
+    scanned.bad += seen.bad
+    if seen.bad and not seen.examples:
+        raise TrainingError(
+            f"no held-out clip can be read in all its views; of {seen.bad[0].name} {seen.bad[0].reason}", field="views"
+        )
+    left = {example.path for example in seen.examples}
+    return (
+        [i for i in chosen if scanned.examples[i].path in left],
+        MediaExamples(seen, range(len(seen.examples)), classes, reader),
+    )

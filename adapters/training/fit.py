@@ -13,29 +13,31 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from adapters.backbone.inputs import normalise
 from adapters.errors import TrainingError
 from adapters.training.augment import Crop, mixing_weight
 from adapters.training.batches import Batches, Examples
 from adapters.training.checkpoint import Checkpoint, FitResult
-from adapters.training.model import HeadedModel
+from adapters.training.model import HeadedModel, images_of
 
 
 @dataclass(frozen=True)
 class FitConfig:
     """The recipe; its defaults work for adapters on most ViTs.
 
-    ``crop``: the smallest share of a picture's area that a random crop leaves. ``flip``: mirror half of them.
-    ``mixup``: alpha of the Beta that blends neighbours. ``patience``: epochs without gain before it stops; 0 never.
-    ``workers``: threads that decode ahead.
+    ``lr`` is the highest rate of what is trained inside the backbone, ``head_lr`` that of the head. ``crop``: the
+    smallest share of a picture's area that a random crop leaves. ``flip``: mirror half of them. ``mixup``: alpha of the
+    Beta that blends neighbours. ``patience``: scores in a row without gain before it stops; 0 never. ``every``: epochs
+    between two scores on held-out data. ``clip``: the largest norm of a step's gradients. ``workers``: threads that
+    decode ahead.
     """
 
     epochs: int = 20
-    batch: int = 64
-    lr: float = 1e-3
+    batch: int = 32
+    lr: float = 3e-3
+    head_lr: float = 3e-3
     weight_decay: float = 1e-4
     warmup: float = 0.1
     label_smoothing: float = 0.0
@@ -44,12 +46,14 @@ class FitConfig:
     flip: bool = False
     mixup: float = 0.0
     patience: int = 0
+    every: int = 1
+    clip: float = 1.0
     workers: int = 0
     seed: int = 0
 
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Pixels uint8 (items, frames, 3, size, size) -> the same shape, changed at random."""
+"""Pixels uint8 (items, frames, 3, height, width) -> the same shape, changed at random."""
 
 
 def learning_rate(progress: float, peak: float, warmup: float) -> float:
@@ -70,7 +74,7 @@ def fit(
     on_epoch: Callable[[Checkpoint], None] | None = None,
     start: Checkpoint | None = None,
 ) -> FitResult:
-    """Train in place; the model ends with the weights of its best epoch.
+    """Train in place; the model ends with the weights of its best epoch, by balanced accuracy, then by loss.
 
     ``augment`` stands in for the recipe's crop and flip. ``on_step`` gets progress and loss, not a
     number while a frozen backbone's features are computed. ``on_epoch`` gets all that is needed to go on, before the
@@ -85,29 +89,49 @@ def fit(
         train, held_out = _pooled(model, train, config, on_step), _pooled(model, held_out, config, on_step)
         config = replace(config, workers=0)
     loader = Batches(train, config.batch, threads=config.workers, generator=generator)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=config.weight_decay)
+    optimizer = _optimizer(model, config)
     result, best = FitResult(), copy.deepcopy(model.state_dict())
     if start is not None:
         result, best = start.restore(model, optimizer, generator)
     elif on_epoch:
         on_epoch(Checkpoint.of(model, optimizer, generator, result, best))
-    before = result.seconds
-    for epoch in range(len(result.history), config.epochs):
-        if config.patience and _epochs_without_gain(result) >= config.patience:
-            break
-        loss = _epoch(model, loader, optimizer, config, epoch, augment=augment, on_step=on_step, generator=generator)
-        scored = _scoring(on_step, (epoch + 1) / config.epochs, loss)
-        logits, labels = predict(model, held_out, config, scored)
-        accuracy, result.seconds = accuracy_of(logits, labels), before + time.monotonic() - began
-        result.history.append({"epoch": epoch + 1, "loss": loss, "held_out_loss": loss_of(logits, labels).item(),
-                               "accuracy": accuracy, "seconds": result.seconds})  # fmt: skip
-        if accuracy >= result.accuracy:
-            result.accuracy, result.epoch, best = accuracy, epoch + 1, copy.deepcopy(model.state_dict())
+    before, done = result.seconds, result.epochs
+    while done < config.epochs and not _has_ended(result, config):
+        following = range(done, min(done + config.every, config.epochs))
+        losses = [
+            _epoch(model, loader, optimizer, config, epoch, augment=augment, on_step=on_step, generator=generator)
+            for epoch in following
+        ]
+        done, loss = following.stop, sum(losses) / len(losses)
+        scored = _scoring(on_step, done / config.epochs, loss)
+        result.seconds = before + time.monotonic() - began
+        line = {"epoch": done, "loss": loss, **score_of(*predict(model, held_out, config, scored))}
+        result.history.append(line | {"seconds": result.seconds})
+        if result.takes(line):
+            best = copy.deepcopy(model.state_dict())
         if on_epoch:
             on_epoch(Checkpoint.of(model, optimizer, generator, result, best))
     model.load_state_dict(best)
     model.eval()
     return result
+
+
+def _optimizer(model: HeadedModel, config: FitConfig) -> torch.optim.Optimizer:
+    """AdamW with a rate of its own for the head; ``peak`` is what the schedule goes up to."""
+    head = [p for p in model.head.parameters() if p.requires_grad]
+    own = {id(p) for p in head}
+    inside = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    groups = [{"params": inside, "peak": config.lr}, {"params": head, "peak": config.head_lr}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+
+
+def score_of(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """What a held-out part says of logits, by the names that a history has for it."""
+    return {
+        "held_out_loss": loss_of(logits, labels).item(),
+        "accuracy": accuracy_of(logits, labels),
+        "balanced_accuracy": balanced_accuracy_of(logits, labels),
+    }
 
 
 def _scoring(
@@ -117,10 +141,13 @@ def _scoring(
     return (lambda _share: on_step(progress, loss)) if on_step else None
 
 
-def _epochs_without_gain(result: FitResult) -> int:
-    """Since the best accuracy was first reached; an epoch that only equals it may be kept, but is no gain."""
-    reached = [line["accuracy"] for line in result.history]
-    return len(reached) - 1 - reached.index(max(reached)) if reached else 0
+def _has_ended(result: FitResult, config: FitConfig) -> bool:
+    """Whether neither balanced accuracy nor loss was better than ever within ``patience`` scores."""
+    last, before = result.history[-config.patience :], result.history[: -config.patience]
+    if not config.patience or not before:
+        return False
+    balanced, loss = max(one["balanced_accuracy"] for one in before), min(one["held_out_loss"] for one in before)
+    return all(one["balanced_accuracy"] <= balanced and one["held_out_loss"] >= loss for one in last)
 
 
 def _epoch(
@@ -136,16 +163,17 @@ def _epoch(
 ) -> float:
     """One pass over the training data; returns its mean loss."""
     model.train()
-    losses, device = [], model.backbone.device
+    losses, device, trained = [], model.backbone.device, [p for p in model.parameters() if p.requires_grad]
     for step, (pixels, truth) in enumerate(loader):
         progress = (epoch + step / len(loader)) / config.epochs
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress, config.lr, config.warmup)
+            group["lr"] = learning_rate(progress, group["peak"], config.warmup)
         here = pixels.to(device)
         images = images_of(model, augment(here, generator) if augment else here)
         loss = _mixed_loss(model, images, truth.to(device), config, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained, config.clip)
         optimizer.step()
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
@@ -182,7 +210,7 @@ def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
 def _pooled(
     model: HeadedModel, data: Examples, config: FitConfig, on_step: Callable[[float, float], None] | None
 ) -> Examples:
-    """What a frozen backbone makes of every item, computed once and not in each epoch: (width,) float32 and label."""
+    """What a frozen backbone makes of every item, computed once and not in each epoch: float32 vectors and label."""
     model.eval()
     found, labels, loader = [], [], Batches(data, config.batch, threads=config.workers)
     for pixels, truth in loader:
@@ -216,14 +244,13 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).float().mean().item()
 
 
-def images_of(model: HeadedModel, pixels: Tensor) -> Tensor:
-    """Pixels (items, frames, 3, size, size) uint8 -> normalised rows (items * frames, 3, size, size); vectors stay."""
-    if pixels.ndim == 2:
-        return pixels.to(model.backbone.device)
-    rows = pixels.flatten(0, 1).to(model.backbone.device)
-    config = model.config.input
-    mean, std = (torch.tensor([v], device=rows.device).expand(len(rows), 3) for v in (config.mean, config.std))
-    return normalise(rows, mean, std)
+def balanced_accuracy_of(logits: Tensor, labels: Tensor) -> float:
+    """The mean over the classes of the share of each that is right; for many labels, the accuracy."""
+    if labels.is_floating_point():
+        return accuracy_of(logits, labels)
+    right, count = (logits.argmax(1) == labels).double(), labels.bincount()
+    recalls = labels.bincount(right)[count > 0] / count[count > 0]
+    return recalls.mean().item()
 
 
 def parameters_of(model: HeadedModel) -> tuple[int, float]:

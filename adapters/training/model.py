@@ -6,34 +6,51 @@ It knows the operator and the config; it knows no data, optimiser, file or other
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone
+from adapters.backbone.inputs import normalise
 from adapters.config import AdapterConfig, SiteName
 from adapters.sites import LowRankResidual
-
-HEAD_BN_EPS = 1e-6
+from adapters.training.heads import head_for
+from adapters.training.linear import Scale, Solved
 
 
 class HeadedModel(nn.Module):
     """What every method shares: features of the backbone, pooled as the config says, and a head of its own.
 
-    The head is BatchNorm without affine and a Linear (AdaptFormer's official code). The backbone is no submodule:
+    The head looks at standardised vectors: ``start`` takes mean and deviation from those of the training data, which
+    stay what they are (AdaptFormer's official code has BatchNorm there, whose batches of few examples are noise). A
+    head that sees time has them of every frame's vector, of all frames together. The backbone is no submodule:
     parameters are what is trained. A subclass says in ``pooled`` what happens inside the backbone.
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, backbone: Backbone, config: AdapterConfig) -> None:
         super().__init__()
         self.backbone, self.config = backbone, config
         layout = backbone.layout
         self.norm = nn.LayerNorm(layout.width, eps=backbone.norm_eps) if config.norm == "trained" else None
-        self.head_norm = nn.BatchNorm1d(layout.width, affine=False, eps=HEAD_BN_EPS)
-        self.head = nn.Linear(layout.width, len(config.labels))
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.register_buffer("mean", torch.zeros(layout.width))
+        self.register_buffer("deviation", torch.ones(layout.width))
+        self.head = head_for(config, layout.width)
+
+    @torch.no_grad()
+    def start(self, vectors: Tensor, solved: Solved | None = None) -> None:
+        """From what ``vectors`` gives for the training data, and from the best linear head on them, where known."""
+        scale = Scale.of(vectors.flatten(0, -2))
+        self.mean.copy_(scale.mean)
+        self.deviation.copy_(scale.deviation)
+        if solved is not None:
+            frames = vectors[0].numel() // len(scale.mean)
+            weight = solved.weight * scale.deviation.repeat(frames)
+            self.head.begin(weight, solved.bias + solved.weight @ scale.mean.repeat(frames))
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Normalised images (rows, 3, size, size) -> one vector (rows, width) each."""
+        """Normalised images (rows, 3, height, width) -> one vector (rows, width) each."""
         raise NotImplementedError
 
     @property
@@ -42,25 +59,29 @@ class HeadedModel(nn.Module):
         return False
 
     def pooled_items(self, images: Tensor) -> Tensor:
-        """Normalised images (items * frames, 3, size, size) -> the mean over each item's frames (items, width)."""
+        """Normalised images (items * frames, 3, height, width) -> what the head looks at.
+
+        The mean over each item's frames (items, width), or (items, frames, width) where the head sees time.
+        """
         pooled = self.pooled(images).float()
-        return pooled.view(-1, self.config.frames, pooled.shape[-1]).mean(1)
+        seen: Tensor = self.head.seen(pooled.view(-1, self.config.frames, pooled.shape[-1]))
+        return seen
 
     def vectors(self, images: Tensor) -> Tensor:
-        """Normalised images, or what ``pooled_items`` made of them -> one vector (items, width) each."""
-        pooled = images if images.ndim == 2 else self.pooled_items(images)
+        """Normalised images, or what ``pooled_items`` made of them -> the latter, after the own norm if any."""
+        pooled = images if images.ndim <= 3 else self.pooled_items(images)
         return pooled if self.norm is None else self.norm(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
         """What ``vectors`` takes -> logits (items, classes) float32."""
-        logits: Tensor = self.head(self.head_norm(self.vectors(images)))
+        logits: Tensor = self.head((self.vectors(images) - self.mean) / self.deviation)
         return logits
 
 
 class AdaptedModel(HeadedModel):
     """The backbone's operator for one adapter. Only residuals, own norm and head are parameters.
 
-    ``tensors`` folds the head's BatchNorm into its Linear. Nothing before the first adapted site enters the graph,
+    ``tensors`` folds what standardises vectors into the head. Nothing before the first adapted site enters the graph,
     since nothing there needs a gradient.
     """
 
@@ -79,6 +100,7 @@ class AdaptedModel(HeadedModel):
         super().__init__(backbone, config)
         self._learn_scale = learn_scale
         self.active = frozenset[str](site.site for site in config.sites)
+        self._spared = {site.site: layout.prefix_tokens or 0 for site in config.sites if site.tokens == "patches"}
         self.residuals = nn.ModuleDict(residuals)
         self.to(backbone.device)
 
@@ -91,7 +113,10 @@ class AdaptedModel(HeadedModel):
         key = f"{site}_{block}"
         if key not in self.residuals:
             return out
-        update: Tensor = self.residuals[key](tap.float(), self.config.frames)
+        spared = self._spared.get(site, 0)
+        update: Tensor = self.residuals[key](tap[:, spared:].float(), self.config.frames)
+        if spared:
+            update = F.pad(update, (0, 0, spared, 0))
         return out + update.to(out.dtype)
 
     @property
@@ -104,11 +129,11 @@ class AdaptedModel(HeadedModel):
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
-        """What the adapter file holds, on the CPU: BatchNorm folded into the head, a learnt scale into ``up``."""
+        """What the adapter file holds, on the CPU: standardising folded into the head, a learnt scale into ``up``."""
         found: dict[str, Tensor] = {}
         for key, residual in self.residuals.items():
             assert isinstance(residual, LowRankResidual)
-            prefix = key.replace("_", ".")
+            prefix = ".".join(key.rsplit("_", 1))
             factor = residual.scale if self._learn_scale else 1.0
             found[f"{prefix}.down.weight"] = residual.down.weight
             found[f"{prefix}.down.bias"] = residual.down.bias
@@ -118,11 +143,7 @@ class AdaptedModel(HeadedModel):
                 found[f"{prefix}.time.weight"] = residual.time
         if self.norm is not None:
             found["norm.weight"], found["norm.bias"] = self.norm.weight, self.norm.bias
-        mean, variance = self.head_norm.running_mean, self.head_norm.running_var
-        assert mean is not None
-        assert variance is not None
-        weight = self.head.weight * (variance + HEAD_BN_EPS).rsqrt()
-        found["head.weight"], found["head.bias"] = weight, self.head.bias - weight @ mean
+        found |= self.head.tensors(self.mean, 1 / self.deviation)
         return {name: t.detach().float().cpu().clone() for name, t in found.items()}
 
     def exported_config(self) -> AdapterConfig:
@@ -131,3 +152,17 @@ class AdaptedModel(HeadedModel):
             return self.config
         sites = tuple(site.model_copy(update={"scale": 1.0}) for site in self.config.sites)
         return self.config.model_copy(update={"sites": sites})
+
+
+def images_of(model: HeadedModel, pixels: Tensor) -> Tensor:
+    """What ``normalised`` makes of pixels for the model's config; vectors stay."""
+    if pixels.ndim <= 3:
+        return pixels.to(model.backbone.device)
+    return normalised(pixels, model.config, model.backbone.device)
+
+
+def normalised(pixels: Tensor, config: AdapterConfig, device: torch.device) -> Tensor:
+    """Pixels (items, frames, 3, size, size) uint8 -> rows (items * frames, 3, size, size), ready for the backbone."""
+    rows, told = pixels.flatten(0, 1).to(device), config.input
+    mean, std = (torch.tensor([v], device=device).expand(len(rows), 3) for v in (told.mean, told.std))
+    return normalise(rows, mean, std)

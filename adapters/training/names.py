@@ -14,6 +14,7 @@ from typing import Literal
 from adapters.config import MAX_LABEL_CHARS
 from adapters.errors import TrainingError
 
+Method = Literal["adaptformer", "lora", "st-adapter", "linear", "vpt", "full"]
 Part = Literal["train", "val", "test"]
 """What a split is made of: to train on, to hold out, and to leave alone where ``val`` is held out."""
 _PARTS: dict[str, Part] = {

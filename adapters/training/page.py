@@ -84,6 +84,7 @@ def page(
         "It counts a rare class as much as a frequent one.</p>"),
         (f'<p class="faint">{_standing(told["method"])} The best epoch was chosen by the same held-out files, so '
         "expect slightly less on new ones.</p>"),
+        f"<p><b>{escape(told['verdict'])}</b></p>",
         _needs(told.get("needs", [])),
         _curves(told["history"]),
         "<h2>Classes</h2>", _class_table(classes),
@@ -107,6 +108,8 @@ def _standing(method: str) -> str:
 
 
 def _curves(history: Sequence[dict[str, float]]) -> str:
+    if not history:
+        return ""
     losses = {"training": [h["loss"] for h in history], "held out": [h["held_out_loss"] for h in history]}
     top = max(max(values) for values in losses.values())
     return (
@@ -211,9 +214,7 @@ def _facts(config: AdapterConfig, digest: str) -> str:
     told["peak memory"] = f"{told.pop('peak_memory_bytes') / 2**20:,.0f} MiB"
     told["share_of_backbone"] = f"{told['share_of_backbone']:.3%}"
     told["sites"] = (
-        "; ".join(
-            f"{s.site}, rank {s.rank}, scale {s.scale:g}{', over time' if s.temporal else ''}" for s in config.sites
-        )
+        "; ".join(f"{s.site}, rank {s.rank}, scale {s.scale:g}{s.manner}" for s in config.sites)
         or f"none, {SITELESS.get(told['method'], 'the head alone')}"
     )
     told["pool, norm"] = f"{config.pool}, {config.norm}"

@@ -6,7 +6,7 @@ It knows methods by name and a backbone's layout; it knows no data beyond labels
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 from pydantic import ValidationError
@@ -18,22 +18,39 @@ from adapters.config import (
     MAX_RANK,
     AdapterConfig,
     BaseModelConfig,
+    HeadKind,
     Modality,
     Pool,
     SiteConfig,
     SiteName,
+    Tokens,
     VideoConfig,
 )
 from adapters.errors import TrainingError
+from adapters.heads import rank_of_head, width_of_head
 from adapters.layout import Layout
+from adapters.training.fit import FitConfig
+from adapters.training.names import Method
 
-Method = Literal["adaptformer", "lora", "linear", "vpt", "full"]
 SITELESS: dict[str, str] = {"linear": "the head alone", "vpt": "prompts and the head", "full": "the whole backbone"}
 """Methods without residuals -> what they train."""
 SHARE = 0.014
 """Of the backbone's parameters, unless a rank is given; rank 64 on ViT-B, as in AdaptFormer."""
+BATCHES = ((300, 32), (100, 16), (0, 8))
+"""From so many examples on, so many in a step; half as many clips."""
+STEPS, CLIP_STEPS = 1000, 600
+LEAST_EPOCHS, MOST_EPOCHS = 4, 100
+SCORES = 12
+"""At most, on held-out data, in a training."""
+RATES: dict[str, float] = {
+    "adaptformer": 5e-3, "lora": 3e-3, "st-adapter": 1e-3, "linear": 1e-3, "vpt": 1e-2, "full": 1e-4,
+}  # fmt: skip
+"""The highest learning rate of each method."""
 FRAMES = 8
+STRIDE = 4
+"""Of dense frames, as in VideoMAE."""
 LORA_SITES: tuple[SiteName, ...] = ("q", "v")
+ST_SITES: tuple[SiteName, ...] = ("input", "pre_mlp")
 LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2")
 
 
@@ -41,8 +58,9 @@ LINEAR_LAYERS: tuple[SiteName, ...] = ("qkv", "q", "k", "v", "proj", "fc1", "fc2
 class Recipe:
     """Options as a person gives them; None leaves the choice to the method.
 
-    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames`` and ``temporal`` are for clips,
-    ``prompts`` for vpt.
+    ``site``: comma-separated. ``blocks``: ``all``, or such as ``0-3,8``. ``frames``, ``temporal``, ``sampling``,
+    ``stride``, ``views``, ``crops`` and ``head`` are for clips, ``prompts`` for vpt. ``epochs``, ``batch`` and ``lr``
+    fit the data where they are not given; ``lr`` may be ``auto``.
     """
 
     task: str
@@ -54,7 +72,16 @@ class Recipe:
     pool: Pool | None = None
     frames: int | None = None
     temporal: bool | None = None
+    sampling: Literal["uniform", "dense"] | None = None
+    stride: int | None = None
+    views: int | None = None
+    crops: int | None = None
     prompts: int | None = None
+    head: HeadKind | None = None
+    tokens: Tokens | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float | Literal["auto"] | None = None
 
 
 def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tuple[str, ...]) -> AdapterConfig:
@@ -62,14 +89,21 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
 
     Raises TrainingError for options that contradict each other, AdapterError for those the backbone cannot do.
     """
-    if modality == "image" and (recipe.frames or recipe.temporal):
-        raise TrainingError("frames and temporal are for clips, and the data holds pictures", field="frames")
+    if modality == "image" and recipe.method == "st-adapter":
+        raise TrainingError(
+            "method st-adapter mixes the frames of clips, and the data holds pictures; take adaptformer", field="method"
+        )
+    if modality == "image" and (recipe.frames or recipe.temporal or _sampling(recipe)):
+        given = ", ".join(_sampling(recipe)) or "frames and temporal"
+        raise TrainingError(f"{given} are for clips, and the data holds pictures", field="frames")
+    if modality == "image" and recipe.head:
+        raise TrainingError("head is for clips, and the data holds pictures", field="head")
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
     layout = backbone.layout
-    pool: Pool = recipe.pool or ("avg" if "avg" in layout.pools and recipe.method != "linear" else "backbone")
-    video = VideoConfig(frames=recipe.frames or FRAMES) if modality == "video" else None
+    pool = pools_of(recipe, layout)[-1]
     try:
+        video = _video(recipe, layout, len(labels)) if modality == "video" else None
         config = AdapterConfig(
             task=recipe.task,
             modality=modality,
@@ -77,9 +111,6 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
             base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
             sites=_sites(recipe, layout, modality),
             pool=pool,
-            # A linear probe trains its head alone, full tuning the backbone's own norm; and the backbone's own pooling
-            # comes after its own norm.
-            norm="frozen" if pool == "backbone" or recipe.method in ("linear", "full") else "trained",
             input=backbone.input,
             video=video,
         )
@@ -91,6 +122,33 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
         ) from error
     layout.check(config, max_rank=MAX_RANK, max_classes=MAX_CLASSES, max_frames=MAX_FRAMES)
     return config
+
+
+def _sampling(recipe: Recipe) -> dict[str, str | int]:
+    """What is asked of it."""
+    given = {name: getattr(recipe, name) for name in ("sampling", "stride", "views", "crops")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def pools_of(recipe: Recipe, layout: Layout) -> tuple[Pool, ...]:
+    """The ways of pooling to choose from."""
+    return (recipe.pool,) if recipe.pool else cast("tuple[Pool, ...]", layout.pools)
+
+
+def heads_of(recipe: Recipe, modality: Modality) -> tuple[HeadKind | None, ...]:
+    """The heads to choose from: a clip's frames may matter in their order, or not."""
+    if modality == "image" or recipe.head:
+        return (recipe.head,)
+    return ("mean", "frames") if (recipe.frames or FRAMES) > 1 else ("mean",)
+
+
+def fit_of(recipe: Recipe, fit: FitConfig, examples: int, frames: int) -> FitConfig:
+    """What was not given, as it suits so many examples: steps count, not epochs, and few make small batches."""
+    batch = recipe.batch or next(size for least, size in BATCHES if examples >= least) // (1 if frames == 1 else 2)
+    steps = -(-examples // batch)
+    epochs = recipe.epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, round((STEPS if frames == 1 else CLIP_STEPS) / steps)))
+    lr = RATES[recipe.method] if recipe.lr in (None, "auto") else float(recipe.lr)
+    return replace(fit, batch=batch, epochs=epochs, lr=lr, every=-(-epochs // SCORES))
 
 
 def parse_blocks(text: str, count: int) -> tuple[int, ...]:
@@ -118,9 +176,24 @@ def rank_for(layout: Layout, sites: tuple[SiteName, ...], blocks: tuple[int, ...
     return min(MAX_RANK, max(1, round(SHARE * layout.parameters / per_rank)))
 
 
+def _video(recipe: Recipe, layout: Layout, classes: int) -> VideoConfig:
+    """A head that sees time is as large as its share of the backbone allows."""
+    frames, head = recipe.frames or FRAMES, recipe.head or "mean"
+    sizes = layout.width, frames, classes, layout.parameters
+    usual = {"stride": STRIDE} if recipe.sampling == "dense" else {}
+    return VideoConfig.model_validate({
+        "frames": frames,
+        "head": head,
+        "head_rank": rank_of_head(*sizes) if head == "frames" else 0,
+        "head_width": width_of_head(*sizes) if head == "attention" else 0,
+        **usual,
+        **_sampling(recipe),
+    })  # fmt: skip
+
+
 def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConfig, ...]:
     if recipe.method in SITELESS:
-        given = [n for n in ("rank", "scale", "site", "temporal") if getattr(recipe, n)]
+        given = [n for n in ("rank", "scale", "site", "temporal", "tokens") if getattr(recipe, n)]
         if given or recipe.blocks != "all":
             raise TrainingError(
                 f"method {recipe.method} trains {SITELESS[recipe.method]}; leave out {', '.join(given) or 'blocks'}, "
@@ -128,23 +201,28 @@ def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConf
                 field="method",
             )  # fmt: skip
         return ()
-    lora = recipe.method == "lora"
+    lora, st_adapter = recipe.method == "lora", recipe.method == "st-adapter"
+    linear = lora or st_adapter
     names = _site_names(recipe, layout)
     blocks = parse_blocks(recipe.blocks, layout.blocks)
     rank = recipe.rank or rank_for(layout, names, blocks)
     temporal = (modality == "video" and not lora) if recipe.temporal is None else recipe.temporal
-    scale = recipe.scale if recipe.scale is not None else (1.0 if lora else 0.1)
+    scale = recipe.scale if recipe.scale is not None else 1.0
+    tokens: Tokens = recipe.tokens or ("patches" if st_adapter else "all")
     return tuple(
-        SiteConfig(site=name, blocks=blocks, rank=rank, act="none" if lora else "relu", scale=scale, temporal=temporal)
+        SiteConfig(
+            site=name, blocks=blocks, rank=rank, act="none" if linear else "relu", scale=scale, temporal=temporal,
+            tokens=tokens,
+        )
         for name in names
-    )
+    )  # fmt: skip
 
 
 def _site_names(recipe: Recipe, layout: Layout) -> tuple[SiteName, ...]:
     """The sites asked for, or the method's own; LoRA takes Linear layers only, and ``qkv`` where q and v are one."""
     lora = recipe.method == "lora"
     if recipe.site is None and not lora:
-        return ("parallel",)
+        return ST_SITES if recipe.method == "st-adapter" else ("parallel",)
     if recipe.site is None:
         usual: tuple[SiteName, ...] = LORA_SITES if all(s in layout.sites for s in LORA_SITES) else ("qkv",)
         if not all(s in layout.sites for s in usual):

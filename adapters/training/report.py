@@ -75,7 +75,8 @@ def _picture(data: MediaExamples, index: int) -> str:
     frames = data[index][0][:STRIP_FRAMES]
     strip = frames.permute(2, 0, 3, 1).flatten(1, 2).numpy()  # height, frames side by side, colour
     picture = Image.fromarray(strip)
-    picture = picture.resize((THUMBNAIL * len(frames), THUMBNAIL), Image.Resampling.BICUBIC)
+    width = max(1, round(THUMBNAIL * picture.width / picture.height))
+    picture = picture.resize((width, THUMBNAIL), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

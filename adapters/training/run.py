@@ -6,18 +6,14 @@ It knows the order of the steps and what to tell of them; each step is another m
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from math import isnan
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 
 from adapters.backbone import Backbone
@@ -25,19 +21,19 @@ from adapters.config import AdapterConfig
 from adapters.errors import AdapterTooLarge, TrainingError
 from adapters.file import Adapter, write_adapter
 from adapters.header import refusals
-from adapters.limits import FileLimits, MediaLimits, foreseen, needed
-from adapters.training.account import account_of, tool
-from adapters.training.baselines import NO_FILE, check_method, model_of
-from adapters.training.checkpoint import Checkpoint, CheckpointFile, FitResult
+from adapters.limits import foreseen, needed
+from adapters.training.account import account_of, tool, verdict
+from adapters.training.baselines import NO_FILE, check_method
 from adapters.training.data import NOUNS, BadFile, DataListing, check_classes, find_examples, reason_of, split
-from adapters.training.decoding import CACHE_BYTES, MediaExamples, Reader, Scanned, scan
-from adapters.training.fit import FitConfig, fit, predict
-from adapters.training.model import AdaptedModel, HeadedModel
-from adapters.training.names import Part
+from adapters.training.decoding import MediaExamples, Reader, Scanned, all_views, scan
+from adapters.training.fit import predict
+from adapters.training.model import AdaptedModel
+from adapters.training.plan import TrainingPlan, unwritable
 from adapters.training.progress import Teller
-from adapters.training.recipe import Recipe, config_of
+from adapters.training.recipe import config_of
 from adapters.training.report import write_report
 from adapters.training.score import Recalls, accuracy, scored, served_logits
+from adapters.training.tune import Tuned, tune
 
 SUFFIX = ".safetensors"
 FEW = 2
@@ -48,53 +44,15 @@ MAX_HISTORY = 200
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
-    """What to train, from what, into which file.
-
-    ``held_out`` is the share of a seeded split; ``part`` the one to hold out of a split that the data brings, where it
-    is not ``val``. ``limits`` bound what is read, ``served`` is what the server takes that the file is meant for, with
-    ``max_rank`` 0 for what fits the backbone.
-    """
-
-    data: Path
-    out: Path
-    recipe: Recipe
-    fit: FitConfig
-    held_out: float = 0.2
-    part: Part | None = None
-    cache_bytes: int = CACHE_BYTES
-    limits: MediaLimits = field(default_factory=MediaLimits)
-    served: FileLimits = field(default_factory=lambda: FileLimits(max_rank=0))
-    report: bool = True
-    resume: bool = False
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where an interrupted training waits."""
-        return self._beside("resume")
-
-    @property
-    def report_folder(self) -> Path:
-        return self._beside("report")
-
-    def _beside(self, suffix: str) -> Path:
-        """A baseline's name carries its method, so that it lies next to the adapter it is compared with."""
-        method = self.recipe.method
-        return self.out.with_name(
-            f"{self.out.name}.{method}.{suffix}" if method in NO_FILE else f"{self.out.name}.{suffix}"
-        )
-
-
-@dataclass(frozen=True)
 class Trained:
-    """What came of it. ``resumed_epochs`` were already done when this run began; a baseline has no ``digest``."""
+    """What came of it; a baseline has no ``digest``."""
 
     digest: str
     config: AdapterConfig
     accuracy: float
     recalls: Recalls
     bad: tuple[BadFile, ...]
-    resumed_epochs: int
+    tuned: Tuned
     report: Path | None
 
 
@@ -116,34 +74,40 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
     refused = _refused(plan, config, backbone)
     for refusal in refused:
         teller.warn(foreseen(refusal))
-    scanned, data = _data(plan, listing, config, teller)
+    scanned, data, served = _data(plan, listing, config, teller)
     bad = (*listing.bad, *scanned.bad)
-    model, result, resumed = _fit(plan, backbone, config, listing, data, teller)
+    tuned = tune(plan, backbone, config, listing, data, teller)
+    model, settings = tuned.model, plan.settings(served)
     adapter = Adapter(model.exported_config(), model.tensors(), "") if isinstance(model, AdaptedModel) else None
-    settings = _settings(plan, data[1])
     scoring = partial(teller.at, "scoring")
+    config, refused = model.config, _refused(plan, model.config, backbone)
     if adapter:
-        config, logits = adapter.config, served_logits(adapter, backbone, data[1], settings.workers, scoring)
+        config, logits = adapter.config, served_logits(adapter, backbone, served, settings.workers, scoring)
     else:
-        logits, _ = predict(model, data[1], settings, scoring)
-    examples = scored(logits, config.labels, data[1])
+        batch = max(1, tuned.fit.batch // config.views)
+        logits, _ = predict(model, served, dataclasses.replace(settings, batch=batch), scoring)
+    examples = scored(logits, config.labels, served)
     given, recalls = data[1].examples[0].part, Recalls.of((e.label, e.predicted) for e in examples)
     account = {
-        "method": plan.recipe.method,
+        "method": "linear" if tuned.kept_linear else plan.recipe.method,
+        **({"tried": plan.recipe.method} if tuned.kept_linear else {}),
         "data": plan.data.resolve().name,
         "split": f"given, {given} held out" if given else f"seeded, {plan.held_out:.0%} of each class held out",
         "bad_files": len(bad),
-        **account_of(model, result, *data),
+        **account_of(model, tuned.result, *data),
         "held_out_accuracy": round(accuracy(examples), 4),
         "held_out_balanced_accuracy": round(recalls.balanced_accuracy, 4),
+        "linear_accuracy": round(tuned.linear["accuracy"], 4),
+        "verdict": verdict(tuned, plan.recipe.method, accuracy(examples)),
         **({"needs": [needed(refusal) for refusal in refused]} if refused else {}),
-        "recipe": dataclasses.asdict(plan.fit),
+        "recipe": dataclasses.asdict(tuned.fit),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "tool": tool(),
     }
+    result = tuned.result
     history = [{k: round(v, 5) for k, v in line.items()} for line in result.history]
     told = config.model_copy(update={"training": account | {"history": history}})
-    step = -(-len(history) // MAX_HISTORY)
+    step = max(1, -(-len(history) // MAX_HISTORY))
     kept = history[::-step][::-1]  # the last one among them
     config = config.model_copy(update={"training": account | {"history": kept}})
     digest = _write(plan, Adapter(config, adapter.tensors, "")) if adapter else ""
@@ -153,11 +117,11 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
             write_report(report, told, digest, examples, data, bad)
         except OSError as error:
             if not adapter:
-                raise _unwritable(report, error) from error
+                raise unwritable(report, error) from error
             teller.warn(f"the adapter is written, its report is not: {report}: {reason_of(error)}")
             report = None
     plan.checkpoint.unlink(missing_ok=True)
-    return Trained(digest, config, accuracy(examples), recalls, bad, resumed, report)
+    return Trained(digest, config, accuracy(examples), recalls, bad, tuned, report)
 
 
 def _refused(plan: TrainingPlan, config: AdapterConfig, backbone: Backbone) -> list[AdapterTooLarge]:
@@ -170,28 +134,33 @@ def _refused(plan: TrainingPlan, config: AdapterConfig, backbone: Backbone) -> l
 
 def _data(
     plan: TrainingPlan, listing: DataListing, config: AdapterConfig, teller: Teller
-) -> tuple[Scanned, tuple[MediaExamples, MediaExamples]]:
-    """Training and held-out examples, and what was found when every file was decoded."""
+) -> tuple[Scanned, tuple[MediaExamples, MediaExamples], MediaExamples]:
+    """What was found when every file was decoded; training and held-out examples; and the latter as they are served.
+
+    Training sees one view of a clip, the server all of them.
+    """
     for note in listing.notes:
         teller.note(note)
     seed, count = plan.fit.seed, len(listing.examples)
     split(listing.examples, plan.held_out, seed)  # what is wrong with it is known before all files are read
     # A clip of more frames than the server takes was warned of; it can be trained all the same.
-    limits = dataclasses.replace(plan.limits, max_frames=max(plan.limits.max_frames, config.frames))
-    reader, read = Reader(config, limits), iter(range(1, count + 1))
+    limits = dataclasses.replace(plan.limits, max_frames=max(plan.limits.max_frames, config.rows))
+    reader, read = Reader(config.seen_once(), limits), iter(range(1, count + 1))
     scanned = scan(
         listing.examples, reader, threads=os.cpu_count() or 1, cache_bytes=plan.cache_bytes,
         on_file=lambda: teller.at(f"reading {count} files", next(read) / count),
     )  # fmt: skip
     check_classes(listing, scanned.examples)
     classes = {label: i for i, label in enumerate(config.labels)}
-    train, held_out = (
-        MediaExamples(scanned, chosen, classes, reader) for chosen in split(scanned.examples, plan.held_out, seed)
-    )
+    train_on, hold_out = split(scanned.examples, plan.held_out, seed)
+    if config.views > 1:
+        every = Reader(config, limits)
+        hold_out, served = all_views(scanned, hold_out, classes, every, cache_bytes=plan.cache_bytes)
+    train, held_out = (MediaExamples(scanned, chosen, classes, reader) for chosen in (train_on, hold_out))
     noun = NOUNS[listing.modality]
     teller.note(f"{len(train)} {noun}s of {len(classes)} classes to train on, {len(held_out)} held out")
     _warn_of_few(config, held_out, teller)
-    return scanned, (train, held_out)
+    return scanned, (train, held_out), served if config.views > 1 else held_out
 
 
 def _warn_of_few(config: AdapterConfig, held_out: MediaExamples, teller: Teller) -> None:
@@ -212,78 +181,8 @@ def _some(labels: Sequence[str]) -> str:
     return f"{len(labels)} classes, such as {shown}" if len(labels) > SHOWN else f"classes {shown}"
 
 
-def _fit(
-    plan: TrainingPlan,
-    backbone: Backbone,
-    config: AdapterConfig,
-    listing: DataListing,
-    data: tuple[MediaExamples, MediaExamples],
-    teller: Teller,
-) -> tuple[HeadedModel, FitResult, int]:
-    """The fitted model, its history, and how many epochs of it came from an interrupted run."""
-    settings = _settings(plan, data[0])
-    checkpoints = CheckpointFile(plan.checkpoint, _identity(plan, listing, config))
-    start = checkpoints.load() if plan.resume and plan.checkpoint.exists() else None
-    torch.manual_seed(settings.seed)
-    model = model_of(plan.recipe, backbone, config, settings.dropout)
-
-    def keep(checkpoint: Checkpoint) -> None:
-        history = checkpoint.result.history
-        epoch = len(history)
-        if history:
-            teller.reached("training", epoch / settings.epochs, _told(history[-1], settings.epochs))
-        try:
-            plan.out.parent.mkdir(parents=True, exist_ok=True)
-            checkpoints.save(checkpoint)
-        except (OSError, RuntimeError) as error:
-            if epoch == 0:
-                raise _unwritable(plan.checkpoint, error) from error
-            teller.warn(f"epoch {epoch} cannot be resumed from: {plan.checkpoint}: {reason_of(error).splitlines()[0]}")
-
-    def step(done: float, loss: float) -> None:
-        if isnan(loss):
-            teller.at("frozen features", done)
-        else:
-            teller.at("training", done, f"loss {loss:.3f}")
-
-    return (
-        model,
-        fit(model, *data, settings, start=start, on_epoch=keep, on_step=step),
-        len(start.result.history) if start else 0,
-    )
-
-
-def _told(line: Mapping[str, float], epochs: int) -> str:
-    return f"epoch {line['epoch']}/{epochs}: loss {line['loss']:.3f}, held-out accuracy {line['accuracy']:.2%}"
-
-
-def _settings(plan: TrainingPlan, data: MediaExamples) -> FitConfig:
-    """Workers would only copy what is in memory already."""
-    return dataclasses.replace(plan.fit, workers=0) if data.in_memory else plan.fit
-
-
 def _write(plan: TrainingPlan, adapter: Adapter) -> str:
     try:
         return write_adapter(plan.out, adapter.config, adapter.tensors)
     except (OSError, SafetensorError) as error:
-        raise _unwritable(plan.out, error) from error
-
-
-def _unwritable(path: Path, error: Exception) -> TrainingError:
-    reason = reason_of(error).splitlines()[0]
-    return TrainingError(
-        f"{path} could not be written ({reason}), and nothing was left there; make room or choose another place, "
-        "then run the same again, with --resume if epochs were done", field="out", got=str(path),
-    )  # fmt: skip
-
-
-def _identity(plan: TrainingPlan, listing: DataListing, config: AdapterConfig) -> str:
-    """All that the tensors depend on, as one digest; a resumed training must agree with it."""
-    options = dataclasses.asdict(plan.fit) | {
-        "held_out": plan.held_out,
-        "part": plan.part,
-        "prompts": plan.recipe.prompts,
-    }
-    options.pop("workers")
-    text = json.dumps([listing.digest, config.model_dump(mode="json"), options], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+        raise unwritable(plan.out, error) from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.config import MAX_FRAMES
+from adapters.config import MAX_CLIP_ROWS
 from adapters.file import Adapter
 from adapters.limits import MediaLimits
 from adapters.predictor import Predictor
@@ -43,9 +43,12 @@ def served_logits(
     workers: int = 0,
     on_batch: Callable[[float], None] | None = None,
 ) -> Tensor:
-    """Logits (items, classes) float32 on the CPU, in the data's order; ``on_batch`` gets the share that is done."""
-    predictor = Predictor(backbone, adapter, batch_rows=BATCH_ROWS, limits=MediaLimits(max_frames=MAX_FRAMES))
-    batches = Batches(data, max(1, BATCH_ROWS // adapter.config.frames), threads=workers)
+    """Logits (items, classes) float32 on the CPU, in the data's order; ``on_batch`` gets the share that is done.
+
+    Of an adapter with several views (items, views, classes), of data that holds all of them.
+    """
+    predictor = Predictor(backbone, adapter, batch_rows=BATCH_ROWS, limits=MediaLimits(max_frames=MAX_CLIP_ROWS))
+    batches = Batches(data, max(1, BATCH_ROWS // adapter.config.rows), threads=workers)
     found = []
     for number, (pixels, _) in enumerate(batches, 1):
         found += predictor.logits(pixels.numpy())
@@ -55,9 +58,10 @@ def served_logits(
 
 
 def scored(logits: Tensor, labels: tuple[str, ...], data: MediaExamples) -> list[Scored]:
-    """Probabilities as the server computes them: in float64, equal ones in the order of the labels."""
+    """Probabilities as the server computes them: in float64, the views' mean, equal ones in the order of the labels."""
     found = []
-    for example, row in zip(data.examples, logits.double().softmax(1), strict=True):
+    views = logits.reshape(len(data), -1, len(labels)).double().softmax(-1)
+    for example, row in zip(data.examples, views.mean(1), strict=True):
         order = torch.argsort(row, descending=True, stable=True)[:MAX_SCORES].tolist()
         scores = {labels[i]: row[i].item() for i in order}
         found.append(Scored(example.name, example.label, labels[order[0]], scores))

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapters.config import task_name
+from adapters.config import MAX_FRAMES, task_name
 from adapters.header import refusals
 from adapters.limits import foreseen
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.limits import file_limits
 
 if TYPE_CHECKING:
-    from adapters.backbone import Backbone
     from adapters.importers import Imported
+    from adapters.layout import Layout
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +39,12 @@ Task = Annotated[
 Weights = Annotated[
     str, typer.Option("--weights", metavar="FILE", help="The backbone's weights.  [default: its pretrained ones]")
 ]
+ImageSize = Annotated[
+    str,
+    typer.Option(
+        "--image-size", metavar="SIZE", help="Pixels, as the server's: 224, or 196x322.  [default: the backbone's]"
+    ),
+]
 Three = tuple[float, float, float]
 Mean = Annotated[
     Three | None, typer.Option("--mean", help="Means of red, green, blue, 0 to 1.  [default: the backbone's]")
@@ -58,6 +64,7 @@ def adaptformer(
     file: Out,
     task: Task = None,
     weights: Weights = "",
+    image_size: ImageSize = "",
     scale: Annotated[float, typer.Option("--scale", help="The adapters' scale, where none was learnt.")] = 0.1,
     export_base: Annotated[
         Path | None,
@@ -87,12 +94,17 @@ def adaptformer(
         backbone = load_backbone(base, chosen, "cpu", "float32")
         if export_base:
             export_backbone(source, backbone, export_base)
-            backbone = load_backbone(base, str(export_base), "cpu", "float32")
-        terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
-        _finish(file, convert(source, backbone, terms, scale=scale), backbone)
+            chosen = str(export_base)
+            backbone = load_backbone(base, chosen, "cpu", "float32")
+        given, layout = _given(mean, std, interpolation, crop_pct), backbone.layout
+        if image_size:  # its tensors are compared at their own size; their fingerprint is the same at any
+            layout = load_backbone(base, chosen, "cpu", "float32", image_size).layout
+            given |= {"size": layout.input_size}
+        terms = ImportTerms(task or task_name(file.name), names, given)
+        _finish(file, convert(source, backbone, terms, scale=scale), layout)
     if export_base:
         line = f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}"
-        out().print(line, markup=False)
+        out().print(line + (f" --image-size {image_size}" if image_size else ""), markup=False)
 
 
 @app.command()
@@ -103,6 +115,7 @@ def peft(
     file: Out,
     task: Task = None,
     weights: Weights = "",
+    image_size: ImageSize = "",
     mean: Mean = None,
     std: Std = None,
     interpolation: Interpolation = None,
@@ -122,12 +135,56 @@ def peft(
 
         source = read_folder(folder)
         names = read_labels(labels, source.classes)
-        backbone = load_backbone(base, weights, "cpu", "float32")
+        backbone = load_backbone(base, weights, "cpu", "float32", image_size)
         terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
-        _finish(file, convert(source, backbone, terms), backbone)
+        _finish(file, convert(source, backbone, terms), backbone.layout)
     out().print(
         f"it was trained on {source.trained_on or 'a model that it does not name'}; "
         f"that {base} has the same weights cannot be seen from the folder",
+        markup=False,
+    )
+
+
+@app.command("st-adapter")
+def st_adapter(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.pth", help="What ST-Adapter's own code saved.")],
+    base: Base,
+    labels: Labels,
+    file: Out,
+    task: Task = None,
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    frames: Annotated[
+        int, typer.Option("--frames", min=1, max=MAX_FRAMES, help="Frames of a clip, the training's --num_frames.")
+    ] = 8,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+) -> None:
+    """Import a checkpoint of ST-Adapter's official code: clips on OpenAI's CLIP, adapters with kernels of 3x1x1.
+
+    The file holds what was trained and seldom the backbone, so that --base has the weights that the training had is
+    yours to know. Preprocessing is that code's unless it is given.
+
+    Example:  adaptserve import st-adapter checkpoint-49.pth --base vit_base_patch16_clip_quickgelu_224.openai
+    --labels ssv2.txt --out ssv2.safetensors
+    """
+    with one_line_errors():
+        from adapters.backbone import load_backbone
+        from adapters.importers import ImportTerms, read_labels
+        from adapters.importers.st_adapter import convert, read_checkpoint
+
+        source = read_checkpoint(checkpoint)
+        names = read_labels(labels, source.classes)
+        backbone = load_backbone(base, weights, "cpu", "float32", image_size)
+        terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
+        _finish(file, convert(source, backbone, terms, frames=frames), backbone.layout)
+    held = len(source.backbone)
+    out().print(
+        f"it was trained on OpenAI's CLIP; that {base} has the same weights "
+        f"{f'was seen from {held} tensors in the file' if held else 'cannot be seen from the file'}; "
+        f"taken for granted: {frames} frames from all over a clip, and one view of it",
         markup=False,
     )
 
@@ -138,20 +195,20 @@ def _given(
     return {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
 
 
-def _finish(file: Path, imported: Imported, backbone: Backbone) -> None:
+def _finish(file: Path, imported: Imported, layout: Layout) -> None:
     from adapters.importers import save
 
     config, tensors = imported
-    digest = save(file, imported, backbone.layout)
+    digest = save(file, imported, layout)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     sites = ", ".join(f"{s.site} in {len(s.blocks)} blocks, rank {s.rank}" for s in config.sites) or "head only"
     out().print(
         f"{file}: task {config.task}, {len(config.labels)} labels, {sites}, {parameters:,} parameters "
-        f"({100 * parameters / backbone.layout.parameters:.2f} % of {backbone.layout.model}), sha256 {digest[:12]}",
+        f"({100 * parameters / layout.parameters:.2f} % of {layout.model}), sha256 {digest[:12]}",
         markup=False,
     )
     settings = settings_or_exit(None)
-    bounds = file_limits(settings, backbone.layout.slot_rank(settings.max_rank))
-    for refusal in refusals(config, backbone.layout, bounds):
+    bounds = file_limits(settings, layout.slot_rank(settings.max_rank))
+    for refusal in refusals(config, layout, bounds):
         complain(foreseen(refusal), "warning")
     out().print(f"try: adaptserve push {file}", markup=False)

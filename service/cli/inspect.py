@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from adapters.config import AdapterConfig, VideoConfig, size_text
 from adapters.header import Header, digest_of, read_header
 from adapters.layout import oversized
 from adapters.limits import OWN_FILE, FileLimits, needed, raised
@@ -51,19 +52,18 @@ def _config_table(file: Path, header: Header, digest: str, size: int, backbone: 
     more = len(config.labels) - MAX_LABELS_SHOWN
     rows = {
         "task": config.task,
-        "modality": f"video, {config.frames} frames" if config.video else "image",
+        "modality": _modality(config),
         "labels": f"{len(config.labels)}: {labels}{f', and {more} more' if more > 0 else ''}",
         "score": config.score,
         "base model": config.base.model,
         "base fingerprint": config.base.fingerprint,
         "sites": "; ".join(
-            f"{s.site} in blocks {_ranges(s.blocks)}, rank {s.rank}, {s.act}, scale {s.scale:g}"
-            f"{', over time' if s.temporal else ''}"
+            f"{s.site} in blocks {_ranges(s.blocks)}, rank {s.rank}, {s.act}, scale {s.scale:g}{s.manner}"
             for s in config.sites
         )
         or "none (head only)",
         "pool, norm": f"{config.pool}, {config.norm}",
-        "input": f"{config.input.size} pixels, {config.input.interpolation}, crop {config.input.crop_pct:g} "
+        "input": f"{size_text(config.input.size)} pixels, {config.input.interpolation}, crop {config.input.crop_pct:g} "
         f"({config.input.crop_mode}), mean {_numbers(config.input.mean)}, std {_numbers(config.input.std)}",
         "parameters": f"{header.parameters:,}"
         + (f" ({100 * header.parameters / backbone:.2f} % of the backbone's {backbone:,})" if backbone else ""),
@@ -77,12 +77,22 @@ def _config_table(file: Path, header: Header, digest: str, size: int, backbone: 
     return table
 
 
+def _modality(config: AdapterConfig) -> str:
+    """Which frames of a clip are taken, and how often it is looked at."""
+    video = config.video
+    if video is None:
+        return "image"
+    which = f", dense: {video.stride} apart" if video.sampling == "dense" else ""
+    crops = f" x {video.crops} crops" if video.crops > 1 else ""
+    views = f"; {video.views} views{crops} averaged, {config.rows} rows in all" if config.views > 1 else ""
+    return f"video, {config.frames} frames{which}, {_head(video)}{views}"
+
+
 def _needs(header: Header, size: int) -> str:
     """Settings without which a server refuses the file; of the rank only training knew, since a backbone bounds it."""
     config, limits, told = header.config, FileLimits(), header.config.training.get("needs")
     found = [str(line) for line in told] if isinstance(told, list) else []
-    refusals = oversized(config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames)
-    found += [needed(refusal) for refusal in refusals]
+    found += [needed(refusal) for refusal in oversized(config, **limits.of_config)]
     if size > limits.max_file_bytes:
         found.append(raised(["max_adapter_bytes"], size))
     return ", ".join(dict.fromkeys(found)) or "no more than the default bounds, as far as the file tells"
@@ -106,6 +116,14 @@ def _told_parameters(header: Header) -> int | None:
 def _plain(text: str) -> str:
     """A file's own words, without what a terminal or rich would act on."""
     return "".join(c if c.isprintable() else "?" for c in text).replace("[", r"\[")
+
+
+def _head(video: VideoConfig) -> str:
+    if video.head == "attention":
+        return f"head of an attention over them, {video.head_width} values"
+    if video.head == "frames":
+        return f"head of all of them{f', rank {video.head_rank}' if video.head_rank else ''}"
+    return "head of their mean"
 
 
 def _ranges(blocks: tuple[int, ...]) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adapters.config import size_text
 from adapters.limits import variable
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.exits import CUT_OFF, FAILED, USAGE
@@ -58,6 +59,10 @@ def serve(
     weights: Annotated[
         str | None, typer.Option(help="A .safetensors or .pth file instead of the model's pretrained weights.")
     ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(help="Pixels that the backbone sees: 224, or height x width as 196x322.  [default: the model's]"),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:1; cuda:0,cuda:1 for an engine each.  [default: auto]")
     ] = None,
@@ -86,8 +91,8 @@ def serve(
     """
     settings = settings_or_exit(
         env_file, host=host, port=port, keys_file=keys_file, data_dir=data_dir, backbone=backbone, weights=weights,
-        device=device, front_ends=front_ends, dtype=dtype, slots=slots, threads=threads, insecure=insecure,
-        log_format=log_format,
+        image_size=image_size, device=device, front_ends=front_ends, dtype=dtype, slots=slots, threads=threads,
+        insecure=insecure, log_format=log_format,
     )  # fmt: skip
     with one_line_errors():
         _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
@@ -230,7 +235,8 @@ def _say(settings: Settings, port: int, facts: Facts, names: Sequence[str]) -> N
     auto = settings.dtype == "auto" and facts.dtype != "float32"
     console.print(
         f"backbone {layout.model} ({layout.parameters / 1e6:.1f} M parameters, fingerprint {layout.fingerprint[:12]}) "
-        f"on {facts.device}, {facts.dtype}" + (" (by --dtype auto; float32 rounds less)" if auto else "")
+        f"at {size_text(layout.input_size)} pixels on {facts.device}, {facts.dtype}"
+        + (" (by --dtype auto; float32 rounds less)" if auto else "")
     )
     if keys:
         holders = [f"{key.name} ({key.scope})" for key in keys.all]

@@ -7,45 +7,30 @@ from __future__ import annotations
 
 import logging
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from adapters.config import MAX_FRAMES, task_name
+from adapters.config import MAX_FRAMES, MAX_STRIDE, MAX_VIEWS, HeadKind, Pool, Tokens, size_text, task_name
+from adapters.limits import variable
+from adapters.training.names import Method, Part
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.exits import FAILED
 from service.limits import file_limits, media_limits
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
-    from adapters.training.names import Part
-    from adapters.training.run import Trained, TrainingPlan
+    from adapters.training.plan import TrainingPlan
+    from adapters.training.run import Trained
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 MAX_BAD_SHOWN = 5
 MAX_EPOCHS = 10_000
+CROP = 0.8
+LEAST_RATE, MOST_RATE = 1e-8, 10.0
 SHARE = 0.2
-
-
-class Method(StrEnum):
-    """What is trained."""
-
-    adaptformer = "adaptformer"
-    lora = "lora"
-    linear = "linear"
-    vpt = "vpt"
-    full = "full"
-
-
-class PoolName(StrEnum):
-    """How tokens become one vector."""
-
-    backbone = "backbone"
-    cls = "cls"
-    avg = "avg"
 
 
 def train(
@@ -59,21 +44,34 @@ def train(
     task: Annotated[str | None, typer.Option(help="Name of the task.  [default: from FILE's name]")] = None,
     method: Annotated[
         Method, typer.Option(help="linear trains the head alone; vpt and full are for comparison.")
-    ] = Method.adaptformer,
+    ] = "adaptformer",
     backbone: Annotated[str, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.")] = "demo",
     weights: Annotated[str, typer.Option(help="A .safetensors or .pth file instead of the pretrained weights.")] = "",
+    image_size: Annotated[
+        str,
+        typer.Option(help="Pixels that the backbone sees: 224, or height x width as 196x322.  [default: the model's]"),
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     rank: Annotated[int | None, typer.Option(min=1, help="[default: about 1.4 % of the backbone]")] = None,
-    scale: Annotated[float | None, typer.Option(help="[default: 0.1, lora 1]")] = None,
+    scale: Annotated[float | None, typer.Option(help="[default: 0.1, lora and st-adapter 1]")] = None,
     blocks: Annotated[str, typer.Option(help="all, or such as 0-3,8.")] = "all",
-    site: Annotated[str | None, typer.Option(help="[default: parallel, lora q,v]")] = None,
-    pool: Annotated[PoolName | None, typer.Option(help="[default: avg; linear: the backbone's own]")] = None,
-    epochs: Annotated[int, typer.Option(min=1, max=MAX_EPOCHS)] = 20,
-    batch: Annotated[int, typer.Option(min=2, max=4096, help="Pictures or clips in a step.")] = 32,
-    lr: Annotated[float, typer.Option(min=1e-8, max=10.0, help="Highest learning rate.")] = 1e-3,
+    site: Annotated[str | None, typer.Option(help="[default: parallel, lora q,v, st-adapter input,pre_mlp]")] = None,
+    tokens: Annotated[
+        Tokens | None,
+        typer.Option(help="patches leaves the class token and registers out.  [default: all, st-adapter patches]"),
+    ] = None,
+    pool: Annotated[Pool | None, typer.Option(help="[default: the best by cross-validation]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, max=MAX_EPOCHS, help="[default: about 1,000 steps, 600 of clips]")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=2, max=4096, help="Pictures or clips in a step.  [default: 8 to 32]")
+    ] = None,
+    lr: Annotated[
+        str | None, typer.Option(metavar="RATE|auto", help="Highest learning rate; auto tries some on a part of DATA.")
+    ] = None,
     crop: Annotated[
-        float | None,
-        typer.Option(min=0.05, max=1.0, help="Least area that a random crop leaves.  [default: 0.8, linear 1: none]"),
+        float | None, typer.Option(min=0.05, max=1.0, help="Least area a random crop leaves.  [default: 0.8; 1: none]")
     ] = None,
     flip: Annotated[
         bool, typer.Option("--flip", help="Mirror half of the examples, where left is like right.")
@@ -93,13 +91,37 @@ def train(
     ] = str(SHARE),
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same tensors.")] = 0,
     frames: Annotated[int | None, typer.Option(min=1, max=MAX_FRAMES, help="Frames of a clip.  [default: 8]")] = None,
+    sampling: Annotated[
+        Literal["uniform", "dense"] | None,
+        typer.Option(help="Which: uniform from the whole clip, or dense around its middle.  [default: uniform]"),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_STRIDE, help="Distance of dense frames, in the clip's own.  [default: 4]"),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(min=1, max=MAX_VIEWS, help="Times a clip is looked at in serving; the mean answers.")
+    ] = None,
+    crops: Annotated[
+        int | None, typer.Option(min=1, max=3, help="3: each view at both ends of the longer side too.")
+    ] = None,
     temporal: Annotated[
-        bool | None, typer.Option("--temporal/--no-temporal", help="Mix over a clip's frames.  [default: adaptformer]")
+        bool | None, typer.Option("--temporal/--no-temporal", help="Mix over a clip's frames.  [default: not for lora]")
+    ] = None,
+    head: Annotated[
+        HeadKind | None,
+        typer.Option(
+            help="Of a clip: the mean of its frames, all frames in their order, or an attention over them.  "
+            "[default: mean or frames, by cross-validation]"
+        ),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=0, max=256, help="Threads that decode a set too large to keep.  [default: the cores]"),
     ] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback/--no-fallback", help="Write the best linear head where the method is no better.")
+    ] = True,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write FILE.report/ too.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.resume, if it is there.")] = False,
     env_file: Annotated[
@@ -121,31 +143,32 @@ def train(
 
         from adapters.backbone import load_backbone, resolve_device
         from adapters.training.fit import FitConfig
+        from adapters.training.plan import TrainingPlan
         from adapters.training.recipe import Recipe
-        from adapters.training.run import TrainingPlan
 
         logging.getLogger("timm").setLevel(logging.WARNING)
         settings = settings_or_exit(env_file)
         share, part = _held_out(held_out)
         recipe = Recipe(
-            task=task or task_name(file.name), method=method.value, rank=rank, scale=scale, blocks=blocks, site=site,
-            pool=pool.value if pool else None, frames=frames, temporal=temporal, prompts=prompts,
+            task=task or task_name(file.name), method=method, rank=rank, scale=scale, blocks=blocks, site=site,
+            pool=pool, frames=frames, temporal=temporal, prompts=prompts, epochs=epochs,
+            batch=batch, lr=_rate(lr),
+            head=head, tokens=tokens,
+            sampling=sampling, stride=stride, views=views, crops=crops,
         )  # fmt: skip
-        if crop is None:  # without crops, a frozen backbone sees every picture once and not in each epoch
-            crop = 1.0 if method is Method.linear else 0.8
         fit = FitConfig(
-            epochs=epochs, batch=batch, lr=lr, label_smoothing=label_smoothing, crop=crop, flip=flip, mixup=mixup,
+            label_smoothing=label_smoothing, crop=CROP if crop is None else crop, flip=flip, mixup=mixup,
             patience=patience, workers=(os.cpu_count() or 1) if workers is None else workers, seed=seed,
         )  # fmt: skip
         plan = TrainingPlan(
             data, file, recipe, fit, held_out=share, part=part, limits=media_limits(settings),
-            served=file_limits(settings, settings.max_rank), report=report, resume=resume,
+            served=file_limits(settings, settings.max_rank), fallback=fallback, report=report, resume=resume,
         )  # fmt: skip
         _say_no_file(plan)
         try:
             # On a CPU in full precision, whatever serves it later: so one seed gives one file on every processor.
             dtype = "auto" if resolve_device(device).type == "cuda" else "float32"
-            trained = _run(plan, load_backbone(backbone, weights, device, dtype))
+            trained = _run(plan, load_backbone(backbone, weights, device, dtype, image_size))
         except KeyboardInterrupt:
             left = (
                 f"; {plan.checkpoint} keeps its whole epochs, go on with --resume" if plan.checkpoint.exists() else ""
@@ -153,9 +176,22 @@ def train(
             complain(f"interrupted, nothing was written to {file}{left}", "stopped")
             raise typer.Exit(INTERRUPTED) from None
         except (MemoryError, torch.OutOfMemoryError) as error:
-            complain(f"the memory is full; try a smaller --batch than {batch}, or fewer --frames")
+            complain("the memory is full; try a smaller --batch, or fewer --frames")
             raise typer.Exit(FAILED) from error
-    _say(plan, trained)
+    _say(plan, trained, sized=bool(image_size))
+
+
+def _rate(text: str | None) -> float | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return None if text is None else "auto"
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        told = f"'{text}' is no rate from {LEAST_RATE:g} to {MOST_RATE:g}, nor auto"
+        raise typer.BadParameter(told, param_hint="'--lr'")
+    return rate
 
 
 def _held_out(text: str) -> tuple[float, Part | None]:
@@ -189,18 +225,20 @@ def _say_no_file(plan: TrainingPlan, report: Path | None = None) -> None:
         out().print(f"{why}, so there is no adapter file to serve; report: {place}", markup=False, soft_wrap=True)
 
 
-def _say(plan: TrainingPlan, trained: Trained) -> None:
+def _say(plan: TrainingPlan, trained: Trained, *, sized: bool) -> None:
     told, console = trained.config.training, out()
+    needs = list(told.get("needs", ()))
+    if sized:
+        needs.append(f"{variable('image_size')}={size_text(trained.config.input.size)}")
     for bad in trained.bad[:MAX_BAD_SHOWN]:
         complain(f"{bad.name}: {bad.reason}", "left out")
     if len(trained.bad) > MAX_BAD_SHOWN:
         complain(f"and {len(trained.bad) - MAX_BAD_SHOWN} more files", "left out")
     if plan.resume:
-        console.print(f"resumed after epoch {trained.resumed_epochs}")
+        console.print(f"resumed after epoch {trained.tuned.resumed_epochs}")
     lines = {
         "task": f"{trained.config.task}, {len(trained.config.labels)} labels",
-        "held-out accuracy": f"{told['held_out_accuracy']:.2%} of {told['held_out_examples']} files, "
-        f"best of {told['epochs_run']} epochs: {told['best_epoch']}",
+        "held-out accuracy": f"{told['held_out_accuracy']:.2%} of {told['held_out_examples']} files{_epochs(told)}",
         "balanced accuracy": trained.recalls.summary(),
         "parameters": f"{told['parameters']:,} ({told['share_of_backbone']:.2%} of the backbone)",
         "time, memory": f"{told['seconds']:.0f} s, peak {told['peak_memory_bytes'] / 2**20:,.0f} MiB",
@@ -209,9 +247,14 @@ def _say(plan: TrainingPlan, trained: Trained) -> None:
     }
     for name, value in lines.items():
         console.print(f"{name:<18} {value}", markup=False)
-    if needs := told.get("needs"):
+    console.print(f"{'verdict':<18} {told['verdict']}", markup=False, soft_wrap=True)
+    if needs:
         console.print(f"{'a server needs':<18} {' '.join(needs)}", markup=False)
     if trained.digest:
         console.print(f"next: adaptserve push {plan.out}", markup=False)
     else:
         _say_no_file(plan, trained.report)
+
+
+def _epochs(told: dict[str, Any]) -> str:
+    return f", best of {told['epochs_run']} epochs: {told['best_epoch']}" if told["best_epoch"] else ""

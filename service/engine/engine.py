@@ -86,7 +86,7 @@ class Engine:
     def submit(
         self, task: str, digest: str, load: Loader, pixels: Pixels, deadline: float, *,
         picture: bytes | None = None, admitted: bool = False) -> Future[Answer]:  # fmt: skip
-        """Queue one input, uint8 (frames, 3, size, size); never blocks. ``deadline`` is on the engine's clock.
+        """Queue one input, uint8 (frames, 3, height, width); never blocks. ``deadline`` is on the engine's clock.
 
         Inputs of one ``picture`` are equal. ``admitted``: ``check_room`` has just let all versions of a request in, so
         one's load does not count against another. Raises as ``check_room`` does, and MediaTooLarge for more frames than

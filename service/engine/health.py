@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 
+from adapters.config import Size
 from adapters.errors import AdaptError
 from adapters.media import Pixels
 from service.engine.batch import BatchReport
@@ -27,7 +28,7 @@ class Health:
     A batch that has run for long is no fault while block after block is computed: a slow device is ready.
     """
 
-    def __init__(self, input_size: int, *, fresh_s: float, timeout_s: float) -> None:
+    def __init__(self, input_size: Size, *, fresh_s: float, timeout_s: float) -> None:
         self._size, self._fresh_s, self._timeout_s = input_size, fresh_s, timeout_s
         self._last_good: float | None = None
         self._suspect = False  # the latest forward pass failed: whatever came before proves nothing
@@ -97,4 +98,4 @@ class Health:
             probe.cancel()
 
     def _blank(self) -> Pixels:
-        return np.zeros((1, 3, self._size, self._size), np.uint8)
+        return np.zeros((1, 3, *self._size), np.uint8)

@@ -43,7 +43,8 @@ class Facts:
         """What ``told`` made, and came over a socket."""
         layout = told["layout"]
         sites = {site: tuple((a, b) for a, b in blocks) for site, blocks in layout["sites"].items()}
-        whole = Layout(**layout | {"sites": sites, "pools": tuple(layout["pools"])})
+        size, pools = tuple(layout["input_size"]), tuple(layout["pools"])
+        whole = Layout(**layout | {"sites": sites, "input_size": size, "pools": pools})
         return cls(**told | {"layout": whole, "input": InputConfig.model_validate(told["input"])})
 
 

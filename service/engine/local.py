@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +72,7 @@ class LocalEngine:
                 answer = self.engine.submit(
                     item.task, item.digest, load, frames, deadline, picture=picture, admitted=True
                 )
-                answer.add_done_callback(partial(_hold, pixels))
+                answer.add_done_callback(_Hold(pixels))
                 answers.append(answer)
         except AdaptError as error:
             for answer in answers:
@@ -84,8 +83,7 @@ class LocalEngine:
 
     async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
         adapter, packed = await asyncio.wrap_future(self.files.submit(lambda: self._read(Path(file), digest)))
-        size, frames = adapter.config.input.size, adapter.config.frames
-        blank = np.zeros((frames, 3, size, size), np.uint8)
+        blank = np.zeros((adapter.config.frames, 3, *adapter.config.input.size), np.uint8)
         await asyncio.wrap_future(self.engine.submit(task, adapter.digest, lambda: packed, blank, deadline))
 
     def forget(self, digest: str) -> None:
@@ -134,7 +132,7 @@ def local_engine(
     with ExitStack() as stack:
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        backbone = load_backbone(settings.backbone, settings.weights, device, settings.dtype)
+        backbone = load_backbone(settings.backbone, settings.weights, device, settings.dtype, settings.image_size)
         health = Health(backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s)
         slabs = _slabs(settings, backbone)
         made: list[LocalEngine] = []
@@ -168,8 +166,14 @@ def local_engine(
         yield made[0]
 
 
-def _hold(pixels: Framed, answer: Future[Answer]) -> None:
-    """An answer that is awaited refers to this call, and so to its pixels, whose rows stay its own."""
+class _Hold:
+    """An answer that is awaited refers to this, and so to its pixels, whose rows stay its own until it is there."""
+
+    def __init__(self, pixels: Framed) -> None:
+        self._pixels: Framed | None = pixels
+
+    def __call__(self, _: Future[Answer]) -> None:
+        self._pixels = None  # a future keeps what it called
 
 
 def _slabs(settings: Settings, backbone: Backbone) -> Slabs:

@@ -12,25 +12,26 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from adapters.config import Size
 from adapters.media import Pixels
 from service.errors import QueueFull
 
 RETRY_AFTER_S = 1.0
 
 
-def array_of(buffer: Any, size: int) -> Pixels:
-    """A buffer as uint8 (rows, 3, size, size), as many as fit; the rest of it is left."""
+def array_of(buffer: Any, size: Size) -> Pixels:
+    """A buffer as uint8 (rows, 3, height, width), as many as fit; the rest of it is left."""
     rows = len(buffer) // row_bytes(size)
-    return np.frombuffer(buffer, np.uint8, rows * row_bytes(size)).reshape(rows, 3, size, size)
+    return np.frombuffer(buffer, np.uint8, rows * row_bytes(size)).reshape(rows, 3, *size)
 
 
-def row_bytes(size: int) -> int:
-    """Bytes of one frame of ``size`` pixels square."""
-    return 3 * size * size
+def row_bytes(size: Size) -> int:
+    """Bytes of one frame of that height and width."""
+    return 3 * size[0] * size[1]
 
 
 def gathered(rows: Pixels, numbers: Sequence[int]) -> Pixels:
-    """Those rows, (frames, 3, size, size): a view where they lie side by side, as one always does, else a copy."""
+    """Those rows, (frames, 3, height, width): a view where they lie side by side, as one always does, else a copy."""
     first = numbers[0]
     if list(numbers) == list(range(first, first + len(numbers))):
         return rows[first : first + len(numbers)]
@@ -45,7 +46,7 @@ class Framed(Protocol):
 
 
 class Held:
-    """Rows that belong to one input until nobody refers to this any more. ``self[i]`` is frame i, (3, size, size)."""
+    """Rows that belong to one input until nobody refers to this. ``self[i]`` is frame i, (3, height, width)."""
 
     __slots__ = ("_owner", "numbers")
 
@@ -66,8 +67,14 @@ class Held:
 
     @property
     def array(self) -> Pixels:
-        """All frames, (frames, 3, size, size)."""
+        """All frames, (frames, 3, height, width)."""
         return gathered(self._owner.rows, self.numbers)
+
+    def views(self, frames: int) -> list[Held]:
+        """So many frames of it each, one after the other; all rows are held as long as one of them is."""
+        if frames == len(self):
+            return [self]
+        return [_View(self, self.numbers[first : first + frames]) for first in range(0, len(self), frames)]
 
     def digest(self) -> bytes:
         """By it the device finds equal pictures; it takes a tenth of a millisecond for one of 224 pixels."""
@@ -78,6 +85,19 @@ class Held:
 
     def __del__(self) -> None:
         self._owner.free(self.numbers)
+
+
+class _View(Held):
+    """Some frames of an input."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Held, numbers: Sequence[int]) -> None:
+        super().__init__(whole._owner, numbers)
+        self._whole = whole
+
+    def __del__(self) -> None:
+        """The whole gives back what is its own."""
 
 
 class PixelMemory:
@@ -91,9 +111,9 @@ class PixelMemory:
         self._free = deque(range(len(rows) - 1, -1, -1))  # whose operations are each one step
 
     @classmethod
-    def private(cls, rows: int, size: int) -> PixelMemory:
+    def private(cls, rows: int, size: Size) -> PixelMemory:
         """In memory of this process, which the system gives page by page as it is written."""
-        return cls(np.empty((rows, 3, size, size), np.uint8))
+        return cls(np.empty((rows, 3, *size), np.uint8))
 
     @property
     def held(self) -> int:

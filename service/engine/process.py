@@ -5,6 +5,11 @@ It speaks to front ends and to the supervisor; it knows no HTTP.
 
 from __future__ import annotations
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # while it imports torch: to look through what that makes, again and again, is a sixth of a start
+
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Sequence
@@ -216,6 +221,7 @@ async def _serve(begun: child.Beginning, engine: LocalEngine) -> None:
 
 def main() -> None:
     """Until the supervisor says so, or is gone."""
+    gc.enable()
     keep_freed_memory()
     begun = child.begin()
     settings, told = begun.settings, begun.told

@@ -141,6 +141,10 @@ class Catalogue:
             about = Summary.of(known.config, known.parameters).text()
         self.repository.activate(task, version, about)
 
+    def deactivate(self, task: str) -> None:
+        """Let a task answer no more until a version is activated. Blocks; raises UnknownTask."""
+        self.repository.deactivate(task)
+
     def open(self, task: str, version: int) -> BinaryIO:
         """A version's file. Blocks; raises UnknownVersion if it was deleted this moment."""
         try:
@@ -164,10 +168,7 @@ class Catalogue:
             self._descriptions.forget(digest)
 
     def _check(self, config: AdapterConfig) -> None:
-        limits = self._limits
-        self.layout.check(
-            config, max_rank=limits.max_rank, max_classes=limits.max_classes, max_frames=limits.max_frames
-        )
+        self.layout.check(config, **self._limits.of_config)
 
     def _read_description(self, info: VersionInfo) -> Description:
         try:

@@ -158,6 +158,15 @@ class Repository(View):
             self._reserve.fill()
             return info
 
+    def deactivate(self, name: str) -> None:
+        """Let no version answer until one is activated; all are kept. Raises UnknownTask."""
+        with self._change():
+            self._settled(name)
+            task = self.task(name)
+            if task.active is not None:
+                self._write(replace(task, active=None))
+                self._reserve.fill()
+
     def delete_version(self, name: str, number: int) -> VersionInfo:
         """Raises Conflict on the active version. A request that is still loading the file has it open or fails."""
         with self._change():

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 FIELDS = "adaptserve"
 """The attribute of a log record that holds further members for the JSON line."""
-QUIET = {"/livez", "/readyz", "/metrics"}
+QUIET = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/ping", "/"}
 """Asked every few seconds by machines: their successes are told at the level debug."""
 
 log = logging.getLogger("adaptserve.request")

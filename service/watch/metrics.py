@@ -65,7 +65,7 @@ class Metrics:
         self._outcomes: dict[tuple[str, int], Counter] = {}  # bounded as the labels are; looking one up costs as much
         self._requests = Counter(
             "adaptserve_requests",
-            "Requests under /v1, and those refused before their address came, by task and HTTP status.",
+            "Requests about tasks, and those refused before their address came, by task and HTTP status.",
             ["task", "code"], registry=registry,
         )  # fmt: skip
         self._seconds = Histogram(
@@ -88,7 +88,7 @@ class Metrics:
         )  # fmt: skip
 
     def requested(self, tasks: Sequence[str], code: int, seconds: float | None) -> None:
-        """A request under /v1 ended; ``tasks`` that exist or UNKNOWN, none for calls that name no task.
+        """A request about tasks ended; ``tasks`` that exist or UNKNOWN, none for calls that name no task.
 
         Without ``seconds`` it never came whole: it is counted, but says nothing of the server's time.
         """

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Generic, TypeVar
 
 from service.errors import ClientGone, DeadlineExceeded, Draining
@@ -17,30 +18,39 @@ T = TypeVar("T")
 
 
 class _Race(Generic[T]):
-    """One wake-up for some futures: ``over`` has the first that failed, or the last of all; None: it was given up."""
+    """One wake-up for some futures: ``over`` has the number of the first that failed, or of the last of all.
+
+    None: it was given up. It holds no future: they keep what they call for ever, and would be a ring that holds pixels
+    until it is collected.
+    """
 
     def __init__(self, futures: Sequence[Future[T] | asyncio.Future[T]]) -> None:
         self.loop, self._missing = asyncio.get_running_loop(), len(futures)
-        self.over: asyncio.Future[Future[T] | asyncio.Future[T] | None] = self.loop.create_future()
-        for future in futures:
+        self.over: asyncio.Future[int | None] = self.loop.create_future()
+        for number, future in enumerate(futures):
             if isinstance(future, Future):
-                future.add_done_callback(self._ended_elsewhere)
+                future.add_done_callback(partial(self._ended_elsewhere, number))
             else:
-                future.add_done_callback(self._ended)
+                future.add_done_callback(partial(self._ended, number))
 
     def give_up(self, _: object = None) -> None:
         if not self.over.done():
             self.over.set_result(None)
 
-    def _ended(self, future: Future[T] | asyncio.Future[T]) -> None:
+    def _ended(self, number: int, future: Future[T] | asyncio.Future[T]) -> None:
         self._missing -= 1
         wrong = future.cancelled() or future.exception() is not None  # looked at, or asyncio logs it as lost
         if not self.over.done() and (wrong or not self._missing):
-            self.over.set_result(future)
+            self.over.set_result(number)
 
-    def _ended_elsewhere(self, future: Future[T]) -> None:
+    def _ended_elsewhere(self, number: int, future: Future[T]) -> None:
         if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self._ended, future)
+            self.loop.call_soon_threadsafe(self._ended, number, future)
+
+
+def _cancel(futures: Sequence[Future[T] | asyncio.Future[T]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 class Caller:
@@ -80,19 +90,19 @@ class Caller:
         if self._gone is not None:
             self._gone.add_done_callback(race.give_up)
         try:
-            last = await race.over
-            if last is None:
+            number = await race.over
+            if number is None:
                 raise self._nobody(doing)
-            if last.cancelled():
+            if futures[number].cancelled():
                 raise Draining("the server is stopping and does no more for this request; try another one")
-            last.result()  # raises, if it is not the last of all
+            futures[number].result()  # raises, if it is not the last of all
             return [future.result() for future in futures]
         finally:
             timer.cancel()
             if self._gone is not None:
                 self._gone.remove_done_callback(race.give_up)
-            for future in futures:
-                future.cancel()
+            _cancel(futures)
+            del futures  # the traceback of an error holds this frame, and one of them the error
 
     def _nobody(self, doing: str) -> ClientGone | DeadlineExceeded:
         if self._gone is not None and self._gone.done():

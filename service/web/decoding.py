@@ -10,16 +10,32 @@ import io
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from PIL import Image
 
-from adapters.config import AdapterConfig, InputConfig, VideoConfig
-from adapters.media import Deadline, MediaLimits, Preprocess, decode, decode_image, geometry, rows
+from adapters.config import AdapterConfig, InputConfig
+from adapters.errors import AdaptError
+from adapters.media import (
+    Deadline,
+    Frames,
+    MediaLimits,
+    Preprocess,
+    Sampling,
+    decode,
+    decode_image,
+    geometry,
+    rows,
+    seen_by,
+)
 from service.engine.pixels import Held, PixelMemory
 from service.pool import Pool
+
+T = TypeVar("T")
 
 MAX_PREPROCESSES = 256
 """Configs, and distinct geometries, whose transform is kept; the least recently used one is built again."""
@@ -27,7 +43,7 @@ MAX_PREPROCESSES = 256
 
 @dataclass(frozen=True)
 class Seen:
-    """What a config sees of a body: its frames, a digest that equal ones share, and how many were bad."""
+    """What a config sees of a body: the frames of all views, a digest that equal ones share, and how many were bad."""
 
     pixels: Held
     digest: bytes
@@ -64,31 +80,57 @@ class Decoder:
         """The future raises a MediaError; the call itself QueueFull, also when ``left`` seconds would hardly do."""
         return self._pool.submit(lambda: self._decode(body, configs), left)
 
+    def submit_each(
+        self, bodies: Sequence[bytes], config: AdapterConfig, left: float, enough: threading.Event
+    ) -> list[Future[list[Decoded]]]:
+        """Several bodies for one config, dealt out to the workers: of n futures, number i has bodies i, i + n, ...
+
+        Raises as ``submit``. An error of the futures names the body that it is about. Once ``enough`` is set, what has
+        not begun is left.
+        """
+        jobs = min(len(bodies), self._pool.workers)
+
+        def job(first: int) -> list[Decoded]:
+            done: list[Decoded] = []
+            for place in range(first, len(bodies), jobs):
+                if enough.is_set():
+                    break
+                try:
+                    done.append(self._decode(bodies[place], [config]))
+                except AdaptError as error:
+                    raise numbered(error, place, len(bodies)) from None
+            return done
+
+        return [self._pool.submit(partial(job, first), left) for first in range(jobs)]
+
+    def unpack(self, work: Callable[[], T], left: float) -> Future[T]:
+        """Make a request's bytes into bodies, on a worker. Raises as ``submit``."""
+        return self._pool.submit(work, left)
+
     def check_room(self, left: float) -> None:
         """Whether a body with ``left`` seconds would be taken now. Raises QueueFull."""
         self._pool.check_room(left)
 
     def _decode(self, body: bytes, configs: Sequence[AdapterConfig]) -> Decoded:
-        """Each sampling is decoded once, and each geometry of it resized once; one deadline covers them all."""
+        """One deadline covers all that the configs see."""
         start = time.perf_counter()
         deadline = Deadline(self._limits)
-        samplings: dict[VideoConfig | None, list[int]] = {}
-        for i, config in enumerate(configs):
-            samplings.setdefault(config.video, []).append(i)
-        seen: dict[int, Seen] = {}
-        for sampling, members in samplings.items():  # one after the other: the frames of one alone are in memory
-            frames = decode(body, configs[members[0]], self._limits, deadline)
-            resized: dict[Preprocess, Seen] = {}
-            for i in members:
-                prepared = self._prepare(configs[i].input)
-                if prepared.preprocess not in resized:
-                    deadline.check()
-                    pixels = self._memory.take(len(frames))
-                    rows(frames, prepared.preprocess, pixels)
-                    digest = _digest(body, pixels, repr(sampling).encode() + prepared.name)
-                    resized[prepared.preprocess] = Seen(pixels, digest, frames.bad)
-                seen[i] = resized[prepared.preprocess]
-        return Decoded([seen[i] for i in range(len(configs))], time.perf_counter() - start)
+
+        def seen(frames: Frames, preprocess: Preprocess, config: AdapterConfig) -> Seen:
+            deadline.check()
+            pixels, how = self._memory.take(config.rows), self._prepare(config.input).name
+            rows(frames, preprocess, pixels, crops=config.crops)
+            if config.video is not None:
+                how += f"{Sampling.of(config.video)} {config.crops}".encode()
+            return Seen(pixels, _digest(body, pixels, how), frames.bad)
+
+        found = seen_by(
+            configs,
+            lambda config: decode(body, config, self._limits, deadline),
+            lambda config: self._prepare(config).preprocess,
+            seen,
+        )
+        return Decoded(found, time.perf_counter() - start)
 
     def warm_up(self, config: InputConfig) -> None:
         """Decode one blank picture, so that no request pays for Pillow's plugins and the transform; blocks."""
@@ -111,6 +153,17 @@ class Decoder:
                 while len(kept) > MAX_PREPROCESSES:
                     kept.popitem(last=False)
         return made
+
+
+def numbered(error: AdaptError, place: int, of: int) -> AdaptError:
+    """The error of one of several inputs, with its place among them, from 0; of one alone as it is."""
+    if of == 1:
+        return error
+    twin = error.copy()
+    twin.message = f"item {place} (of 0 to {of - 1}): {error.message}"
+    twin.args = (twin.message,)
+    twin.facts["item"] = place
+    return twin
 
 
 def _digest(body: bytes, pixels: Held, how: bytes) -> bytes:

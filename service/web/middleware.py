@@ -27,9 +27,12 @@ log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
+COUNTED = ("/v1/", "/v2/models", "/v2/repository", "/models", "/predictions")
+"""How paths begin whose requests are in the metrics: all but those of who only asks whether the server is there."""
+
 OnDone = Callable[[Sequence[str], int, float | None], None]
-"""Called with the tasks, the status and the seconds of each request under /v1; without seconds for one whose address
-never came.
+"""Called with the tasks, the status and the seconds of each request that is counted; without seconds for one whose
+address never came.
 """
 
 
@@ -63,7 +66,7 @@ class RequestContext:
             await self._app(scope, receive, tagged)
         finally:
             seconds, status = time.perf_counter() - start, status or 499
-            if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
+            if scope["path"].removeprefix(scope.get("root_path", "")).startswith(COUNTED):
                 self._on_done(state["tasks"], status, seconds)
             _log(scope, state, status, seconds)
 

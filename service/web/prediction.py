@@ -6,9 +6,15 @@ It knows the decoder and what an engine answers; it does not know HTTP, the disk
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
 
 from adapters.errors import AdaptError
 from adapters.scores import Prediction, best
@@ -16,7 +22,11 @@ from service.engine.interface import Answer, Answering, Link
 from service.messages import Item
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
-from service.web.decoding import Decoder, Seen
+from service.web.decoding import Decoder, Seen, numbered
+
+T = TypeVar("T")
+Named = Callable[[AdaptError, int], AdaptError]
+"""Makes of an error, and of the place of what failed, the error to raise."""
 
 LARGE_HEAD = 4096
 """Classes from which scores are computed off the event loop."""
@@ -69,40 +79,97 @@ class Answers:
         configs = [served.config for served in versions]
         (decoded,) = await caller.wait([self._decoder.submit(body, configs, caller.left)], "decoding")
         decoded_ns = time.time_ns()
-        answers = await self._compute(versions, decoded.seen, caller)
+
+        def named(error: AdaptError, place: int) -> AdaptError:
+            error.facts.setdefault("task", versions[place].task)
+            return error
+
+        answers = await self._compute(versions, decoded.seen, caller, named)
         results = []
-        for served, answer, seen in zip(versions, answers, decoded.seen, strict=True):
-            labels, score = served.config.labels, served.config.score
-            if len(labels) < LARGE_HEAD:
-                top = best(answer.logits, labels, score, top_k)
-            else:
-                top = await asyncio.to_thread(best, answer.logits, labels, score, top_k)
-            results.append(Outcome(served, top, seen.bad_frames, answer.queue_s, answer.compute_s))
+        for served, views, seen in zip(versions, answers, decoded.seen, strict=True):
+            make = partial(_outcome, served, views, seen, top_k, served.config.score)
+            results.append(make() if _small(served, views) else await asyncio.to_thread(make))
         return Outcomes(results, decoded.seconds, decoded_ns)
 
-    async def _compute(self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller) -> list[Answer]:
-        """Those that see the same pixels are asked for together."""
-        answers: dict[int, Answering] = {}
+    async def predict_each(
+        self, bodies: Sequence[bytes], served: Served, top_k: int, score: str | None, caller: Caller
+    ) -> Outcomes:
+        """Several inputs for one version, in order: all are decoded, then asked for at once, to meet in a batch.
+
+        All or nothing: the first failure is raised, and says of which. ``score`` stands in for the file's own.
+        """
+        enough = threading.Event()
+        try:
+            parts = await caller.wait(self._decoder.submit_each(bodies, served.config, caller.left, enough), "decoding")
+        finally:
+            enough.set()
+        decoded_ns = time.time_ns()
+        seen = [parts[place % len(parts)][place // len(parts)].seen[0] for place in range(len(bodies))]
+        versions, how = [served] * len(bodies), score or served.config.score
+
+        def named(error: AdaptError, place: int) -> AdaptError:
+            return numbered(error, place, len(bodies))
+
+        answers = await self._compute(versions, seen, caller, named)
+
+        def outcomes() -> list[Outcome]:
+            return [_outcome(served, views, what, top_k, how) for views, what in zip(answers, seen, strict=True)]
+
+        small = _small(served, [view for views in answers for view in views])
+        results = outcomes() if small else await asyncio.to_thread(outcomes)
+        return Outcomes(results, max(sum(one.seconds for one in part) for part in parts), decoded_ns)
+
+    async def unpack(self, work: Callable[[], T], caller: Caller) -> T:
+        """Make a request's bytes into bodies, off the event loop."""
+        (made,) = await caller.wait([self._decoder.unpack(work, caller.left)], "reading the body")
+        return made
+
+    async def _compute(
+        self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named
+    ) -> list[list[Answer]]:
+        """The answers to each version's views. Those that see the same pixels are asked for together."""
+        answers: dict[int, list[Answering]] = {place: [] for place in range(len(versions))}
+        rows = sum(served.config.rows for served in versions if served.config.views > 1)
+        if rows:  # all views or none: those that found room would be computed for nothing
+            await self._engine.check_room(rows, caller.deadline, ())
         try:
             for seen in {id(seen): seen for seen in decoded}.values():
                 places = [place for place, other in enumerate(decoded) if other is seen]
                 items = [self._item(versions[place]) for place in places]
-                asked = self._engine.ask(items, seen.pixels, caller.deadline, seen.digest)
-                answers.update(zip(places, asked, strict=True))
-            return await caller.wait([answers[place] for place in range(len(versions))], "computing")
+                for number, view in enumerate(seen.pixels.views(versions[places[0]].config.frames)):
+                    picture = seen.digest + bytes([number]) if number else seen.digest
+                    asked = self._engine.ask(items, view, caller.deadline, picture)
+                    for place, answer in zip(places, asked, strict=True):
+                        answers[place].append(answer)
+            found = iter(await caller.wait([one for views in answers.values() for one in views], "computing"))
+            return [list(islice(found, len(views))) for views in answers.values()]
         except AdaptError as error:
-            for answer in answers.values():
-                answer.cancel()
-            _name_task(error, versions, answers)
-            raise
+            for views in answers.values():
+                for answer in views:
+                    answer.cancel()
+            failed = _place(error, answers)
+            if failed is None:
+                raise
+            raise named(error, failed) from None
 
     def _item(self, served: Served) -> Item:
         return Item(served.task, served.digest, self._catalogue.files(served))
 
 
-def _name_task(error: AdaptError, versions: Sequence[Served], answers: dict[int, Answering]) -> None:
-    """Say which of several tasks failed."""
-    for place, answer in answers.items():
-        if answer.done() and not answer.cancelled() and answer.exception() is error:
-            error.facts.setdefault("task", versions[place].task)
-            return
+def _small(served: Served, views: Sequence[Answer]) -> bool:
+    return len(views) * len(served.config.labels) < LARGE_HEAD
+
+
+def _outcome(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, score: str) -> Outcome:
+    logits = views[0].logits if len(views) == 1 else np.stack([view.logits for view in views])
+    last = max(views, key=lambda view: view.queue_s + view.compute_s)
+    top = best(logits, served.config.labels, score, top_k)
+    return Outcome(served, top, seen.bad_frames, last.queue_s, last.compute_s)
+
+
+def _place(error: AdaptError, answers: dict[int, list[Answering]]) -> int | None:
+    """Of whose answers that error is one, if any."""
+    for place, views in answers.items():
+        if any(one.done() and not one.cancelled() and one.exception() is error for one in views):
+            return place
+    return None

@@ -44,7 +44,8 @@ class ProblemResponse(JSONResponse):
 
 def respond(error: AdaptError, request_id: str) -> ProblemResponse:
     """One of our errors as a response; the request id is its ``instance``."""
-    document = problem(error, f"urn:adaptserve:request:{request_id}") | {"request_id": request_id}
+    document = problem(error, f"urn:adaptserve:request:{request_id}")
+    document |= {"error": error.message, "request_id": request_id}
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -65,6 +66,7 @@ def respond_plain(status: int, detail: str, request_id: str, headers: Mapping[st
         "title": phrase.capitalize(),
         "status": status,
         "detail": detail,
+        "error": detail,
         "instance": f"urn:adaptserve:request:{request_id}",
         "request_id": request_id,
     }

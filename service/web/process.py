@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import uvloop
 
+from adapters.config import Size
 from adapters.errors import AdaptError
 from service import child
 from service.engine import memory
@@ -157,7 +158,7 @@ class _Process:
         room = Room.shared(settings, told["cells"], number)
         return RemoteEngine(path, told["number"], room, settings.ready_timeout_s)
 
-    def _pixels(self, size: int) -> PixelMemory:
+    def _pixels(self, size: Size) -> PixelMemory:
         descriptor = self._begun.told["pixels"]
         os.ftruncate(descriptor, pixel_rows(self._settings) * row_bytes(size))
         return PixelMemory(array_of(memory.mapped(descriptor), size))

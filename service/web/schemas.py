@@ -61,7 +61,8 @@ class TaskAnswer(_Answer):
     )
     classes: int | None = Field(description="how many labels there are", examples=[3])
     score: Literal["softmax", "sigmoid"] | None
-    frames: int | None = Field(description="frames taken from a clip; 1 for pictures", examples=[1])
+    frames: int | None = Field(description="frames taken from a clip in each view; 1 for pictures", examples=[1])
+    views: int | None = Field(description="views of a clip whose scores are averaged; 1 for pictures", examples=[1])
     parameters: int | None = Field(examples=[299_000])
     share: float | None = Field(description="parameters over the backbone's", examples=[0.0138])
     residency: Literal["device", "host", "disk"] = Field(description="where the adapter is now")
@@ -76,6 +77,10 @@ class TasksAnswer(_Answer):
     backbone: str = Field(examples=["vit_small_patch16_224"])
     fingerprint: str = Field(examples=[_DIGEST])
     parameters: int = Field(description="of the backbone", examples=[21_665_664])
+    input_size: tuple[int, int] = Field(
+        description="height and width in pixels that the backbone runs at, and adapters must be made for",
+        examples=[[224, 224]],
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(description="that the backbone computes in")
     tasks: list[TaskAnswer]
     count: int = Field(description="tasks on all pages together", examples=[3])
@@ -134,5 +139,9 @@ class Problem(BaseModel):
     title: str = Field(examples=["Unknown task"])
     status: int = Field(examples=[404])
     detail: str = Field(examples=["there is no task 'nosuch'; GET /v1/tasks lists those that exist"])
+    error: str = Field(
+        description="the detail again, under the name where clients of other servers look for it",
+        examples=["there is no task 'nosuch'; GET /v1/tasks lists those that exist"],
+    )
     instance: str = Field(examples=["urn:adaptserve:request:4bf92f3577b34da6"])
     request_id: str = Field(examples=["4bf92f3577b34da6"])

@@ -21,10 +21,11 @@ from adapters.training.fit import accuracy_of, fit, parameters_of
 from adapters.training.model import AdaptedModel
 from adapters.training.progress import Teller
 from adapters.training.score import served_logits
+from adapters.training.start import frozen
 
 
 def config_for(task: DemoTask, backbone: Backbone, *, temporal: bool) -> AdapterConfig:
-    """AdaptFormer in every block at about 1.4 % of the backbone, and a trained norm over the mean of the tokens."""
+    """AdaptFormer in every block at about 1.4 % of the backbone, over the mean of the tokens."""
     layout = backbone.layout
     site = SiteConfig(
         site="parallel",
@@ -41,7 +42,6 @@ def config_for(task: DemoTask, backbone: Backbone, *, temporal: bool) -> Adapter
         base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
         sites=(site,),
         pool="avg",
-        norm="trained",
         input=backbone.input,
         video=VideoConfig(frames=task.frames) if task.frames > 1 else None,
     )
@@ -50,8 +50,10 @@ def config_for(task: DemoTask, backbone: Backbone, *, temporal: bool) -> Adapter
 def train_task(task: DemoTask, backbone: Backbone, teller: Teller, *, temporal: bool) -> tuple[AdaptedModel, FitResult]:
     """Fit one adapter; the same seed gives the same weights."""
     torch.manual_seed(task.fit.seed)
-    model = AdaptedModel(backbone, config_for(task, backbone, temporal=temporal))
-    train, held_out = task.data()
+    config, (train, held_out) = config_for(task, backbone, temporal=temporal), task.data()
+    vectors = frozen(backbone, config, (config.pool,), TensorDataset(*train))
+    model = AdaptedModel(backbone, config)
+    model.start(vectors.seen(config))
     result = fit(
         model, TensorDataset(*train), TensorDataset(*held_out), task.fit, augment=task.augment,
         on_step=lambda done, loss: teller.at(task.name, done, f"loss {loss:.3f}"),

@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from service.web.routes import docs, download, health, predict, tasks, upload
+from service.web.routes import compat, docs, download, health, predict, tasks, upload
 from service.web.routes.common import problems
 
 
@@ -11,4 +11,5 @@ def install(app: FastAPI) -> None:
     for module in (predict, upload, tasks, download):
         app.include_router(module.router, responses=problems(400, 401, 403, 421, 503))
     app.include_router(health.router, responses=problems(400, 421))
+    compat.install(app)
     docs.install(app)

@@ -47,8 +47,7 @@ class Memory:
 
     async def write(self, chunk: bytes) -> None:
         """Raises QueueFull when all requests together hold too much."""
-        self._budget.take(len(chunk))
-        self._held += len(chunk)
+        self.hold(len(chunk))
         self._chunks.append(chunk)
 
     async def __aenter__(self) -> Self:
@@ -58,6 +57,11 @@ class Memory:
         self._chunks.clear()
         self._budget.give(self._held)
 
+    def hold(self, count: int) -> None:
+        """Count bytes that are made of these. Raises QueueFull as ``write``."""
+        self._budget.take(count)
+        self._held += count
+
     def take(self) -> bytes:
         """The bytes so far; they are kept once only."""
         whole = b"".join(self._chunks)
@@ -66,19 +70,29 @@ class Memory:
 
 
 async def receive(
-    request: Request, sink: Sink, settings: Settings, *, limit: int, limit_name: str, fields: Sequence[str]
+    request: Request,
+    sink: Sink,
+    settings: Settings,
+    *,
+    limit: int,
+    limit_name: str,
+    fields: Sequence[str],
+    json: bool = False,
 ) -> str | None:
     """Stream the body, or the first multipart field of that name, into ``sink``; returns the file's name if given.
+
+    Without ``fields`` no form is read. With ``json`` the body may be that, under whatever Content-Type: `curl -d` does
+    it no harm.
 
     Raises BodyTooLarge past ``limit`` bytes, RequestTimeout for a body that comes too slowly, BadRequest for a broken
     form or an unknown field, UnsupportedMedia for what `curl -d` sends, ClientGone, and what the sink raises. The rest
     of a body that is refused is the server's business.
     """
     if exchange(request).whole:
-        return await _receive(request, sink, settings, limit, limit_name, fields)
+        return await _receive(request, sink, settings, limit, limit_name, fields, json)
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            return await _receive(request, sink, settings, limit, limit_name, fields)
+            return await _receive(request, sink, settings, limit, limit_name, fields, json)
     except TimeoutError as error:
         longest = settings.body_timeout_s
         raise RequestTimeout(
@@ -94,10 +108,10 @@ def exchange(request: Request) -> Exchange:
 
 
 async def _receive(
-    request: Request, sink: Sink, settings: Settings, limit: int, limit_name: str, fields: Sequence[str]
+    request: Request, sink: Sink, settings: Settings, limit: int, limit_name: str, fields: Sequence[str], json: bool
 ) -> str | None:
     kind, options = parse_options_header(request.headers.get("content-type"))
-    form = _Form(options.get(b"boundary"), fields) if kind == b"multipart/form-data" else None
+    form = _Form(options.get(b"boundary"), fields) if fields and kind == b"multipart/form-data" else None
     room = _Room(limit, limit_name)
     whole = _Room(limit + MULTIPART_OVERHEAD, limit_name) if form else room
     claimed = request.headers.get("content-length", "")
@@ -106,6 +120,8 @@ async def _receive(
     stripped = kind == b"application/x-www-form-urlencoded"  # as --data-binary sends it too, which strips nothing
     async for chunk in _chunks(request, _Patience(settings)):
         if form is None:
+            if json and not room.taken and chunk.lstrip()[:1] == b"{":
+                stripped = False
             room.take(len(chunk))
             stripped = stripped and LOST_TO_CURL.search(chunk) is None
             await sink.write(chunk)

@@ -5,14 +5,23 @@ It does not know how keys are kept; ``service.keys`` does. Nothing here looks at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from service.errors import Draining, Forbidden, Unauthorised
 from service.keys import EVERYBODY, Key, Keys, Scope
+from service.store.catalogue import Catalogue
 from service.web.protocol import CROWDED, too_many
 from service.web.server import DRAINING
+
+
+def _of_task(path: str, calls: list[str]) -> list[str]:
+    """Calls of a task, and of its versions."""
+    return [f"{path}/{whose}{call}" for whose in ("{task}", "{task}/versions/{version}") for call in calls]
+
 
 NEEDS: dict[tuple[str, str], Scope | None] = {
     ("POST", "/v1/tasks/{task}/predict"): "predict",
@@ -23,16 +32,38 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
     ("GET", "/v1/tasks/{task}/versions/{version}"): "predict",
     ("GET", "/livez"): None,
     ("GET", "/readyz"): None,
+    # Of other servers' protocols: what tells whether the server is there is open, what changes tasks needs admin.
+    ("GET", "/"): None,
+    ("GET", "/ping"): None,
+    ("GET", "/v2"): None,
+    ("GET", "/v2/health/live"): None,
+    ("GET", "/v2/health/ready"): None,
+    **dict.fromkeys(
+        [
+            *product(["GET"], _of_task("/v2/models", ["", "/ready", "/config"])),
+            *product(["POST"], _of_task("/v2/models", ["/infer"])),
+            *product(["GET"], ["/v2/models", "/v2/models/stats", "/v2/models/{task}/stats"]),
+            ("POST", "/v2/repository/index"),
+            *product(["POST"], _of_task("/v1/models", [":predict", ":classify"])),
+            ("GET", "/v1/models"),
+            *product(["GET"], _of_task("/v1/models", ["", "/metadata"])),
+            *product(["GET"], ["/models", "/models/{task}", "/models/{task}/{version}"]),
+            *product(["GET"], ["/models/{task}/health", "/models/{task}/info"]),
+            ("POST", "/models/{task}"),
+            *product(["POST", "PUT"], ["/predictions/{task}", "/predictions/{task}/{version}"]),
+        ],
+        "predict",
+    ),
 }
 """The scope of each endpoint, None for open ones. Whatever is not listed needs ``admin``."""
 
 WHOLE_SERVER = {"/metrics"}
 """Endpoints that tell of all tasks at once: not for a key that is limited to some."""
 
-WHILE_DRAINING = {"/livez", "/metrics"}
+WHILE_DRAINING = {"/livez", "/metrics", "/v2/health/live", "/"}
 """What a server that stops still answers: it lives, and can be watched."""
 
-WHEN_CROWDED = {"/livez", "/readyz", "/metrics"}
+WHEN_CROWDED = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/ping", "/"}
 """What is answered even when every connection is taken: whoever watches the server must see that."""
 
 
@@ -77,6 +108,11 @@ async def caller_key(request: Request) -> Key:
 
 
 Holder = Annotated[Key, Depends(caller_key)]
+
+
+def visible(catalogue: Catalogue, key: Key) -> Sequence[str]:
+    """The tasks that the key may see, in order."""
+    return catalogue.names() if key.tasks is None else [name for name in sorted(key.tasks) if catalogue.has(name)]
 
 
 def _holder(request: Request, keys: Keys, scope: Scope) -> Key:

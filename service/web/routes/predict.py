@@ -5,7 +5,7 @@ It does not know how an answer comes about; ``service.web.prediction`` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -89,7 +89,7 @@ class Calls:
         The deadline counts from the whole body; a slow sender's has bounds of its own.
         """
         settings, catalogue = self.settings, self.catalogue
-        caller = Caller(_seconds(settings, deadline_ms))
+        caller = Caller(deadline_seconds(settings, deadline_ms))
         async with Memory(self._bodies) as memory:
             digests = [catalogue.repository.version(task, version).digest for task, version in asked]
             await self._answers.check_room(digests, caller)
@@ -100,21 +100,29 @@ class Calls:
             await catalogue.catch_up()
             versions = [await catalogue.resolve(task, version) for task, version in asked]
             await self._answers.check_room([served.digest for served in versions], caller)
-            try:
-                outcomes = await self._answers.predict(memory.take(), versions, top_k, caller)
-            except Exception as error:
-                self._counts.failed(task for task, _ in asked)
-                if self._tracing is not None:
-                    self._tracing.failed(request, error, caller.spent)
-                raise
-            self._counts.answered(task for task, _ in asked)
-            self._metrics.staged(outcomes.decode_s, outcomes.queue_s, outcomes.compute_s)
+            answering = self._answers.predict(memory.take(), versions, top_k, caller)
+            return await self.told(request, [task for task, _ in asked], caller, answering)
+
+    async def told(
+        self, request: Request, tasks: Sequence[str], caller: Caller, answering: Awaitable[Outcomes]
+    ) -> Outcomes:
+        """The answers, once counts, metrics and traces have heard of them; ``tasks`` has one for each."""
+        try:
+            outcomes = await answering
+        except Exception as error:
+            self._counts.failed(tasks)
             if self._tracing is not None:
-                self._tracing.answered(request, outcomes, caller.spent)
-            return outcomes
+                self._tracing.failed(request, error, caller.spent)
+            raise
+        self._counts.answered(tasks)
+        self._metrics.staged(outcomes.decode_s, outcomes.queue_s, outcomes.compute_s)
+        if self._tracing is not None:
+            self._tracing.answered(request, outcomes, caller.spent)
+        return outcomes
 
 
-def _seconds(settings: Settings, deadline_ms: int | None) -> float:
+def deadline_seconds(settings: Settings, deadline_ms: int | None) -> float:
+    """How long an answer is worth waiting for. Raises BadRequest."""
     if deadline_ms is None:
         return settings.deadline_s
     limit = settings.max_deadline_s

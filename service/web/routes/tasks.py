@@ -21,7 +21,7 @@ from service.store.repository import TaskInfo, VersionInfo
 from service.watch.counts import Counting
 from service.web.pages import Page, page, starting_with
 from service.web.routes.common import Number, TaskName, TheCatalogue, TheCounts, TheEngine, TheSettings, problems
-from service.web.routes.guard import Holder
+from service.web.routes.guard import Holder, visible
 from service.web.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
 
 router = APIRouter(tags=["tasks"])
@@ -52,6 +52,7 @@ class Shown:
             backbone=facts.layout.model,
             fingerprint=facts.layout.fingerprint,
             parameters=facts.layout.parameters,
+            input_size=facts.layout.input_size,
             dtype=cast(Any, facts.dtype),
             tasks=await self._answers(listed),
             count=shown.count,
@@ -91,8 +92,7 @@ async def tasks(
 
     Follow `next` until it is null: a task that is there all the while comes exactly once.
     """
-    catalogue = shown.catalogue
-    names = catalogue.names() if key.tasks is None else [n for n in sorted(key.tasks) if catalogue.has(n)]
+    names = visible(shown.catalogue, key)
     answer = await shown.page(page(starting_with(names, prefix), after, _limit(settings, limit)))
     return await _rendered(lambda: answer)
 
@@ -197,6 +197,7 @@ def _answer(facts: Facts, listed: Listing, tier: str, counts: tuple[int, int]) -
         classes=listed.classes,
         score=config.score if config else None,
         frames=config.frames if config else None,
+        views=config.views if config else None,
         parameters=listed.parameters,
         share=None if listed.parameters is None else listed.parameters / facts.layout.parameters,
         residency=cast(Any, tier),

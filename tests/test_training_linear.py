@@ -1,0 +1,116 @@
+"""The solved head: scikit-learn's minimum at the same penalty, a penalty that is chosen well, odd data taken."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from adapters.training.linear import Scale, Solved, solve
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    bunch = load_digits()
+    return torch.from_numpy(bunch.data).float(), torch.from_numpy(bunch.target).long()
+
+
+def blobs(items: int, width: int, classes: int, seed: int = 0, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(items) % classes
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    return centres[labels] + spread * torch.randn(items, width, generator=generator), labels
+
+
+def logits(solved: Solved, features: Tensor) -> Tensor:
+    return features @ solved.weight.T + solved.bias
+
+
+def accuracy(solved: Solved, features: Tensor, labels: Tensor) -> float:
+    return (logits(solved, features).argmax(1) == labels).double().mean().item()
+
+
+@pytest.mark.parametrize(("items", "width"), [(300, 64), (40, 64)], ids=["many", "fewer than features"])
+def test_it_is_the_minimum_that_scikit_learn_finds(items: int, width: int) -> None:
+    features, labels = digits()
+    features, labels = features[:items, :width], labels[:items]
+    scale, penalty = Scale.of(features), 0.3
+    theirs = LogisticRegression(C=width / (penalty * items), max_iter=5000, tol=1e-8)
+    theirs.fit(scale(features).double().numpy(), labels.numpy())
+    ours = solve(features, labels, 10, penalty=penalty)
+    mine, expected = logits(ours, features).softmax(1), theirs.predict_proba(scale(features).double().numpy())
+    torch.testing.assert_close(mine.double(), torch.from_numpy(expected), atol=2e-4, rtol=0)
+
+
+def test_many_labels_are_as_many_questions() -> None:
+    features, labels = digits()
+    yes = torch.stack([labels < 5, labels % 2 == 0], dim=1).float()
+    ours = solve(features[:400], yes[:400], 2, penalty=0.3)
+    scale = Scale.of(features[:400])
+    for column in range(2):
+        theirs = LogisticRegression(C=64 / (0.3 * 400), max_iter=5000, tol=1e-8)
+        theirs.fit(scale(features[:400]).double().numpy(), yes[:400, column].numpy())
+        expected = theirs.predict_proba(scale(features).double().numpy())[:, 1]
+        mine = logits(ours, features)[:, column].sigmoid().double().numpy()
+        np.testing.assert_allclose(mine, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("count", [60, 400])
+def test_the_chosen_penalty_is_as_good_as_scikit_learn_s_default(count: int) -> None:
+    features, labels = digits()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(count))
+    train, held_out = order[:count], order[1000:]
+    scale = Scale.of(features[train])
+    theirs = LogisticRegression(max_iter=2000).fit(scale(features[train]).numpy(), labels[train].numpy())
+    score = theirs.score(scale(features[held_out]).numpy(), labels[held_out].numpy())
+    ours = solve(features[train], labels[train], 10)
+    assert accuracy(ours, features[held_out], labels[held_out]) >= score - 0.01
+    assert ours.accuracy == pytest.approx(score, abs=0.1)
+
+
+def test_noise_gets_small_weights_and_signal_large_ones() -> None:
+    features, labels = blobs(200, 20, 2, spread=0.2)
+    noise = torch.randn(200, 20, generator=torch.Generator().manual_seed(5))
+    assert solve(features, labels, 2).penalty < solve(noise, labels, 2).penalty
+    assert solve(features, labels, 2).accuracy == 1.0
+    assert solve(noise, labels, 2).accuracy < 0.7
+
+
+def test_a_seed_gives_one_answer() -> None:
+    features, labels = blobs(90, 10, 3)
+    first, again = (solve(features, labels, 3, seed=4) for _ in range(2))
+    assert torch.equal(first.weight, again.weight)
+    assert first.penalty == again.penalty
+
+
+def test_one_example_of_a_label_is_enough() -> None:
+    features, labels = blobs(5, 12, 5, spread=0.01)
+    solved = solve(features, labels, 5)
+    assert math.isnan(solved.accuracy)
+    assert accuracy(solved, *blobs(50, 12, 5, seed=1, spread=0.01)) == 1.0
+
+
+def test_a_feature_that_never_changes_and_a_label_without_examples_are_taken() -> None:
+    features, labels = blobs(60, 6, 3, spread=0.1)
+    features[:, 2] = 7.0
+    solved = solve(features, labels, 4)  # the fourth has none
+    assert torch.isfinite(solved.weight).all()
+    assert accuracy(solved, features, labels) == 1.0
+
+
+def test_scales_of_features_do_not_matter() -> None:
+    features, labels = blobs(120, 8, 3, spread=1.5)
+    factors = 10.0 ** torch.arange(-3, 5)
+    plain, scaled = solve(features, labels, 3), solve(features * factors + 3, labels, 3)
+    torch.testing.assert_close(logits(plain, features), logits(scaled, features * factors + 3), atol=0.05, rtol=0.02)
+
+
+def test_it_tells_how_far_it_is() -> None:
+    shares: list[float] = []
+    solve(*blobs(60, 6, 3), 3, on_step=shares.append)
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] <= 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +59,7 @@ def tune(
     plan: TrainingPlan, backbone: Backbone, config: AdapterConfig, listing: DataListing, data: Data, teller: Teller
 ) -> Tuned:
     """``config`` says how examples are read; how they are pooled is chosen here."""
-    seed = plan.fit.seed
+    seed, began = plan.fit.seed, time.monotonic()
     vectors = _frozen(plan, backbone, config, data[0], teller), _frozen(plan, backbone, config, data[1], teller)
     start = _start(plan, backbone, config, vectors[0], teller)
     linear = _linear(plan, backbone, start, vectors[0])
@@ -66,7 +67,8 @@ def tune(
     tuned = partial(Tuned, start=start, linear=before, half=half, vectors=vectors)
     settings = fit_of(plan.recipe, plan.settings(data[0]), len(data[0]), start.config.frames)
     if plan.recipe.method == "linear" and start.config.head != "attention":
-        return tuned(linear, _solved(before), settings, kept_linear=False, resumed_epochs=0)
+        result = dataclasses.replace(_solved(before), seconds=time.monotonic() - began)
+        return tuned(linear, result, settings, kept_linear=False, resumed_epochs=0)
     teller.note(f"the best linear head: held-out accuracy {before['accuracy']:.2%}")
     if plan.recipe.lr == "auto":
         settings = chosen_rate(

@@ -141,12 +141,12 @@ def test_a_json_server_writes_nothing_but_json(tmp_path: Path) -> None:
 
 def test_a_json_server_that_cannot_start_says_so_in_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--log-format", "json"]
-    command += ["--backbone", str(tmp_path / "nothing"), "--data-dir", str(tmp_path / "data")]
+    command += ["--backbone", "qwen3_vit_88m_enc", "--data-dir", str(tmp_path / "data")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 1
     (line,) = [json.loads(line) for line in (done.stdout + done.stderr).splitlines()]
     assert line["level"] == "error"
-    assert "nothing" in line["message"]
+    assert "has no norm" in line["message"]
 
 
 def test_errors_that_nobody_catches_are_lines_too(tmp_path: Path) -> None:

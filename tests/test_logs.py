@@ -16,8 +16,7 @@ import pytest
 from service.keys import create, dump
 from service.watch import logs
 from service.watch.logs import FIELDS, JsonLines
-from tests.fuzzing import Fuzz
-from tests.houses import WAIT, House, Kit, Process, house, photograph, until
+from tests.houses import WAIT, House, Kit, house, photograph, until
 
 
 @contextmanager
@@ -120,23 +119,6 @@ def test_json_lines_hold_tracebacks_and_odd_values() -> None:
     assert line["path"] == "p"
     assert "ValueError: two\nlines" in line["exception"]
     assert line["time"].endswith("+00:00")
-
-
-def test_a_json_server_writes_nothing_but_json(tmp_path: Path) -> None:
-    """Also when it is sent pictures that Pillow warns of and libtiff complains about, past Python, on stderr."""
-    kit, fuzz = Kit(tmp_path), Fuzz(tmp_path / "fuzz")
-    pictures = [data for parser, data in map(fuzz.input, range(1, 600)) if parser == "image"]
-    arguments = ["--backbone", str(tmp_path / "vit"), "--weights", "random:0", "--log-format", "json"]
-    with Process([*arguments, "--data-dir", str(tmp_path / "data")], tmp_path / "log") as server:
-        server.client.put("/v1/tasks/pets/adapter", content=kit.file(1)[0]).raise_for_status()
-        for picture in pictures:
-            assert server.client.post("/v1/tasks/pets/predict", content=picture).status_code < 500
-        assert server.stop(15) == 0
-        lines = [json.loads(line) for line in server.output.splitlines()]
-    assert {line["logger"] for line in lines} == {"adaptserve.request", "service.cli.serve"}
-    routes = [line["route"] for line in lines if line["logger"] == "adaptserve.request"]
-    assert routes == ["/v1/tasks/{task}/adapter", *["/v1/tasks/{task}/predict"] * len(pictures)]
-    assert any("random" in line["message"] for line in lines if line["level"] == "warning")
 
 
 def test_a_json_server_that_cannot_start_says_so_in_json(tmp_path: Path) -> None:

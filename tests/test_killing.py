@@ -94,6 +94,8 @@ def test_whoever_is_killed_only_its_own_clients_notice(
                 kill(rig, victim, front_end=not of_engine)
                 if of_engine:
                     assert until(lambda: ready(server).status_code == 503)
+                    assert problem(ready(server), 503)["type"] == LOST
+                    assert httpx.get(f"{server.url}/v1/tasks", timeout=WAIT).status_code == 200
                     seen_unready += 1
                     assert until(lambda: ready(server).status_code == 200, STARTED_S), server.output
                 assert until(lambda v=victim: v not in server.family() and len(server.family()) == 4)  # type: ignore[misc]

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.houses import STARTED_S, WAIT, Kit, Process, photograph, problem, scores_of, until
+from tests.houses import WAIT, Kit, Process, photograph, problem, scores_of, until
 from tests.killing import samples
 from tests.media_samples import clip, scene
 from tests.test_views import bytes_of, made
@@ -175,36 +175,6 @@ def test_a_killed_front_end_is_replaced_and_loses_nothing_acknowledged(
         for client in each_front_end():
             told = client.post("/v1/tasks/kept/predict", content=photograph()).raise_for_status().json()
             assert (told["version"], told["digest"]) == (made["version"], made["digest"])
-
-
-def test_a_killed_engine_gives_its_requests_a_typed_error_and_is_replaced(
-    server: Process, each_front_end: Clients
-) -> None:
-    (one, other), victim = each_front_end(), engine(server)
-    stop, seen = threading.Event(), Counter[tuple[int, str]]()
-
-    def ask(client: httpx.Client) -> None:
-        while not stop.is_set():
-            answer = client.post("/v1/tasks/t/predict", content=photograph())
-            seen[answer.status_code, answer.json().get("type", "")] += 1
-
-    threads = [threading.Thread(target=ask, args=(client,)) for client in (one, other)]
-    for thread in threads:
-        thread.start()
-    assert until(lambda: seen[200, ""] > 5)
-    victim.kill()
-    assert until(lambda: not ready(server))
-    told = problem(httpx.get(f"{server.url}/readyz", timeout=WAIT), 503)
-    assert told["type"] == "urn:adaptserve:problem:engine-lost", told
-    assert httpx.get(f"{server.url}/v1/tasks", timeout=WAIT).status_code == 200
-    assert until(lambda: ready(server), STARTED_S)
-    before = seen[200, ""]
-    assert until(lambda: seen[200, ""] > before + 5)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert set(seen) == {(200, ""), (503, "urn:adaptserve:problem:engine-lost")}
-    assert engine(server).pid != victim.pid
 
 
 def test_signals_to_children_cut_nobody_off(server: Process) -> None:

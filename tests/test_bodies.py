@@ -118,7 +118,7 @@ def test_a_pause_within_the_grace_is_forgiven(home: House) -> None:
     with Wire.to(home.url) as wire:
         for at in range(0, len(request), 3000):
             wire.send(request[at : at + 3000])
-            pause(0.3)
+            pause(0.2)
         assert wire.answer().status == 200
 
 

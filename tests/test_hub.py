@@ -78,7 +78,7 @@ def test_no_network_is_a_line_within_seconds(
     start = time.monotonic()
     with pytest.raises(BackboneError, match=LINE):
         load_backbone(NAME, "", "cpu")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10
 
 
 def test_weights_at_an_address_of_their_own_are_no_different(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,7 @@ def secret() -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def home(secret: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    kit = Kit(tmp_path_factory.mktemp("kit"))
+def home(kit: Kit, secret: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"), keys=secret[1])) as made:
         made.client.headers["Authorization"] = f"Bearer {secret[0]}"
         assert made.put("pets", kit.file(1)[0]).status_code == 201

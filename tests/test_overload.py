@@ -52,7 +52,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]
 
 
 def _heavy_enough() -> tuple[str, Backbone]:
-    """The first of the models that one thread of this machine computes no faster than that, by the time of the first."""
+    """The first of the models that one thread computes no faster than that, judged by the time of the smallest."""
     pixels, threads = torch.zeros(8, 3, 224, 224), torch.get_num_threads()
     backbone = load_backbone(next(iter(BACKBONES)), "random:0", "cpu", "float32")
     torch.set_num_threads(1)

@@ -146,7 +146,7 @@ def test_answers_stay_right_while_their_tasks_are_replaced(kit: Kit, tmp_path: P
         threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)] + [threading.Thread(target=replace)]
         for thread in threads:
             thread.start()
-        stop.wait(5)
+        stop.wait(2)
         assert until(lambda: len(answers) > 100 and len({a["digest"] for a in answers}) > 10, 90)
         stop.set()
         for thread in threads:

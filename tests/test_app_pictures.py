@@ -91,8 +91,7 @@ def test_the_log_has_a_line_for_each_request_and_no_other(server: Process) -> No
     assert [line for line in lines[started + 1 :] if line and "INFO adaptserve.request: " not in line] == []
 
 
-def test_the_background_is_a_setting(tmp_path: Path) -> None:
-    kit = Kit(tmp_path)
+def test_the_background_is_a_setting(kit: Kit, tmp_path: Path) -> None:
     black, white = (encode(Image.new("L", NINE.size, level), "PNG") for level in (0, 255))
     for background, body in (("black", black), ("#ffffff", white)):
         settings = kit.settings(data_dir=tmp_path / background[-5:], transparent_background=background)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from service.cli import client as client_module
 from service.cli.main import app
+from service.keys import create, dump
 from tests.houses import Kit, Process, house, photograph, until
 
 runner = CliRunner()
@@ -32,18 +33,23 @@ def serve(*given: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_serve_push_stop_copy_serve(kit: Kit, tmp_path: Path) -> None:
-    """A server says what it loaded, drains on SIGTERM, and its copied folder serves the same elsewhere."""
+    """A server says what it loaded and who holds keys, drains on Ctrl-C, and its copied folder serves the same."""
     content, adapter = kit.file(1, task="pets")
-    server = Process(arguments(kit, tmp_path / "data"), tmp_path / "log")
+    made = [create("boss", "admin"), create("reader", "predict")]
+    (tmp_path / "keys.json").write_text(dump([key for _, key in made]))
+    given = [*arguments(kit, tmp_path / "data"), "--threads", "1", "--keys-file", str(tmp_path / "keys.json")]
+    server = Process(given, tmp_path / "log")
+    server.client.headers["Authorization"] = f"Bearer {made[0][0]}"
     assert "warning: the weights are random" in server.output
     assert f"fingerprint {kit.backbone.layout.fingerprint[:12]}" in server.output
+    assert "boss (admin), reader (predict)" in server.output
     server.client.put("/v1/tasks/pets/adapter", content=content).raise_for_status()
     body = photograph()
     before = server.client.post("/v1/tasks/pets/predict", content=body).json()
     answers: list[int] = []
 
     def ask() -> None:
-        with httpx.Client(base_url=server.url, timeout=30) as client:
+        with httpx.Client(base_url=server.url, timeout=30, headers=server.client.headers) as client:
             try:
                 while True:
                     answers.append(client.post("/v1/tasks/pets/predict", content=body).status_code)
@@ -56,16 +62,16 @@ def test_serve_push_stop_copy_serve(kit: Kit, tmp_path: Path) -> None:
     for client in clients:
         client.start()
     assert until(lambda: len(answers) > 20)
-    assert server.stop(signal.SIGTERM) == 0, server.output
+    assert server.stop(signal.SIGINT) == 0, server.output
     for client in clients:
         client.join(30)
     assert set(answers) <= {200, 503}, "what it took was answered, what came later refused"
+    assert not [secret for secret, _ in made if secret in server.output]
     shutil.copytree(tmp_path / "data", tmp_path / "elsewhere")
-    again = Process(arguments(kit, tmp_path / "elsewhere"), tmp_path / "log2")
-    after = again.client.post("/v1/tasks/pets/predict", content=body).json()
+    with house(kit.settings(data_dir=tmp_path / "elsewhere")) as again:
+        after = again.client.post("/v1/tasks/pets/predict", content=body).json()
     assert after["digest"] == adapter.digest
     assert after == before
-    assert again.stop(signal.SIGINT) == 0
 
 
 def test_an_open_door_is_refused() -> None:
@@ -109,13 +115,6 @@ def test_too_few_open_files_are_one_line_or_more_are_taken() -> None:
         "_make_room_for_files(Settings(max_connections=500)); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     assert int(limited("-Sn 256", "-c", code).stdout) >= 500 + 32
-
-
-def test_a_backbone_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    refused = serve("--backbone", "vit_nothing", "--data-dir", str(tmp_path), "--port", "0")
-    assert refused.returncode == 1
-    assert "neither a timm model nor a folder" in refused.stderr
-    assert "Traceback" not in refused.stderr
 
 
 def test_a_bad_setting_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from service.cli.main import app
 from service.cli.serve import _refuse_open_door
 from service.keys import Keys
 from service.settings import Settings
-from tests.houses import Kit, Process
+from tests.houses import Kit, house
 
 runner = CliRunner()
 
@@ -127,25 +127,15 @@ def test_malformed_keys_stop_the_start_with_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
-def test_a_real_server_and_the_commands_with_a_key(tmp_path: Path) -> None:
-    kit = Kit(tmp_path)
+def test_the_commands_with_a_key(kit: Kit, tmp_path: Path) -> None:
     file, adapter = tmp_path / "keys.json", tmp_path / "pets.safetensors"
     adapter.write_bytes(kit.file(1, task="pets")[0])
     boss = create("--name", "boss", "--scope", "admin", "--file", str(file))
     reader = create("--name", "reader", "--scope", "predict", "--file", str(file))
-    server = Process(
-        ["--backbone", str(tmp_path / "vit"), "--weights", "random:0", "--device", "cpu", "--keys-file", str(file),
-         "--data-dir", str(tmp_path / "data")],
-        tmp_path / "log",
-    )  # fmt: skip
-    try:
-        assert "boss (admin), reader (predict)" in server.output
-        push = ["push", str(adapter), "--to", server.url]
+    with house(kit.settings(data_dir=tmp_path / "data", keys_file=str(file))) as home:
+        push = ["push", str(adapter), "--to", home.url]
         for key, words in ((None, "401"), ("as_wrong", "401"), (reader, "scope 'admin'")):
             refused = runner.invoke(app, [*push, *(["--key", key] if key else [])])
             assert refused.exit_code == 1
             assert words in refused.stderr
         assert runner.invoke(app, push, env={"ADAPTSERVE_KEY": boss}).exit_code == 0
-        assert boss not in server.output
-    finally:
-        server.stop(15)

@@ -43,8 +43,7 @@ def test_no_requests_have_no_quantile() -> None:
     assert math.isnan(quantile(0.5, {}, {}))
 
 
-def test_once_prints_the_busiest_task_first(tmp_path: Path) -> None:
-    kit = Kit(tmp_path)
+def test_once_prints_the_busiest_task_first(kit: Kit, tmp_path: Path) -> None:
     secret, key = create("boss", "admin")
     with house(kit.settings(data_dir=tmp_path / "data", keys=dump([key]))) as made:
         made.client.headers["Authorization"] = f"Bearer {secret}"
@@ -77,8 +76,7 @@ def test_once_prints_the_busiest_task_first(tmp_path: Path) -> None:
     assert refused.exit_code == 1
 
 
-def test_only_the_tasks_shown_are_asked_about(tmp_path: Path) -> None:
-    kit = Kit(tmp_path)
+def test_only_the_tasks_shown_are_asked_about(kit: Kit, tmp_path: Path) -> None:
     with house(kit.settings(data_dir=tmp_path / "data", page_items=5)) as made:
         for number in range(7):
             made.put(f"t{number}", kit.file(number)[0]).raise_for_status()

@@ -113,8 +113,7 @@ def _json(path: str, text: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def contract(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
-    kit = Kit(tmp_path_factory.mktemp("kit"))
+def contract(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
     bounds = {"max_adapter_bytes": 2**20, "max_body_bytes": 2**20}
     with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"), **bounds)) as made:
         yield Contract(made, kit)

@@ -82,8 +82,7 @@ OF_PROMETHEUS = {"up"}
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    kit = Kit(tmp_path_factory.mktemp("kit"))
+def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"), ready_fresh_s=0.05)) as made:
         assert made.put("seen", kit.file(1)[0]).status_code == 201
         assert made.ask("seen", photograph()).status_code == 200

@@ -210,7 +210,7 @@ def test_all_who_ask_readyz_share_one_probe(kit: Kit, tmp_path: Path) -> None:
             for done in waiting:
                 document = problem(done.result(WAIT), 503)
                 assert document["limit"] == timeout_s
-            assert time.monotonic() - start < 2 * timeout_s  # one after the other they would take six times as long
+            assert time.monotonic() - start < 4 * timeout_s  # one after the other they would take six times as long
             assert len(asked) == 1
             gate.set()
         assert until(lambda: home.client.get("/readyz").status_code == 200)

@@ -18,6 +18,8 @@ from tests import fuzzing
 from tests.houses import CLIP, IMAGE, Kit, Process, problem
 
 CHILDREN = 2
+PICTURES = 600
+"""Inputs of which at least the pictures are sent over HTTP."""
 
 
 @pytest.mark.parametrize("count", [600, pytest.param(100_000, marks=[pytest.mark.torture, pytest.mark.timeout(3600)])])
@@ -35,10 +37,16 @@ def test_mutated_files_are_read_or_refused(count: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(20_000, marks=[pytest.mark.torture, pytest.mark.timeout(3600)])])
-def test_mutated_files_over_http_end_no_process(count: int, tmp_path: Path) -> None:
-    kit, seen = Kit(tmp_path), Counter[tuple[str, int]]()
+def test_mutated_files_over_http_end_no_process_and_the_log_is_nothing_but_json(
+    count: int, kit: Kit, tmp_path: Path
+) -> None:
+    """Also the log of pictures that Pillow warns of and libtiff complains about, past Python, on stderr."""
+    seen = Counter[tuple[str, int]]()
+    pictures = [n for n in range(count, PICTURES) if fuzzing.PARSERS[n % len(fuzzing.PARSERS)] == "image"]
+    numbers = [*range(count), *pictures]
     arguments = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--data-dir", str(tmp_path / "data")]
-    with Process([*arguments, "--threads", "1", "--front-ends", "2"], tmp_path / "log") as server:
+    arguments += ["--threads", "1", "--front-ends", "2", "--log-format", "json"]
+    with Process(arguments, tmp_path / "log") as server:
         for task, spec in (("image", IMAGE), ("clip", CLIP)):
             server.client.put(f"/v1/tasks/{task}/adapter", content=kit.file(1, spec)[0]).raise_for_status()
         family = server.family()
@@ -50,7 +58,7 @@ def test_mutated_files_over_http_end_no_process(count: int, tmp_path: Path) -> N
         def send(share: int) -> None:
             fuzz = fuzzes[share]
             with httpx.Client(base_url=server.url, timeout=60) as client:
-                for number in range(share, count, CHILDREN):
+                for number in numbers[share::CHILDREN]:
                     parser, data = fuzz.input(number)
                     if parser == "adapter":
                         answer = client.put(f"/v1/tasks/fuzzed-{share}/adapter", content=data)
@@ -69,3 +77,9 @@ def test_mutated_files_over_http_end_no_process(count: int, tmp_path: Path) -> N
         assert {parser for parser, status in seen if status < 300} == set(fuzzing.PARSERS)
         assert server.family() == family  # none was replaced
         assert server.stop(signal.SIGTERM) == 0
+        lines = [json.loads(line) for line in server.output.splitlines()]
+    requests = [line["route"] for line in lines if line["logger"] == "adaptserve.request"]
+    assert len(requests) == 2 + len(numbers)
+    assert any("random" in line["message"] for line in lines if line["level"] == "warning")
+    if count < PICTURES:
+        assert {line["logger"] for line in lines} == {"adaptserve.request", "service.cli.serve"}

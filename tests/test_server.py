@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,9 +21,8 @@ from tests.wire import Wire, post
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    folder: Path = tmp_path_factory.mktemp("server")
-    with house(Kit(folder).settings(data_dir=folder / "data")) as made:
+def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"))) as made:
         yield made
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.houses import STARTED_S, WAIT, Kit, Process, photograph, problem, scores_of, until
+from tests.houses import WAIT, Kit, Process, photograph, problem, scores_of, until
 from tests.killing import samples
 from tests.media_samples import clip, scene
 from tests.test_views import bytes_of, made
@@ -177,49 +177,6 @@ def test_a_killed_front_end_is_replaced_and_loses_nothing_acknowledged(
             assert (told["version"], told["digest"]) == (made["version"], made["digest"])
 
 
-def test_a_killed_engine_gives_its_requests_a_typed_error_and_is_replaced(
-    server: Process, each_front_end: Clients
-) -> None:
-    (one, other), victim = each_front_end(), engine(server)
-    stop, seen = threading.Event(), Counter[tuple[int, str]]()
-
-    def ask(client: httpx.Client) -> None:
-        while not stop.is_set():
-            answer = client.post("/v1/tasks/t/predict", content=photograph())
-            seen[answer.status_code, answer.json().get("type", "")] += 1
-
-    threads = [threading.Thread(target=ask, args=(client,)) for client in (one, other)]
-    for thread in threads:
-        thread.start()
-    assert until(lambda: seen[200, ""] > 5)
-    victim.kill()
-    assert until(lambda: not ready(server))
-    told = problem(httpx.get(f"{server.url}/readyz", timeout=WAIT), 503)
-    assert told["type"] == "urn:adaptserve:problem:engine-lost", told
-    assert httpx.get(f"{server.url}/v1/tasks", timeout=WAIT).status_code == 200
-    assert until(lambda: ready(server), STARTED_S)
-    before = seen[200, ""]
-    assert until(lambda: seen[200, ""] > before + 5)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert set(seen) == {(200, ""), (503, "urn:adaptserve:problem:engine-lost")}
-    assert engine(server).pid != victim.pid
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_with_the_supervisor_all_end(kit: Kit, tmp_path: Path, number: int) -> None:
-    with start(kit, tmp_path, "--front-ends", "2") as made:
-        children = psutil.Process(made.process.pid).children(recursive=True)
-        assert len(children) == 3
-        code = made.stop(number)
-        assert code == (0 if number == signal.SIGTERM else -number), made.output
-        psutil.wait_procs(children, timeout=WAIT)
-        assert [child for child in children if child.is_running()] == []
-    with start(kit, tmp_path) as again:  # the folder is free
-        assert again.stop(signal.SIGTERM) == 0, again.output
-
-
 def test_signals_to_children_cut_nobody_off(server: Process) -> None:
     for process in (engine(server), *front_ends(server)):
         process.send_signal(signal.SIGTERM)
@@ -228,16 +185,31 @@ def test_signals_to_children_cut_nobody_off(server: Process) -> None:
     server.client.post("/v1/tasks/t/predict", content=photograph()).raise_for_status()
 
 
-def test_a_stop_loses_no_accepted_request_over_two_front_ends(kit: Kit, tmp_path: Path) -> None:
+def test_a_server_killed_with_all_its_processes_and_one_stopped_under_load_lose_nothing(
+    kit: Kit, tmp_path: Path
+) -> None:
+    """What was acknowledged before the kill is there for the next one, which answers all that it accepted."""
     with start(kit, tmp_path, "--front-ends", "2") as made:
-        made.client.put("/v1/tasks/t/adapter", content=kit.file(1)[0]).raise_for_status()
+        told = [
+            made.client.put(f"/v1/tasks/t-{seed}/adapter", content=kit.file(seed)[0]).raise_for_status().json()
+            for seed in range(5)
+        ]
+        children = psutil.Process(made.process.pid).children(recursive=True)
+        assert len(children) == 3
+        assert made.stop(signal.SIGKILL) == -signal.SIGKILL, made.output
+        assert not psutil.wait_procs(children, timeout=WAIT)[1]
+    with start(kit, tmp_path, "--front-ends", "2") as again:  # the folder is free
+        for seed, one in enumerate(told):
+            answer = again.client.post(f"/v1/tasks/t-{seed}/predict", content=photograph()).raise_for_status().json()
+            assert (answer["version"], answer["digest"]) == (one["version"], one["digest"])
+        children = psutil.Process(again.process.pid).children(recursive=True)
         seen, stop = Counter[int](), threading.Event()
 
         def ask() -> None:
-            with httpx.Client(base_url=made.url, timeout=WAIT) as client:
+            with httpx.Client(base_url=again.url, timeout=WAIT) as client:
                 while not stop.is_set():
                     try:
-                        seen[client.post("/v1/tasks/t/predict", content=photograph()).status_code] += 1
+                        seen[client.post("/v1/tasks/t-0/predict", content=photograph()).status_code] += 1
                     except httpx.ConnectError:  # it is gone
                         return
 
@@ -245,8 +217,9 @@ def test_a_stop_loses_no_accepted_request_over_two_front_ends(kit: Kit, tmp_path
         for thread in threads:
             thread.start()
         assert until(lambda: seen[200] > 20)
-        assert made.stop(signal.SIGTERM) == 0, made.output
+        assert again.stop(signal.SIGTERM) == 0, again.output
         stop.set()
         for thread in threads:
             thread.join()
         assert set(seen) <= {200, 503}, seen
+        assert not psutil.wait_procs(children, timeout=WAIT)[1]

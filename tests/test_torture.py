@@ -1,6 +1,7 @@
 """A server under kill -9, all its processes at once, and under a long mixed load: nothing is lost, nothing grows.
 
-Each has a short run in the quick tests; `make torture` runs the long ones and prints their numbers.
+`make torture` runs them and prints their numbers. Among the quick tests, one kill is in test_supervisor.py and a short
+mixed load, with kills, in test_killing.py.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ import pytest
 from tests.houses import CLIP, Kit, Process, pages, photograph
 from tests.media_samples import clip
 
+pytestmark = pytest.mark.torture
+
 TASKS = 20
-UPLOADERS = 2
+UPLOADS, UPLOADERS = 1000, 2
+ROUNDS, ROUND_S = 10, 30.0
 LIFE = 40
 """Uploads that one life of the server may acknowledge, at most; each life draws its own number."""
 
@@ -80,14 +84,14 @@ def listed(client: httpx.Client) -> dict[tuple[str, int], str]:
     return found
 
 
-@pytest.mark.parametrize("uploads", [5, pytest.param(1000, marks=[pytest.mark.torture, pytest.mark.timeout(3600)])])
-def test_kill_9_loses_no_acknowledged_upload(uploads: int, tmp_path: Path) -> None:
+@pytest.mark.timeout(3600)
+def test_kill_9_loses_no_acknowledged_upload(tmp_path: Path) -> None:
     kit, data, dice = Kit(tmp_path), tmp_path / "data", random.Random(1)
-    numbers = list(range(100 * uploads, 0, -1))
+    numbers = list(range(100 * UPLOADS, 0, -1))
     acknowledged: dict[tuple[str, int], str] = {}
     in_doubt: set[tuple[str, str]] = set()
     kills = 0
-    while len(acknowledged) < uploads:
+    while len(acknowledged) < UPLOADS:
         for uploader in one_life(kit, data, tmp_path / "log", numbers, dice):
             acknowledged |= uploader.acknowledged
             in_doubt |= uploader.in_doubt
@@ -156,27 +160,24 @@ class Soak:
         return client.delete(f"/v1/tasks/{task}")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "rounds"), [(3, 1), pytest.param(30, 10, marks=[pytest.mark.torture, pytest.mark.timeout(1200)])]
-)
-def test_a_long_mixed_load_ends_with_flat_memory(seconds: float, rounds: int, tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+def test_a_long_mixed_load_ends_with_flat_memory(tmp_path: Path) -> None:
     kit = Kit(tmp_path)
     resident, files = [], []
     with Process(arguments(kit, tmp_path / "data"), tmp_path / "log") as process:
         for number in range(8):
             process.client.put(f"/v1/tasks/kept-{number}/adapter", content=kit.file(number)[0]).raise_for_status()
         soak, family = Soak(kit, process.url), process.family()
-        for _ in range(rounds):
-            soak.run(seconds)
+        for _ in range(ROUNDS):
+            soak.run(ROUND_S)
             resident.append(sum(one.memory_full_info().uss for one in family))
             files.append(sum(one.num_fds() for one in family))
-        print(json.dumps({"seconds": seconds * rounds, "memory_mib": [r >> 20 for r in resident], "open_files": files,
+        print(json.dumps({"seconds": ROUND_S * ROUNDS, "memory_mib": [r >> 20 for r in resident], "open_files": files,
                           "threads": [one.num_threads() for one in family],
                           "answers": dict(sorted(soak.counts.items()))}))  # fmt: skip
         assert process.family() == family  # none had to be replaced
         assert {name.split()[1] for name in soak.counts} <= {"200", "201", "204"}
         assert len(soak.counts) >= 4
-        if rounds > 4:
-            assert resident[-1] < 1.1 * resident[rounds // 4]
-            assert files[-1] < files[0] + 20
+        assert resident[-1] < 1.1 * resident[ROUNDS // 4]
+        assert files[-1] < files[0] + 20
         assert process.stop(signal.SIGTERM) == 0

@@ -32,6 +32,7 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 Tokens = Literal["all", "patches"]
 Modality = Literal["image", "video"]
 Pool = Literal["backbone", "cls", "avg"]
+Norm = Literal["frozen", "trained", "none"]
 HeadKind = Literal["mean", "frames", "attention"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -197,7 +198,8 @@ class AdapterConfig(_Frozen):
 
     ``pool``: how tokens become one vector. ``backbone`` is timm's own ``forward_head`` before the
     classifier; ``cls`` and ``avg`` (mean of the patch tokens) choose it. ``norm``: ``frozen`` pools
-    after the backbone's last norm; ``trained`` pools before it and applies the file's own LayerNorm.
+    after the backbone's last norm; ``trained`` pools before it and applies the file's own LayerNorm; ``none`` pools
+    before it and applies nothing, as Hugging Face's classifier on CLIP does.
     """
 
     format: Literal[1] = 1
@@ -211,7 +213,7 @@ class AdapterConfig(_Frozen):
     base: BaseModelConfig
     sites: Annotated[tuple[SiteConfig, ...], Field(max_length=16)] = ()
     pool: Pool = "backbone"
-    norm: Literal["frozen", "trained"] = "frozen"
+    norm: Norm = "frozen"
     input: InputConfig
     video: VideoConfig | None = None
     training: dict[str, Any] = Field(default_factory=dict)
@@ -228,8 +230,8 @@ class AdapterConfig(_Frozen):
             raise ValueError("each site may be listed once")
         if self.modality == "image" and any(s.temporal for s in self.sites):
             raise ValueError("'temporal' sites need modality 'video'")
-        if self.norm == "trained" and self.pool == "backbone":
-            raise ValueError("norm 'trained' needs pool 'cls' or 'avg'")
+        if self.norm != "frozen" and self.pool == "backbone":
+            raise ValueError(f"norm '{self.norm}' needs pool 'cls' or 'avg'")
         return self
 
     @property

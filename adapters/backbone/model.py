@@ -112,7 +112,7 @@ class Backbone:
         """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig)."""
         if pool == "backbone":
             return cast(Tensor, self.model.forward_head(features.normed, pre_logits=True))
-        tokens = (features.raw if norm == "trained" else features.normed).flatten(1, -2)
+        tokens = (features.normed if norm == "frozen" else features.raw).flatten(1, -2)
         prefix = getattr(self.model, "num_prefix_tokens", 0)
         vector = tokens[:, 0] if pool == "cls" else tokens[:, prefix:].mean(1)
         if norm == "frozen" and isinstance(self.model.norm, nn.Identity):

@@ -98,6 +98,10 @@ _TIMM_TAGS = {
 """Hugging Face's names -> timm's of the same weights, by the names and the model cards alone."""
 
 
+UNUSED = re.compile(r"vision_model\.head\..+")
+"""Layers that an all-linear LoRA takes in, and that no classifier's answer depends on: SigLIP's own pooling."""
+
+
 def place(module: str) -> tuple[Family, SiteName, Place] | None:
     """A Linear by its name; None for a layer that has no site."""
     for family in FAMILIES:

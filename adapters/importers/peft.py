@@ -19,7 +19,7 @@ from adapters.backbone import Backbone
 from adapters.config import Norm, Pool, SiteName
 from adapters.errors import ImportRefused
 from adapters.importers.common import MAX_SOURCE_BYTES, Imported, ImportTerms, Residual, check_head, config_of, site_of
-from adapters.importers.families import TIMM, Family, Place, base_told, blocks_by_place, family_of, place
+from adapters.importers.families import TIMM, UNUSED, Family, Place, base_told, blocks_by_place, family_of, place
 from adapters.importers.peft_config import CONFIG, Settings, read_settings
 from adapters.importers.processor import Processor
 
@@ -79,6 +79,8 @@ def read_folder(folder: Path) -> LoraFolder:
     _refuse_other_modules(settings, whole)
     families, residuals, modules, foreign = set[Family](), dict[Layer, Residual](), dict[Layer, str](), list[str]()
     for module, pair in pairs.items():
+        if UNUSED.fullmatch(module):
+            continue
         found = place(module)
         if found is None:
             foreign.append(module[:200])

@@ -24,9 +24,9 @@ MIN_SIDE, MAX_SIDE = 8, 2048
 """Pixels along each side of what a backbone takes."""
 
 SiteName = Literal[
-    "parallel", "sequential", "output", "input", "pre_mlp", "qkv", "q", "k", "v", "proj", "fc1", "fc2"
+    "parallel", "sequential", "output", "input", "pre_mlp", "qkv", "q", "k", "v", "proj", "fc1", "fc2", "attn"
 ]  # fmt: skip
-Activation = Literal["none", "relu", "gelu"]
+Activation = Literal["none", "relu", "gelu", "silu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """In the order of the numbers that a batch's table has for them."""
 Tokens = Literal["all", "patches"]
@@ -112,7 +112,8 @@ class SiteConfig(_Frozen):
     ``sequential``: tap and add at the MLP's output. ``output``: tap and add at the block's output.
     ``input``: tap and add at the block's input. ``pre_mlp``: tap and add at the stream between attention and MLP.
     Both change the stream itself, for the layers and for the skip around them (ST-Adapter, Pan et al. 2022), and
-    ``parallel`` taps what ``pre_mlp`` made of it.
+    ``parallel`` taps what ``pre_mlp`` made of it. ``attn``: tap and add at the attention's output (Houlsby et
+    al. 2019).
     ``qkv``, ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2``: LoRA on that Linear.
 
     ``tokens``: ``patches`` leaves the class token and registers as they are.

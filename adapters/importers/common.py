@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -106,13 +106,27 @@ def read_state(path: Path, saved: str) -> tuple[dict[str, Tensor], dict[str, Any
 
     ``saved`` says who saves such files. Raises ImportRefused, OSError.
     """
+    content = load_plain(path)
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise ImportRefused(f"{path.name} has no 'model' entry; expected what {saved}", field="model")
+    if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
+        raise ImportRefused(f"the 'model' entry of {path.name} holds more than named tensors", field="model")
+    return state, content
+
+
+def load_plain(path: Path) -> Any:
+    """Whatever plain tensors and values a checkpoint of torch holds; code in it is not run.
+
+    Raises ImportRefused, OSError.
+    """
     size = path.stat().st_size
     if size > MAX_SOURCE_BYTES:
         raise ImportRefused(f"{path.name} has {size} bytes, the limit is {MAX_SOURCE_BYTES}",
                             limit=MAX_SOURCE_BYTES, value=size)  # fmt: skip
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more: it cannot be read
@@ -120,12 +134,6 @@ def read_state(path: Path, saved: str) -> tuple[dict[str, Tensor], dict[str, Any
         raise ImportRefused(
             f"{path.name} cannot be read as a checkpoint of plain tensors ({type(error).__name__}: {first})"
         ) from error
-    state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state:
-        raise ImportRefused(f"{path.name} has no 'model' entry; expected what {saved}", field="model")
-    if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
-        raise ImportRefused(f"the 'model' entry of {path.name} holds more than named tensors", field="model")
-    return state, content
 
 
 def read_labels(path: Path, classes: int) -> tuple[str, ...]:
@@ -207,6 +215,7 @@ def config_of(
     norm: Norm,
     training: Mapping[str, object],
     video: VideoConfig | None = None,
+    score: Literal["softmax", "sigmoid"] = "softmax",
 ) -> AdapterConfig:
     """The config of an imported adapter, of pictures unless there is ``video``.
 
@@ -218,6 +227,7 @@ def config_of(
         "modality": "video" if video else "image",
         "video": video,
         "labels": terms.labels,
+        "score": score,
         "base": BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
         "sites": sites,
         "pool": pool,

@@ -165,6 +165,52 @@ def peft(
         finish(file, imported, backbone, check, against)
 
 
+@app.command()
+def adapterhub(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What save_adapter wrote, with_head=True.")],
+    base: Base,
+    file: Out,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="As other imports take it.  [default: those of the head]"),
+    ] = None,
+    task: Task = None,
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    processor: ProcessorFile = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    check: Check = None,
+    against: Against = None,
+) -> None:
+    """Import a folder of AdapterHub's `adapters`: bottlenecks, Compacter or LoRA on Hugging Face's ViT, with a head.
+
+    The folder does not hold the backbone, so that --base is the one it was trained on is yours to know.
+
+    Example:  adaptserve import adapterhub ./pets --base vit_base_patch16_224.orig_in21k --out pets.safetensors
+    """
+    refuse_half_a_check(check, against)
+    with one_line_errors():
+        from adapters.backbone import load_backbone
+        from adapters.importers import ImportTerms, read_labels
+        from adapters.importers.adapterhub import convert, labels_of, read_folder
+        from adapters.importers.processor import find_processor, read_processor
+
+        source = read_folder(folder)
+        names = read_labels(labels, source.classes) if labels else labels_of(source)
+        seen = find_processor(processor or folder)
+        if processor and seen is None:
+            raise FileNotFoundError(ENOENT, "no such file", str(processor))
+        backbone = load_backbone(base, weights, "cpu", "float32", image_size)
+        given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
+        terms = ImportTerms(task or task_name(file.name), names, given)
+        imported = convert(source, backbone, terms, processor=read_processor(seen) if seen else None)
+        finish(file, imported, backbone, check, against)
+
+
 @app.command("st-adapter")
 def st_adapter(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.pth", help="What ST-Adapter's own code saved.")],

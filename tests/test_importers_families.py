@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from adapters.importers.families import place
 from tests.imports import Base, Bed, served
 from tests.models import close
 from tests.test_backbone import normalised, pixels
-from tests.test_importers_peft import save_folder
+from tests.test_importers_peft import random_lora, save_folder
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,29 @@ def test_a_base_without_the_layer_is_told(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "lora", {f"base_model.model.{n}": t for n, t in state.items()})
     assert "query cannot be served on" in bed.refused("peft", folder)
     assert [s.site for s in bed.made("peft", folder, "--skip").config.sites] == ["proj"]
+
+
+def test_pictures_are_what_the_image_processor_makes(tmp_path: Path) -> None:
+    bed = Bed(tmp_path, Base(tmp_path / "vit"))
+    folder = save_folder(bed.folder / "lora", random_lora(bed.backbone, "transformers 4"))
+    seen = bed.made("peft", folder).config.input
+    assert (seen.crop_mode, seen.crop_pct, seen.interpolation) == ("squash", 1.0, "bilinear")
+    assert (seen.mean, seen.std) == (bed.backbone.input.mean, bed.backbone.input.std)
+    assert "--processor reads" in bed.run("peft", folder).output
+    bit = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
+    processor = folder / "preprocessor_config.json"
+    processor.write_text(json.dumps(bit | {"resample": 3, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.2, 0.4]}))
+    seen = bed.made("peft", folder, "--interpolation", "box").config.input
+    assert (seen.crop_mode, seen.crop_pct, seen.interpolation) == ("center", 0.8, "box")
+    assert seen.mean == (0.1, 0.2, 0.3)
+    processor.write_text(json.dumps(bit | {"crop_size": 40}))
+    assert "--image-size 40" in bed.refused("peft", folder)
+    processor.unlink()
+    assert "no such file" in bed.refused("peft", folder, "--processor", str(processor))
+
+
+def test_a_base_of_another_name_is_told(tmp_path: Path) -> None:
+    bed = Bed(tmp_path, Base(tmp_path / "vit"))
+    source = save_folder(bed.folder / "lora", random_lora(bed.backbone, "timm"), modules_to_save=["head"],
+                         base_model_name_or_path="google/vit-base-patch16-224-in21k")  # fmt: skip
+    assert "those of timm's vit_base_patch16_224.orig_in21k" in " ".join(bed.run("peft", source).output.split())

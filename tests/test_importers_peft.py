@@ -213,30 +213,6 @@ def test_layers_that_cannot_be_adapted_are_left_out_if_asked(bed: Bed) -> None:
     assert "patch_embed.proj cannot be served" in bed.refused("peft", save_folder(folder, only), "--skip")
 
 
-def test_pictures_are_what_the_image_processor_makes(bed: Bed) -> None:
-    folder = save_folder(bed.folder / "lora", random_lora(bed.backbone, "transformers 4"))
-    seen = bed.made("peft", folder).config.input
-    assert (seen.crop_mode, seen.crop_pct, seen.interpolation) == ("squash", 1.0, "bilinear")
-    assert (seen.mean, seen.std) == (bed.backbone.input.mean, bed.backbone.input.std)
-    assert "--processor reads" in bed.run("peft", folder).output
-    bit = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
-    processor = folder / "preprocessor_config.json"
-    processor.write_text(json.dumps(bit | {"resample": 3, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.2, 0.4]}))
-    seen = bed.made("peft", folder, "--interpolation", "box").config.input
-    assert (seen.crop_mode, seen.crop_pct, seen.interpolation) == ("center", 0.8, "box")
-    assert seen.mean == (0.1, 0.2, 0.3)
-    processor.write_text(json.dumps(bit | {"crop_size": 40}))
-    assert "--image-size 40" in bed.refused("peft", folder)
-    processor.unlink()
-    assert "no such file" in bed.refused("peft", folder, "--processor", str(processor))
-
-
-def test_a_base_of_another_name_is_told(bed: Bed) -> None:
-    source = save_folder(bed.folder / "lora", random_lora(bed.backbone, "timm"), modules_to_save=["head"],
-                         base_model_name_or_path="google/vit-base-patch16-224-in21k")  # fmt: skip
-    assert "those of timm's vit_base_patch16_224.orig_in21k" in " ".join(bed.run("peft", source).output.split())
-
-
 def test_what_a_server_would_refuse_is_warned_of(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_folder(bed.folder / "lora", random_lora(bed.backbone, "timm"))
     assert bed.run("peft", folder).stderr == ""

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,7 @@ from torch import Tensor
 from adapters.backbone import Backbone
 from adapters.config import MAX_RANK, Activation, SiteName
 from adapters.errors import ImportRefused
+from adapters.importers.bottleneck import BottleneckSettings, residual_of, site_of_flags
 from adapters.importers.common import (
     MAX_SOURCE_BYTES,
     Imported,
@@ -35,7 +36,6 @@ from adapters.importers.common import (
     site_of,
 )
 from adapters.importers.families import FAMILIES, base_told, place
-from adapters.importers.phm import dense
 from adapters.importers.processor import Processor
 
 CONFIG, HEAD_CONFIG = "adapter_config.json", "head_config.json"
@@ -49,27 +49,10 @@ _KEY = re.compile(
 )
 """Groups: block; where a bottleneck stands; or the layer that has LoRA; the adapter's name; the tensor's."""
 _SHARED = re.compile(r"(?:vit\.)?shared_parameters\.([^.]+)\.(.+)")
-_ACTS: Mapping[str, Activation] = {
-    "relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu", "linear": "none",
-}  # fmt: skip
 _NOT_HERE = {
     "use_gating": "a gate", "ln_before": "a LayerNorm of its own", "ln_after": "a LayerNorm of its own",
     "inv_adapter": "an invertible adapter", "use_dora": "DoRA", "vera_d": "VeRA", "vera_b": "VeRA",
 }  # fmt: skip
-
-
-class BottleneckSettings(BaseModel):
-    """What we read of a bottleneck's config; the defaults are the library's."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    non_linearity: str = "relu"
-    original_ln_before: bool = False
-    original_ln_after: bool = True
-    residual_before_ln: bool | str = True
-    is_parallel: bool = False
-    scaling: float | Literal["learned", "channel"] = 1.0
-    phm_layer: bool = False
 
 
 class LoraSettings(BaseModel):
@@ -186,71 +169,11 @@ def _residuals(
         raise ImportRefused(f"its architecture is {str(architecture)[:40]!r}; bottleneck adapters and LoRA can be "
                             "imported, and no tokens, gates or unions of several", field="architecture")  # fmt: skip
     settings = _validated(BottleneckSettings, config)
-    act = _ACTS.get(settings.non_linearity.lower())
-    if act is None:
-        raise ImportRefused(f"non_linearity '{settings.non_linearity[:40]}' is none of those that can be served: "
-                            f"{', '.join(_ACTS)}", field="non_linearity")  # fmt: skip
     found: dict[SiteName, dict[int, Residual]] = defaultdict(dict)
     for (where, block), tensors in grouped.items():
         site = site_of_flags(settings, in_attention=where == "attention_adapters")
-        found[site][block] = _bottleneck(f"block {block}, {where}", settings, tensors, shared)
-    return act, found
-
-
-def site_of_flags(settings: BottleneckSettings, *, in_attention: bool) -> SiteName:
-    """The site that computes what the library computes with those flags. Raises ImportRefused where none does.
-
-    With z what goes into the bottleneck f, m the MLP's output and x' the stream before it (attention's output and the
-    block's input for adapters there): parallel f(x') + m, else f(z) + (m or z) with z = m or m + x'; and x' once more
-    with ``original_ln_after``. What comes out must hold x' exactly once beside f.
-    """
-    before, after = settings.original_ln_before, settings.original_ln_after
-    residual = settings.residual_before_ln
-    if isinstance(residual, str):
-        raise ImportRefused(f"residual_before_ln is {residual[:40]!r}, for which ViT has no LayerNorm",
-                            field="residual_before_ln")  # fmt: skip
-    times = after + (not settings.is_parallel and before and not residual)
-    if times != 1:
-        raise ImportRefused(
-            f"with these flags a block's output holds the stream before it {'twice' if times else 'not at all'} "
-            f"(original_ln_before {before}, original_ln_after {after}, residual_before_ln {residual}, is_parallel "
-            f"{settings.is_parallel}), and no site here does that", field="original_ln_after",
-        )  # fmt: skip
-    if settings.is_parallel:
-        if in_attention:
-            raise ImportRefused("it has adapters parallel to attention (mh_adapter with is_parallel), for which there "
-                                "is no site here", field="mh_adapter")  # fmt: skip
-        return "parallel"
-    if in_attention:
-        return "pre_mlp" if before else "attn"
-    return "output" if before else "sequential"
-
-
-def _bottleneck(
-    name: str, settings: BottleneckSettings, tensors: dict[str, Tensor], shared: Mapping[str, Tensor]
-) -> Residual:
-    if settings.phm_layer:
-        down, down_bias = dense(name, tensors, "adapter_down.0", "down", shared)
-        up, up_bias = dense(name, tensors, "adapter_up", "up", shared)
-        read = {key for key in tensors if key.startswith(("adapter_down.0.", "adapter_up."))}
-    else:
-        parts = ("adapter_down.0.weight", "adapter_down.0.bias", "adapter_up.weight", "adapter_up.bias")
-        down, down_bias, up, up_bias = (_taken(name, tensors, part) for part in parts)
-        read = set(parts)
-    scale = torch.ones(1)
-    if isinstance(settings.scaling, str):
-        scale, read = _taken(name, tensors, "scaling"), read | {"scaling"}
-        if scale.shape not in ((1,), up_bias.shape):
-            raise ImportRefused(f"{name}: scaling has {scale.numel()} values, expected 1 or {up_bias.numel()}",
-                                tensor="scaling")  # fmt: skip
-    else:
-        scale = scale * settings.scaling
-    left = sorted(tensors.keys() - read)
-    if left:
-        raise ImportRefused(f"{name} holds tensor {left[0][:80]}, which nothing here computes", tensor=left[0][:80])
-    if up.ndim != 2 or up_bias.shape != up.shape[:1]:
-        raise ImportRefused(f"{name}: adapter_up's weight and bias do not fit together", tensor="adapter_up")
-    return Residual(down, down_bias, up * scale.view(-1, 1), up_bias * scale)
+        found[site][block] = residual_of(f"block {block}, {where}", settings, tensors, shared)
+    return settings.act, found
 
 
 def _lora(
@@ -297,12 +220,6 @@ def _head(
         except (TypeError, ValueError) as error:
             raise ImportRefused(f"label2id of {HEAD_CONFIG} is no numbering ({error})", field="label2id") from error
     return (weight, bias), labels, bool(config.get("multilabel"))
-
-
-def _taken(name: str, tensors: Mapping[str, Tensor], part: str) -> Tensor:
-    if part not in tensors:
-        raise ImportRefused(f"{name} lacks tensor {part}", tensor=part)
-    return tensors[part]
 
 
 def _validated(kind: type[Any], config: Mapping[str, Any]) -> Any:

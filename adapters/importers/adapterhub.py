@@ -55,7 +55,7 @@ _NOT_HERE = {
 }  # fmt: skip
 
 
-class LoraSettings(BaseModel):
+class HubLoraSettings(BaseModel):
     """What we read of LoRA's."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -164,7 +164,7 @@ def _residuals(
                             field="name")  # fmt: skip
     architecture = config.get("architecture")
     if architecture == "lora":
-        return "none", _lora(_validated(LoraSettings, config), grouped)
+        return "none", _lora(_validated(HubLoraSettings, config), grouped)
     if architecture is not None:
         raise ImportRefused(f"its architecture is {str(architecture)[:40]!r}; bottleneck adapters and LoRA can be "
                             "imported, and no tokens, gates or unions of several", field="architecture")  # fmt: skip
@@ -177,7 +177,7 @@ def _residuals(
 
 
 def _lora(
-    settings: LoraSettings, grouped: Mapping[tuple[str, int], Mapping[str, Tensor]]
+    settings: HubLoraSettings, grouped: Mapping[tuple[str, int], Mapping[str, Tensor]]
 ) -> dict[SiteName, dict[int, Residual]]:
     if settings.composition_mode != "add":
         raise ImportRefused(f"its composition_mode is '{settings.composition_mode[:40]}', as IA3's: it multiplies; "

@@ -20,7 +20,7 @@ from adapters.config import Norm, Pool, SiteName
 from adapters.errors import ImportRefused
 from adapters.importers.common import MAX_SOURCE_BYTES, Imported, ImportTerms, Residual, check_head, config_of, site_of
 from adapters.importers.families import TIMM, UNUSED, Family, Place, base_told, blocks_by_place, family_of, place
-from adapters.importers.peft_config import CONFIG, Settings, read_settings
+from adapters.importers.peft_config import CONFIG, PeftSettings, read_settings
 from adapters.importers.processor import Processor
 
 TENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
@@ -43,7 +43,7 @@ class LoraFolder:
     """
 
     name: str
-    settings: Settings
+    settings: PeftSettings
     families: frozenset[Family]
     residuals: Mapping[Layer, Residual]
     modules: Mapping[Layer, str]
@@ -191,7 +191,7 @@ def _before_the_head(source: LoraFolder, family: Family, backbone: Backbone) -> 
     return pool, "trained", {"norm.weight": norm["weight"], "norm.bias": norm["bias"]}
 
 
-def _refuse_other_modules(settings: Settings, norms: Mapping[str, object]) -> None:
+def _refuse_other_modules(settings: PeftSettings, norms: Mapping[str, object]) -> None:
     saved = {name.split(".")[-1] for name in settings.modules_to_save or ()}
     unknown = sorted(saved - _SAVED - {name.split(".")[-1] for name in norms})
     if unknown or len(norms) > 1:
@@ -214,7 +214,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         raise ImportRefused(f"{TENSORS} is not a whole safetensors file ({error})", field=TENSORS) from error
 
 
-def _residual(module: str, pair: Mapping[str, Tensor], settings: Settings) -> Residual | None:
+def _residual(module: str, pair: Mapping[str, Tensor], settings: PeftSettings) -> Residual | None:
     """None where AdaLoRA pruned all of it away. ``lora_E`` (rank, 1) of AdaLoRA is folded in."""
     rank, scale = settings.rank_and_scale(module)
     wanted = {"A", "B"} if rank is not None else {"A", "B", "E"}

@@ -41,7 +41,7 @@ Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
 Alpha = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Settings(BaseModel):
+class PeftSettings(BaseModel):
     """What we read of every method's file; the defaults are PEFT's."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -64,7 +64,7 @@ class Settings(BaseModel):
         raise NotImplementedError
 
 
-class LoraSettings(Settings):
+class LoraSettings(PeftSettings):
     """LoRA."""
 
     r: Rank = 8
@@ -79,7 +79,7 @@ class LoraSettings(Settings):
         return int(rank), alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-class AdaLoraSettings(Settings):
+class AdaLoraSettings(PeftSettings):
     """AdaLoRA: LoRA whose ranks were pruned; every one of them is scaled as before that."""
 
     init_r: Rank = 12
@@ -89,10 +89,10 @@ class AdaLoraSettings(Settings):
         return None, alpha / (self.init_r + 1e-5)
 
 
-_METHODS: Mapping[str, type[Settings]] = {"LORA": LoraSettings, "ADALORA": AdaLoraSettings}
+_METHODS: Mapping[str, type[PeftSettings]] = {"LORA": LoraSettings, "ADALORA": AdaLoraSettings}
 
 
-def read_settings(path: Path) -> Settings:
+def read_settings(path: Path) -> PeftSettings:
     """Raises ImportRefused for another method, or what is more than adding B @ A to layers; OSError."""
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ImportRefused(f"{CONFIG} has more than {MAX_CONFIG_BYTES} bytes", limit=MAX_CONFIG_BYTES)
@@ -109,7 +109,7 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-def _method(raw: object) -> type[Settings]:
+def _method(raw: object) -> type[PeftSettings]:
     """By ``peft_type``, before any field is looked at: other methods have other fields."""
     told = raw.get("peft_type") if isinstance(raw, dict) else None
     if not isinstance(told, str):
@@ -122,7 +122,7 @@ def _method(raw: object) -> type[Settings]:
     return _METHODS[told]
 
 
-def _refuse_variants(settings: Settings, raw: Mapping[str, object]) -> None:
+def _refuse_variants(settings: PeftSettings, raw: Mapping[str, object]) -> None:
     for field, method in _NOT_PLAIN.items():
         if raw.get(field):
             raise ImportRefused(f"it uses {method} ({field}), which is more than adding B @ A to a layer; "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -115,8 +115,10 @@ def read_state(path: Path, saved: str) -> tuple[dict[str, Tensor], dict[str, Any
     return state, content
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, also: Sequence[Any] = ()) -> Any:
     """Whatever plain tensors and values a checkpoint of torch holds; code in it is not run.
+
+    ``also``: harmless classes that may be made, or pairs of one and the name that the file has for it.
 
     Raises ImportRefused, OSError.
     """
@@ -125,7 +127,7 @@ def load_plain(path: Path) -> Any:
         raise ImportRefused(f"{path.name} has {size} bytes, the limit is {MAX_SOURCE_BYTES}",
                             limit=MAX_SOURCE_BYTES, value=size)  # fmt: skip
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *also]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise

@@ -211,6 +211,44 @@ def adapterhub(
         finish(file, imported, backbone, check, against)
 
 
+@app.command("adapter-plus")
+def adapter_plus(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.ckpt", help="What adapter_plus's training saved.")],
+    base: Base,
+    labels: Labels,
+    file: Out,
+    task: Task = None,
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    check: Check = None,
+    against: Against = None,
+) -> None:
+    """Import a checkpoint of adapter_plus: its adapters and LoRA on timm's ViTs, with their head.
+
+    The file does not hold the backbone, so that --base is the one it was trained on is yours to know.
+
+    Example:  adaptserve import adapter-plus last.ckpt --base vit_base_patch16_224.orig_in21k
+    --labels caltech101.txt --out caltech101.safetensors
+    """
+    refuse_half_a_check(check, against)
+    with one_line_errors():
+        from adapters.backbone import load_backbone
+        from adapters.importers import ImportTerms, read_labels
+        from adapters.importers.adapter_plus import convert, read_checkpoint
+
+        source = read_checkpoint(checkpoint)
+        names = read_labels(labels, source.classes)
+        backbone = load_backbone(base, weights, "cpu", "float32", image_size)
+        given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
+        finish(file, convert(source, backbone, ImportTerms(task or task_name(file.name), names, given)), backbone,
+               check, against)  # fmt: skip
+
+
 @app.command("st-adapter")
 def st_adapter(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.pth", help="What ST-Adapter's own code saved.")],

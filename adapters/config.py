@@ -24,14 +24,15 @@ MIN_SIDE, MAX_SIDE = 8, 2048
 """Pixels along each side of what a backbone takes."""
 
 SiteName = Literal[
-    "parallel", "sequential", "output", "input", "pre_mlp", "qkv", "q", "k", "v", "proj", "fc1", "fc2"
+    "parallel", "sequential", "output", "input", "pre_mlp", "qkv", "q", "k", "v", "proj", "fc1", "fc2", "attn"
 ]  # fmt: skip
-Activation = Literal["none", "relu", "gelu"]
+Activation = Literal["none", "relu", "gelu", "silu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """In the order of the numbers that a batch's table has for them."""
 Tokens = Literal["all", "patches"]
 Modality = Literal["image", "video"]
 Pool = Literal["backbone", "cls", "avg"]
+Norm = Literal["frozen", "trained", "none"]
 HeadKind = Literal["mean", "frames", "attention"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -111,7 +112,8 @@ class SiteConfig(_Frozen):
     ``sequential``: tap and add at the MLP's output. ``output``: tap and add at the block's output.
     ``input``: tap and add at the block's input. ``pre_mlp``: tap and add at the stream between attention and MLP.
     Both change the stream itself, for the layers and for the skip around them (ST-Adapter, Pan et al. 2022), and
-    ``parallel`` taps what ``pre_mlp`` made of it.
+    ``parallel`` taps what ``pre_mlp`` made of it. ``attn``: tap and add at the attention's output (Houlsby et
+    al. 2019).
     ``qkv``, ``q``, ``k``, ``v``, ``proj``, ``fc1``, ``fc2``: LoRA on that Linear.
 
     ``tokens``: ``patches`` leaves the class token and registers as they are.
@@ -197,7 +199,8 @@ class AdapterConfig(_Frozen):
 
     ``pool``: how tokens become one vector. ``backbone`` is timm's own ``forward_head`` before the
     classifier; ``cls`` and ``avg`` (mean of the patch tokens) choose it. ``norm``: ``frozen`` pools
-    after the backbone's last norm; ``trained`` pools before it and applies the file's own LayerNorm.
+    after the backbone's last norm; ``trained`` pools before it and applies the file's own LayerNorm; ``none`` pools
+    before it and applies nothing, as Hugging Face's classifier on CLIP does.
     """
 
     format: Literal[1] = 1
@@ -211,7 +214,7 @@ class AdapterConfig(_Frozen):
     base: BaseModelConfig
     sites: Annotated[tuple[SiteConfig, ...], Field(max_length=16)] = ()
     pool: Pool = "backbone"
-    norm: Literal["frozen", "trained"] = "frozen"
+    norm: Norm = "frozen"
     input: InputConfig
     video: VideoConfig | None = None
     training: dict[str, Any] = Field(default_factory=dict)
@@ -228,8 +231,8 @@ class AdapterConfig(_Frozen):
             raise ValueError("each site may be listed once")
         if self.modality == "image" and any(s.temporal for s in self.sites):
             raise ValueError("'temporal' sites need modality 'video'")
-        if self.norm == "trained" and self.pool == "backbone":
-            raise ValueError("norm 'trained' needs pool 'cls' or 'avg'")
+        if self.norm != "frozen" and self.pool == "backbone":
+            raise ValueError(f"norm '{self.norm}' needs pool 'cls' or 'avg'")
         return self
 
     @property

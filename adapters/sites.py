@@ -20,6 +20,8 @@ def activate(hidden: Tensor, act: Activation) -> Tensor:
     """Apply the bottleneck's activation; GELU is the exact one."""
     if act == "relu":
         return F.relu(hidden)
+    if act == "silu":
+        return F.silu(hidden)
     return F.gelu(hidden) if act == "gelu" else hidden
 
 

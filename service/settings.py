@@ -88,7 +88,11 @@ class Settings(BaseSettings):
 
     slots: int = Field(64, ge=1, le=65_536, description="Adapters resident on the device at once.")
     max_rank: int = Field(
-        0, ge=0, le=MAX_RANK, description="Rank of a slot; 0 takes about 1.4 % of the backbone, at least 16."
+        0,
+        ge=0,
+        le=MAX_RANK,
+        description="Rank of a slot; 0 takes about 1.4 % of the backbone, at least 16 and a sixth of its width up to "
+        "64.",
     )
     max_classes: int = Field(
         FileLimits.max_classes, ge=1, le=MAX_CLASSES,

@@ -40,19 +40,20 @@ class Bed:
         self.labels.write_text("\n".join(LABELS) + "\n", encoding="utf-8")
         self.out = folder / "Made here.safetensors"
 
-    def run(self, command: str, source: Path, *options: str, weights: bool = True) -> Result:
-        given = ["--base", str(self.base), "--labels", str(self.labels), "--out", str(self.out)]
+    def run(self, command: str, source: Path, *options: str, weights: bool = True, labels: bool = True) -> Result:
+        given = ["--base", str(self.base), "--out", str(self.out)]
         given += ["--weights", str(self.weights)] if weights else []
+        given += ["--labels", str(self.labels)] if labels else []
         self.out.unlink(missing_ok=True)
         return CliRunner().invoke(app, ["import", command, str(source), *given, *options])
 
-    def made(self, command: str, source: Path, *options: str) -> Adapter:
-        done = self.run(command, source, *options)
+    def made(self, command: str, source: Path, *options: str, labels: bool = True) -> Adapter:
+        done = self.run(command, source, *options, labels=labels)
         assert done.exit_code == 0, done.output
         return read_adapter(self.out, self.backbone.layout, FileLimits())
 
-    def refused(self, command: str, source: Path, *options: str, weights: bool = True) -> str:
-        done = self.run(command, source, *options, weights=weights)
+    def refused(self, command: str, source: Path, *options: str, weights: bool = True, labels: bool = True) -> str:
+        done = self.run(command, source, *options, weights=weights, labels=labels)
         assert done.exit_code == 1, done.output
         assert len(done.stderr.splitlines()) == 1
         assert not self.out.exists()

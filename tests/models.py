@@ -121,7 +121,7 @@ def residual(adapter: Adapter, site: str, block: int, tap: Tensor, prefix: int =
         padded = F.pad(clips.movedim(1, -1), (1, 1)).movedim(-1, 1)
         mixed = sum(padded[:, k : k + frames] * kernel[:, k] for k in range(3))
         hidden = mixed.reshape(hidden.shape)
-    act = {"none": lambda v: v, "relu": torch.relu, "gelu": F.gelu}[config.act]
+    act = {"none": lambda v: v, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}[config.act]
     update = config.scale * (act(hidden) @ t[f"{p}.up.weight"].T + t[f"{p}.up.bias"])
     if config.tokens == "patches" and tap.ndim == 3:
         update[:, :prefix] = 0

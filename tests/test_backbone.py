@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adapters.backbone import Backbone, resolve_dtype
 from adapters.bank import Slabs, pack
-from adapters.config import SiteConfig
+from adapters.config import ACTIVATIONS, SiteConfig
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.forward.plan import plan_of
@@ -100,7 +100,9 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
             for block in stage.blocks:
                 normed_first = "V2" not in kind
                 x = x + added("input", index, x)
-                x = x + (block._attn(block.norm1(x)) if normed_first else block.norm1(block._attn(x)))
+                attended = block._attn(block.norm1(x) if normed_first else x)
+                attended = attended + added("attn", index, attended)
+                x = x + (attended if normed_first else block.norm1(attended))
                 x = rest(block, index, x, normed_first)
                 index += 1
         return x
@@ -121,6 +123,7 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
     for index, block in enumerate(model.blocks):
         x = x + added("input", index, x)
         attended = block.attn(block.norm1(x), **extra)
+        attended = attended + added("attn", index, attended)
         gamma = getattr(block, "gamma_1", None)
         attended = attended * gamma if gamma is not None else getattr(block, "ls1", nn.Identity())(attended)
         x = rest(block, index, x + attended, pre_norm=True)
@@ -134,7 +137,7 @@ def reference(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
     config = adapter.config
     if config.pool == "backbone":
         return head_of(backbone, adapter, model.forward_head(model.norm(raw), pre_logits=True))
-    tokens = (raw if config.norm == "trained" else model.norm(raw)).flatten(1, -2)
+    tokens = (model.norm(raw) if config.norm == "frozen" else raw).flatten(1, -2)
     prefix = getattr(model, "num_prefix_tokens", 0)
     pooled = tokens[:, 0] if config.pool == "cls" else tokens[:, prefix:].mean(1)
     if config.norm == "frozen" and isinstance(model.norm, nn.Identity):
@@ -187,10 +190,10 @@ def test_every_site_and_pool_equals_the_reference(backbone: Backbone) -> None:
     images = pixels(backbone, 2)
     for i, name in enumerate(backbone.layout.sites):
         for pool in backbone.layout.pools:
-            for norm in ("frozen",) if pool == "backbone" else ("frozen", "trained"):
+            for norm in ("frozen",) if pool == "backbone" else ("frozen", "trained", "none"):
                 if name in ("qkv", "q", "k", "v", "proj"):
                     continue  # inside attention: `test_lora_on_attention` adds them to the weights
-                act = ("none", "relu", "gelu")[i % 3]
+                act = ACTIVATIONS[i % len(ACTIVATIONS)]
                 adapter = random_adapter(backbone, Spec((all_sites(backbone, name, act=act),), 5, pool, norm), i)
                 bench = Bench(backbone, [adapter])
                 found = bench.forward([bench.job(0, images[:1]), bench.job(0, images[1:])])

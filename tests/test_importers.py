@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 
 from adapters.backbone import load_backbone
@@ -45,6 +46,41 @@ def test_an_official_checkpoint_answers_as_its_own_code(bed: Bed, global_pool: b
     assert config.labels == LABELS
     assert (config.task, config.pool) == ("made-here", "avg" if global_pool else "cls")
     assert [(s.site, s.rank, s.scale) for s in config.sites] == [(option, 7, 0.1)]
+
+
+@torch.inference_mode()
+def test_what_no_checkpoint_tells_is_asked_and_told(bed: Bed) -> None:
+    """Official scripts store neither option nor scale: both are the caller's to say, and their defaults are printed."""
+    state, images = random_state(bed.backbone), pixels(bed.backbone, 2)
+    source = bed.checkpoint(state)
+    adapter = bed.made("adaptformer", source, "--option", "sequential")
+    expected = official_logits(state, normalised(bed.backbone, images), option="sequential")
+    close(served(bed.backbone, adapter, images), expected)
+    told = bed.run("adaptformer", source).output
+    assert "taken for granted: scale 0.1" in told
+    assert "taken for granted: adapters parallel to the MLP" in told
+    told = bed.run("adaptformer", source, "--option", "sequential", "--scale", "0.1").output
+    assert "--scale" not in told
+    assert "--option" not in told
+    says = bed.checkpoint(state, ffn_option="sequential")
+    assert "--option says parallel" in bed.refused("adaptformer", says, "--option", "parallel")
+    assert bed.run("adaptformer", source, "--option", "both").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("finetune", "mean"),
+    [
+        ("/weights/jx_vit_base_p16_224-80ecf9dd.pth", (0.5, 0.5, 0.5)),
+        ("C:\\w\\mae_pretrain_vit_b.pth", IMAGENET_DEFAULT_MEAN),
+        ("other.pth", None),
+    ],
+)
+def test_preprocessing_is_what_the_arguments_say(bed: Bed, finetune: str, mean: tuple[float, ...] | None) -> None:
+    source = bed.checkpoint(random_state(bed.backbone), finetune=finetune)
+    seen = bed.made("adaptformer", source).config.input
+    assert (seen.crop_pct, seen.crop_mode, seen.interpolation) == (0.875, "center", "bicubic")
+    assert seen.mean == (mean or bed.backbone.input.mean)
+    assert ("'other.pth' is none" in bed.run("adaptformer", source).output) is (mean is None)
 
 
 @torch.inference_mode()
@@ -166,6 +202,9 @@ def test_what_is_no_checkpoint_is_one_line(bed: Bed, content: Any, reason: str) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        ("{}", "no id2label"),
+        ('{"id2label": {"0": "a", "2": "b"}}', "leaves out numbers"),
+        ('{"id2label": {"0": "a", "1": "b"}}', "has 2 labels, the head has 5 classes"),
         ("a\nb\n", "has 2 labels, the head has 5 classes"),
         ("a\nb\n\nc\nd\n", "no empty one"),
         ("[1, 2, 3, 4, 5]", "no empty one"),
@@ -185,11 +224,14 @@ def test_labels_as_json_and_preprocessing_of_its_own(bed: Bed) -> None:
     base = bed.backbone.input
     adapter = bed.made("adaptformer", source)
     assert adapter.config.labels == LABELS
-    assert adapter.config.input == base
-    options = ["--mean", "0.1", "0.2", "0.3", "--interpolation", "bilinear", "--crop-pct", "0.875"]
+    official = base.model_dump() | {"interpolation": "bicubic", "crop_pct": 0.875}
+    assert adapter.config.input == InputConfig(**official)
+    options = ["--mean", "0.1", "0.2", "0.3", "--interpolation", "bilinear", "--crop-mode", "squash"]
     adapter = bed.made("adaptformer", source, *options)
-    expected = base.model_dump() | {"mean": (0.1, 0.2, 0.3), "interpolation": "bilinear", "crop_pct": 0.875}
-    assert adapter.config.input == InputConfig(**expected)
+    given = {"mean": (0.1, 0.2, 0.3), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    assert adapter.config.input == InputConfig(**official | given)
+    bed.labels.write_text(json.dumps({"id2label": {str(4 - n): label for n, label in enumerate(LABELS[::-1])}}))
+    assert bed.made("adaptformer", source, "--crop-pct", "0.5").config.labels == LABELS
     assert "'interpolation' cannot be 'cubist'" in bed.refused("adaptformer", source, "--interpolation", "cubist")
     assert "'task' cannot be" in bed.refused("adaptformer", source, "--task", "../up")
 

@@ -37,6 +37,8 @@ SCHEMES = {
     "transformers 4": ("vit.encoder.layer", V4, "classifier"),
     "transformers 5": ("vit.layers", V5, "classifier"),
     "timm": ("blocks", TIMM, "head"),
+    "timm wrapped": ("timm_model.blocks", TIMM, "timm_model.head"),
+    "DeiT": ("deit.encoder.layer", V4, "classifier"),
 }
 
 
@@ -99,10 +101,10 @@ def test_a_folder_answers_as_the_merged_weights(bed: Bed, scheme: str) -> None:
     source = save_folder(bed.folder / "lora", state, modules_to_save=[SCHEMES[scheme][2], "score"])
     adapter = bed.made("peft", source)
     close(served(bed.backbone, adapter, pixels(bed.backbone, 3)), merged_logits(bed, scheme, state, lambda _: 3.0))
-    assert {s.site for s in adapter.config.sites} == ({"q", "k", "v"} if scheme != "timm" else {"qkv"}) | {
+    assert {s.site for s in adapter.config.sites} == ({"qkv"} if "timm" in scheme else {"q", "k", "v"}) | {
         "proj", "fc1", "fc2",
     }  # fmt: skip
-    assert adapter.config.pool == ("backbone" if scheme == "timm" else "cls")
+    assert adapter.config.pool == ("backbone" if "timm" in scheme else "cls")
     assert all((s.act, s.scale, s.rank) == ("none", 1.0, 4) for s in adapter.config.sites)
     assert not any(t.any() for n, t in adapter.tensors.items() if n.endswith(("down.bias", "up.bias")))
 
@@ -152,6 +154,65 @@ def test_some_blocks_and_sites_only(bed: Bed) -> None:
     assert [(s.site, s.blocks) for s in adapter.config.sites] == [("q", (1,)), ("v", (1,))]
 
 
+@torch.inference_mode()
+def test_adalora_is_lora_once_trained(bed: Bed) -> None:
+    """Its third factor is folded in; what was pruned is gone, and what is left has the scale that it had before."""
+    state = random_lora(bed.backbone, "transformers 4", lambda name: 6 if "query" in name else 3)
+    generator = torch.Generator().manual_seed(5)
+    source, merged = {}, {}
+    for name, given in state.items():
+        tensor = given
+        module, _, part = name.removesuffix(".weight").rpartition(".lora_")
+        source[f"{module}.lora_{part}" if module else name] = tensor
+        if part == "A":
+            source[f"{module}.lora_E"] = torch.randn(len(tensor), 1, generator=generator)
+            tensor = tensor * source[f"{module}.lora_E"]
+        merged[name] = tensor
+    gone = "base_model.model.vit.encoder.layer.1.attention.attention.key"
+    for part in "AE":
+        source[f"{gone}.lora_{part}"] = source[f"{gone}.lora_{part}"][:0]
+    source[f"{gone}.lora_B"] = source[f"{gone}.lora_B"][:, :0].contiguous()
+    merged = {name: tensor for name, tensor in merged.items() if not name.startswith(gone)}
+    pruned = {"vit.encoder.layer.0.attention.attention.key.lora_E": [True, False, True]}
+    folder = save_folder(bed.folder / "ada", source, peft_type="ADALORA", init_r=6, r=8, rank_pattern=pruned)
+    adapter = bed.made("peft", folder)
+    expected = merged_logits(bed, "transformers 4", merged, lambda _: 12 / (6 + 1e-5))
+    close(served(bed.backbone, adapter, pixels(bed.backbone, 3)), expected)
+    assert {s.site: (s.rank, s.blocks) for s in adapter.config.sites}["k"] == (3, (0, 2))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("scheme", "name"), [("transformers 5", "vit.layernorm"), ("timm", "norm")])
+def test_a_trained_last_norm_comes_along(bed: Bed, scheme: str, name: str) -> None:
+    state = random_lora(bed.backbone, scheme)
+    norm = {part: torch.randn(48, generator=torch.Generator().manual_seed(6)) for part in ("weight", "bias")}
+    whole = state | {f"base_model.model.{name}.{part}": tensor for part, tensor in norm.items()}
+    saved = [SCHEMES[scheme][2], name.rpartition(".")[2]]
+    adapter = bed.made("peft", save_folder(bed.folder / "lora", whole, modules_to_save=saved))
+    assert (adapter.config.pool, adapter.config.norm) == ("cls", "trained")
+    assert torch.equal(adapter.tensors["norm.weight"], norm["weight"])
+    ones = whole | {f"base_model.model.{name}.{part}": t for part, t in bed.backbone.model.norm.state_dict().items()}
+    adapter = bed.made("peft", save_folder(bed.folder / "lora", ones, modules_to_save=saved))
+    expected = merged_logits(bed, scheme, state, lambda _: 3.0)
+    close(served(bed.backbone, adapter, pixels(bed.backbone, 3)), expected)
+
+
+@torch.inference_mode()
+def test_layers_that_cannot_be_adapted_are_left_out_if_asked(bed: Bed) -> None:
+    state = random_lora(bed.backbone, "timm")
+    extra = {f"base_model.model.patch_embed.proj.lora_{x}.weight": A if x == "A" else A.T.contiguous() for x in "AB"}
+    folder = save_folder(bed.folder / "lora", state | extra, modules_to_save=["head"])
+    assert "--skip goes on without the 1 such layers" in bed.refused("peft", folder)
+    told = bed.run("peft", folder, "--skip")
+    assert told.exit_code == 0, told.output
+    assert "without LoRA on patch_embed.proj" in told.output
+    adapter = bed.made("peft", folder, "--skip")
+    expected = merged_logits(bed, "timm", state, lambda _: 3.0)
+    close(served(bed.backbone, adapter, pixels(bed.backbone, 3)), expected)
+    only = {name: tensor for name, tensor in (state | extra).items() if "blocks" not in name}
+    assert "patch_embed.proj cannot be served" in bed.refused("peft", save_folder(folder, only), "--skip")
+
+
 def test_what_a_server_would_refuse_is_warned_of(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_folder(bed.folder / "lora", random_lora(bed.backbone, "timm"))
     assert bed.run("peft", folder).stderr == ""
@@ -170,8 +231,20 @@ A, QUERY = torch.ones(4, 48), "base_model.model.vit.layers.0.attention.q_proj"
     [
         ({"use_dora": True}, {}, "DoRA"),
         ({"bias": "lora_only"}, {}, "biases of the backbone"),
-        ({"modules_to_save": ["classifier", "layernorm"]}, {}, "trained 'layernorm' whole"),
-        ({"peft_type": "IA3"}, {}, "only LORA"),
+        ({"modules_to_save": ["classifier", "embeddings"]}, {}, "trained 'embeddings' whole"),
+        ({"peft_type": "IA3", "r": None}, {}, "only LORA"),
+        ({"peft_type": "OFT", "r": 0}, {}, "rotations; of PEFT's methods only LORA and ADALORA"),
+        ({"peft_type": "ADALORA", "init_r": 0}, {}, "field 'init_r'"),
+        ({"peft_type": "ADALORA"}, {}, "not all of lora_A and lora_B and lora_E"),
+        ({}, {"base_model.model.vit.layers.0.layernorm_before.weight": torch.ones(48)}, "layernorm_before' whole"),
+        (
+            {},
+            {
+                f"base_model.model.dinov2.encoder.layer.9.attention.q_proj.lora_{x}.weight": A if x == "A" else A.T
+                for x in "AB"
+            },
+            "several families: DINOv2, ViT",
+        ),
         ({"lora_bias": True}, {}, "a bias in LoRA"),
         ({"init_lora_weights": "pissa_niter_4"}, {}, "changes the backbone's own weights"),
         ({"r": 0}, {}, "field 'r'"),
@@ -213,7 +286,7 @@ def test_broken_folders_are_one_line(bed: Bed) -> None:
     tensors.rename(folder / "adapter_model.bin")
     assert "is a pickle" in bed.refused("peft", folder)
     tensors.write_bytes(whole)
-    for text, reason in (("{", "not JSON"), ("[]", "dict"), ('{"r": 4}', "field 'peft_type'")):
+    for text, reason in (("{", "not JSON"), ("[]", "no field 'peft_type'"), ('{"r": 4}', "field 'peft_type'")):
         config.write_text(text)
         assert reason in bed.refused("peft", folder)
     config.unlink()

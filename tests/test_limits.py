@@ -119,6 +119,9 @@ def test_the_rank_of_a_slot(backbone: Backbone) -> None:
     layout = backbone.layout
     assert layout.slot_rank() == max(MIN_SLOT_RANK, layout.default_rank()) == MIN_SLOT_RANK
     assert layout.slot_rank(24) == 24
+    # A paper's file of rank 64 fits wherever that is a sixth of the width at most.
+    for width, rank in ((192, 32), (384, 64), (768, 64), (96, 16)):
+        assert replace(layout, sites={"parallel": ((width, width),) * 2}, parameters=0).slot_rank() == rank
 
 
 def test_the_setting_that_a_refused_upload_names_lets_it_in(kit: Kit, tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def test_the_same_seed_gives_the_same_tensors(backbone: Backbone) -> None:
 
 def test_a_fresh_adapter_is_the_bare_backbone(backbone: Backbone) -> None:
     model = AdaptedModel(
-        backbone, config_of(backbone, Spec(sites("parallel", "sequential", "output", "input", "pre_mlp", "qkv"), 2))
+        backbone,
+        config_of(backbone, Spec(sites("parallel", "sequential", "output", "input", "pre_mlp", "attn", "qkv"), 2)),
     ).eval()
     images = images_of(model, tinted(4).tensors[0])
     with torch.inference_mode():

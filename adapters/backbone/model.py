@@ -24,6 +24,9 @@ from adapters.config import SiteName, Size, size_of, size_text
 from adapters.errors import BackboneError
 from adapters.layout import Layout
 
+_AT_OUTPUT = ("attn", "sequential")
+"""Sites of a submodule's output; others of submodules tap what goes in."""
+
 
 class Operator(Protocol):
     """What the hooks call: ``add`` returns ``out`` plus this site's residual of ``tap``.
@@ -112,7 +115,7 @@ class Backbone:
         """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig)."""
         if pool == "backbone":
             return cast(Tensor, self.model.forward_head(features.normed, pre_logits=True))
-        tokens = (features.raw if norm == "trained" else features.normed).flatten(1, -2)
+        tokens = (features.normed if norm == "frozen" else features.raw).flatten(1, -2)
         prefix = getattr(self.model, "num_prefix_tokens", 0)
         vector = tokens[:, 0] if pool == "cls" else tokens[:, prefix:].mean(1)
         if norm == "frozen" and isinstance(self.model.norm, nn.Identity):
@@ -129,6 +132,7 @@ class Backbone:
             block.module.register_forward_pre_hook(self._enter(index))
             block.module.register_forward_pre_hook(self._input(index))
             block.before_mlp.register_forward_pre_hook(self._before_mlp(index))
+            block.module.attn.register_forward_hook(self._site("attn", index))
             block.module.mlp.register_forward_hook(self._site("sequential", index))
             block.module.register_forward_hook(self._block_end(index))
             for site, (linear, part) in linear_sites(block.module).items():
@@ -191,7 +195,7 @@ class Backbone:
         def hook(_module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
             if self._operator is None or site not in self._operator.active:
                 return None
-            tap = out if site == "sequential" else args[0]
+            tap = out if site in _AT_OUTPUT else args[0]
             if part is None:
                 return self._add(site, index, tap, out)
             before, changed, after = out.tensor_split(part, dim=-1)

@@ -10,20 +10,32 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.config import SiteConfig, SiteName
+from adapters.config import SiteConfig
 from adapters.errors import ImportRefused
 from adapters.file import write_tensors
 from adapters.importers.common import Imported, ImportTerms, Residual, check_head, config_of, read_state, site_of
 
+Option = Literal["parallel", "sequential"]
 DEFAULT_SCALE = 0.1
 """The paper's; the official scripts use it and store it nowhere."""
+DEFAULT_OPTION: Option = "parallel"
+"""The official scripts' ``ffn_option``, which they store nowhere either."""
 TOLERANCE = 1e-6
 HEAD_NORM_EPS = 1e-6
+_PREPROCESSING = {"interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}
+"""What the official code evaluates with: the shorter side resized to 256, and the middle 224 of it."""
+_COLOURS = {
+    r"jx_": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+    r"mae_pretrain_vit|swin_base_patch4": {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
+}
+"""How the name of its pretrained file begins -> how the official code normalises; it knows no other names."""
 _VIDEO = (
     "this is the video form: its backbone embeds tubelets (Conv3d) and adds fixed positions, and no such backbone "
     "can be served here; image checkpoints can be imported"
@@ -38,18 +50,20 @@ _FULL = (
 class AdaptFormerCheckpoint:
     """A checkpoint taken apart, float32 on the CPU.
 
-    ``backbone``: frozen tensors by timm name. ``residuals``: by block. ``learnt_scale``: each has its own scale in
-    ``up`` already. ``norm``: the trained one of global pooling. ``head``: weight (classes, width) and bias, its
-    BatchNorm folded in.
+    ``backbone``: frozen tensors by timm name. ``option``: None where the file does not tell, as the official scripts'
+    do not. ``residuals``: by block. ``learnt_scale``: each has its own scale in ``up`` already. ``norm``: the trained
+    one of global pooling. ``head``: weight (classes, width) and bias, its BatchNorm folded in. ``pretrained``: the name
+    of the file that the training began with; empty where it is not told.
     """
 
     name: str
     backbone: Mapping[str, Tensor]
-    site: SiteName
+    option: Option | None
     residuals: Mapping[int, Residual]
     learnt_scale: bool
     norm: tuple[Tensor, Tensor] | None
     head: tuple[Tensor, Tensor]
+    pretrained: str
 
     @property
     def classes(self) -> int:
@@ -74,32 +88,59 @@ def read_checkpoint(path: Path) -> AdaptFormerCheckpoint:
     norm = (take("fc_norm.weight"), take("fc_norm.bias")) if "fc_norm.weight" in state else None
     head = _head(take, batch_norm="head.0.running_var" in state)
     rest = {n: t for n, t in state.items() if n not in taken and n != "head.0.num_batches_tracked"}
-    site: SiteName = "sequential" if args.get("ffn_option") == "sequential" else "parallel"
-    return AdaptFormerCheckpoint(path.name, _timm_names(rest), site, residuals, learnt, norm, head)
+    told = args.get("ffn_option")
+    option: Option | None = None if told is None else "sequential" if told == "sequential" else "parallel"
+    pretrained = re.split(r"[\\/]", str(args.get("finetune") or ""))[-1][:200]
+    return AdaptFormerCheckpoint(path.name, _timm_names(rest), option, residuals, learnt, norm, head, pretrained)
 
 
 def convert(
-    checkpoint: AdaptFormerCheckpoint, backbone: Backbone, terms: ImportTerms, *, scale: float = DEFAULT_SCALE
-) -> Imported:
+    checkpoint: AdaptFormerCheckpoint, backbone: Backbone, terms: ImportTerms, *,
+    scale: float | None = None, option: Option | None = None,
+) -> Imported:  # fmt: skip
     """The adapter's config and tensors. ``backbone`` is float32; ``scale`` counts where none was learnt.
 
-    Raises ImportRefused if the checkpoint's backbone is not this one.
+    ``scale`` and ``option`` are the official scripts' where neither the file nor the caller tells. Raises ImportRefused
+    if the checkpoint's backbone is not this one, or its option another one.
     """
     _compare(checkpoint, backbone)
+    if option and checkpoint.option and option != checkpoint.option:
+        raise ImportRefused(f"the checkpoint says ffn_option {checkpoint.option}, --option says {option}",
+                            field="args.ffn_option", expected=checkpoint.option, got=option)  # fmt: skip
     sites: tuple[SiteConfig, ...] = ()
     tensors = {"head.weight": checkpoint.head[0], "head.bias": checkpoint.head[1]}
     if checkpoint.residuals:
-        factor = 1.0 if checkpoint.learnt_scale else scale
-        site, residuals = site_of(checkpoint.site, checkpoint.residuals, act="relu", scale=factor)
+        factor = 1.0 if checkpoint.learnt_scale else DEFAULT_SCALE if scale is None else scale
+        name = option or checkpoint.option or DEFAULT_OPTION
+        site, residuals = site_of(name, checkpoint.residuals, act="relu", scale=factor)
         sites, tensors = (site,), tensors | residuals
     if checkpoint.norm:
         tensors |= {"norm.weight": checkpoint.norm[0], "norm.bias": checkpoint.norm[1]}
+    known = next((c for pattern, c in _COLOURS.items() if re.match(pattern, checkpoint.pretrained)), {})
     config = config_of(
-        terms, backbone.layout, backbone.input, sites,
+        terms, backbone.layout, backbone.input.model_copy(update=_PREPROCESSING | known), sites,
         pool="avg" if checkpoint.norm else "cls", norm="trained" if checkpoint.norm else "frozen",
         training={"imported_from": "AdaptFormer checkpoint", "source": checkpoint.name},
     )  # fmt: skip
-    return config, tensors
+    granted = _granted(checkpoint, scale, option, backbone.layout.model if not known else "")
+    return Imported(config, tensors, granted)
+
+
+def _granted(
+    checkpoint: AdaptFormerCheckpoint, scale: float | None, option: Option | None, coloured: str
+) -> tuple[str, ...]:
+    """What neither the file nor the caller told; ``coloured`` names the base where mean and std are its own."""
+    told = [f"pictures as the official code evaluates: bicubic, the middle {_PREPROCESSING['crop_pct']} of them"]
+    if checkpoint.residuals and scale is None and not checkpoint.learnt_scale:
+        told.append(f"scale {DEFAULT_SCALE:g}, which stands nowhere in a checkpoint: --scale where the training had "
+                    "another")  # fmt: skip
+    if checkpoint.residuals and option is None and checkpoint.option is None:
+        told.append(f"adapters {DEFAULT_OPTION} to the MLP, which stands nowhere in a checkpoint either: "
+                    "--option sequential where the training had ffn_option sequential")  # fmt: skip
+    if coloured:
+        why = f"{checkpoint.pretrained!r} is none that" if checkpoint.pretrained else "it names no weights that"
+        told.append(f"mean and std of {coloured}, since {why} the official code knows a mean for")
+    return tuple(told)
 
 
 def export_backbone(checkpoint: AdaptFormerCheckpoint, backbone: Backbone, path: Path) -> str:

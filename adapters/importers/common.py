@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from adapters.config import (
     AdapterConfig,
     BaseModelConfig,
     InputConfig,
+    Norm,
     Pool,
     SiteConfig,
     SiteName,
@@ -40,7 +41,14 @@ MAX_SOURCE_BYTES = 16 * 2**30
 """A checkpoint of ViT-H with its optimizer has about 5 GB."""
 MAX_LABEL_FILE_BYTES = 32 * 2**20
 Model = TypeVar("Model", bound=BaseModel)
-Imported = tuple[AdapterConfig, dict[str, Tensor]]
+
+
+class Imported(NamedTuple):
+    """An adapter's config and tensors, and what its importer took for granted, a sentence each, to be shown."""
+
+    config: AdapterConfig
+    tensors: dict[str, Tensor]
+    granted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,20 +106,7 @@ def read_state(path: Path, saved: str) -> tuple[dict[str, Tensor], dict[str, Any
 
     ``saved`` says who saves such files. Raises ImportRefused, OSError.
     """
-    size = path.stat().st_size
-    if size > MAX_SOURCE_BYTES:
-        raise ImportRefused(f"{path.name} has {size} bytes, the limit is {MAX_SOURCE_BYTES}",
-                            limit=MAX_SOURCE_BYTES, value=size)  # fmt: skip
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more: it cannot be read
-        first = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
-        raise ImportRefused(
-            f"{path.name} cannot be read as a checkpoint of plain tensors ({type(error).__name__}: {first})"
-        ) from error
+    content = load_plain(path)
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
         raise ImportRefused(f"{path.name} has no 'model' entry; expected what {saved}", field="model")
@@ -120,8 +115,34 @@ def read_state(path: Path, saved: str) -> tuple[dict[str, Tensor], dict[str, Any
     return state, content
 
 
+def load_plain(path: Path, also: Sequence[Any] = ()) -> Any:
+    """Whatever plain tensors and values a checkpoint of torch holds; code in it is not run.
+
+    ``also``: harmless classes that may be made, or pairs of one and the name that the file has for it.
+
+    Raises ImportRefused, OSError.
+    """
+    size = path.stat().st_size
+    if size > MAX_SOURCE_BYTES:
+        raise ImportRefused(f"{path.name} has {size} bytes, the limit is {MAX_SOURCE_BYTES}",
+                            limit=MAX_SOURCE_BYTES, value=size)  # fmt: skip
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace, *also]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more: it cannot be read
+        first = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
+        raise ImportRefused(
+            f"{path.name} cannot be read as a checkpoint of plain tensors ({type(error).__name__}: {first})"
+        ) from error
+
+
 def read_labels(path: Path, classes: int) -> tuple[str, ...]:
-    """Class names in the order of the head's rows: one a line, or a JSON list. Raises ImportRefused, OSError."""
+    """Class names in the order of the head's rows: one a line, a JSON list, or ``id2label`` of a JSON object.
+
+    The last is a ``config.json`` of transformers. Raises ImportRefused, OSError.
+    """
     size = path.stat().st_size
     if size > MAX_LABEL_FILE_BYTES:
         raise ImportRefused(
@@ -130,7 +151,9 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
         )  # fmt: skip
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
-        labels = json.loads(text) if text.startswith("[") else [line.strip() for line in text.splitlines()]
+        labels = json.loads(text) if text[:1] in "[{" and text else [line.strip() for line in text.splitlines()]
+        if isinstance(labels, dict):
+            labels = labels_by_number(labels.get("id2label"))
     except (ValueError, RecursionError) as error:
         raise ImportRefused(
             f"labels file {path.name} is neither lines of UTF-8 nor a JSON list ({error})", field="labels"
@@ -138,13 +161,28 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
     if not all(isinstance(label, str) and label for label in labels):
         raise ImportRefused(f"labels file {path.name} must hold a name for every class, and no empty one; "
                             "write one a line, or a JSON list of strings", field="labels")  # fmt: skip
+    check_labels(labels, classes, f"labels file {path.name}")
+    return tuple(labels)
+
+
+def labels_by_number(id2label: object) -> list[object]:
+    """The values of a mapping from numbers, as JSON writes them, in the numbers' order. Raises ValueError."""
+    if not isinstance(id2label, dict):
+        raise ValueError("it has no id2label")
+    numbered = {int(number): label for number, label in id2label.items()}
+    if sorted(numbered) != list(range(len(numbered))):
+        raise ValueError("its id2label leaves out numbers")
+    return [numbered[number] for number in range(len(numbered))]
+
+
+def check_labels(labels: Sized, classes: int, whose: str) -> None:
+    """Raise ImportRefused unless there are as many labels as classes; ``whose`` begins the sentence."""
     if len(labels) != classes:
         raise ImportRefused(
-            f"labels file {path.name} has {len(labels)} labels, the head has {classes} classes; "
+            f"{whose} has {len(labels)} labels, the head has {classes} classes; "
             "give one label per class, in the order of training",
             field="labels", expected=classes, got=len(labels),
         )  # fmt: skip
-    return tuple(labels)
 
 
 def check_head(weight: Tensor, bias: Tensor) -> None:
@@ -176,9 +214,10 @@ def config_of(
     sites: tuple[SiteConfig, ...],
     *,
     pool: Pool,
-    norm: str,
+    norm: Norm,
     training: Mapping[str, object],
     video: VideoConfig | None = None,
+    score: Literal["softmax", "sigmoid"] = "softmax",
 ) -> AdapterConfig:
     """The config of an imported adapter, of pictures unless there is ``video``.
 
@@ -190,6 +229,7 @@ def config_of(
         "modality": "video" if video else "image",
         "video": video,
         "labels": terms.labels,
+        "score": score,
         "base": BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
         "sites": sites,
         "pool": pool,
@@ -205,7 +245,7 @@ def save(path: Path, imported: Imported, layout: Layout) -> str:
 
     Raises ImportRefused for a missing, superfluous, misshapen or not finite tensor, and the errors of Layout.check.
     """
-    config, tensors = imported
+    config, tensors, _ = imported
     layout.check(config, max_rank=MAX_RANK, max_classes=MAX_CLASSES, max_frames=MAX_FRAMES)
     wanted = layout.tensors(config)
     for name in sorted(wanted.keys() | tensors.keys()):

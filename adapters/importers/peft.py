@@ -1,94 +1,60 @@
-"""LoRA folders that PEFT saved, on Hugging Face's ViT (transformers 4 and 5) or on a timm model: read and convert.
+"""LoRA and AdaLoRA folders that PEFT saved, on Hugging Face's or timm's transformers: read and convert.
 
 The folder holds no backbone, so whether it is the right one cannot be checked here. It knows no command.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.config import MAX_RANK, Pool, SiteConfig, SiteName
+from adapters.config import Norm, Pool, SiteName
 from adapters.errors import ImportRefused
 from adapters.importers.common import MAX_SOURCE_BYTES, Imported, ImportTerms, Residual, check_head, config_of, site_of
+from adapters.importers.families import TIMM, UNUSED, Family, Place, base_told, blocks_by_place, family_of, place
+from adapters.importers.peft_config import CONFIG, PeftSettings, read_settings
+from adapters.importers.processor import Processor
 
-CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-MAX_CONFIG_BYTES = 2**20
-MAX_PATTERNS = 4096
+TENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
-_POOLS: Mapping[str, Pool] = {"classifier": "cls", "head": "backbone"}
-"""The classifier's name, and the pooling before it: Hugging Face takes the class token, timm what the model says."""
-_MODULES: Mapping[str, Mapping[str, SiteName]] = {
-    r"vit\.encoder\.layer\.(\d{1,4})\.(.+)": {
-        "attention.attention.query": "q", "attention.attention.key": "k", "attention.attention.value": "v",
-        "attention.output.dense": "proj", "intermediate.dense": "fc1", "output.dense": "fc2",
-    },
-    r"vit\.layers\.(\d{1,4})\.(.+)": {
-        "attention.q_proj": "q", "attention.k_proj": "k", "attention.v_proj": "v",
-        "attention.o_proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2",
-    },
-    r"blocks\.(\d{1,4})\.(.+)": {
-        "attn.qkv": "qkv", "attn.q_proj": "q", "attn.k_proj": "k", "attn.v_proj": "v",
-        "attn.proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2",
-    },
-}  # fmt: skip
-_NOT_PLAIN = {
-    "use_dora": "DoRA", "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA", "lora_bias": "a bias in LoRA",
-    "layer_replication": "replicated layers", "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow routing", "kasa_config": "KaSA", "monteclora_config": "MonteCLoRA",
-    "velora_config": "VeLoRA", "megatron_config": "Megatron layers", "target_parameters": "LoRA on bare parameters",
-    "trainable_token_indices": "trained tokens",
-}  # fmt: skip
-_KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
-"""Ways to start LoRA that leave the backbone's weights as they were; PiSSA, OLoRA and others change them."""
-Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
-Alpha = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class LoraSettings(BaseModel):
-    """What we read of ``adapter_config.json``; the defaults are PEFT's."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    peft_type: str
-    base_model_name_or_path: str | None = None
-    r: Rank = 8
-    lora_alpha: Alpha = 8
-    use_rslora: bool = False
-    bias: str = "none"
-    init_lora_weights: bool | str = True
-    modules_to_save: list[str] | None = None
-    rank_pattern: Annotated[dict[str, Rank], Field(max_length=MAX_PATTERNS)] = Field(default_factory=dict)
-    alpha_pattern: Annotated[dict[str, Alpha], Field(max_length=MAX_PATTERNS)] = Field(default_factory=dict)
-
-    def rank_and_scale(self, module: str) -> tuple[int, float]:
-        """A module's rank and scale, its patterns looked up as PEFT does: the first that ends the name counts."""
-        rank = _looked_up(self.rank_pattern, module, self.r)
-        alpha = _looked_up(self.alpha_pattern, module, self.lora_alpha)
-        return int(rank), alpha / (math.sqrt(rank) if self.use_rslora else rank)
+_LORA = re.compile(r"(.+)\.lora_([ABE])(?:\.default)?(?:\.weight)?")
+_WHOLE = re.compile(r"(.+?)(?:\.modules_to_save)?(?:\.default)?\.(weight|bias)")
+_HEADS = re.compile(r"classifier|(?:timm_model\.)?head(?:\.fc)?")
+_TIMM_NORMS: Mapping[str, tuple[str, Pool]] = {"norm": ("token", "cls"), "fc_norm": ("avg", "avg")}
+"""timm's last norms -> the global pooling with which they stand right before or behind it, and that pooling here."""
+_SAVED = {"classifier", "head", "fc", "score"}  # PEFT adds 'score' by itself
+Layer = tuple[SiteName, Place]
 
 
 @dataclass(frozen=True)
 class LoraFolder:
-    """A folder taken apart: residuals by site and block with their scale in ``up``, the head, and its pooling."""
+    """A folder taken apart: residuals by site and place with their scale in ``up``, and the head.
+
+    ``families`` are those that its layers' names belong to. ``norms``: last norms that were trained, by name.
+    ``foreign``: layers with LoRA that have no site here.
+    """
 
     name: str
-    trained_on: str | None
-    residuals: Mapping[SiteName, Mapping[int, Residual]]
+    settings: PeftSettings
+    families: frozenset[Family]
+    residuals: Mapping[Layer, Residual]
+    modules: Mapping[Layer, str]
     head: tuple[Tensor, Tensor]
-    pool: Pool
+    norms: Mapping[str, Mapping[str, Tensor]]
+    foreign: tuple[str, ...]
+
+    @property
+    def on_hugging_face(self) -> bool:
+        """Whether an image processor of Hugging Face's own stands before the model; timm's wrapped ones have timm's."""
+        return TIMM not in self.families
 
     @property
     def classes(self) -> int:
@@ -97,86 +63,141 @@ class LoraFolder:
 
 def read_folder(folder: Path) -> LoraFolder:
     """Read what ``save_pretrained`` wrote. Raises ImportRefused, OSError."""
-    settings = _settings(folder / CONFIG)
-    state = _tensors(folder)
+    settings = read_settings(folder / CONFIG)
     pairs: dict[str, dict[str, Tensor]] = {}
-    heads: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state.items():
+    whole: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _tensors(folder).items():
         name = key.removeprefix(_PREFIX)
-        lora = re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", name)
-        head = re.fullmatch(r"(classifier|head)(?:\.modules_to_save)?(?:\.default)?\.(weight|bias)", name)
-        if lora:
+        if lora := _LORA.fullmatch(name):
             pairs.setdefault(lora[1], {})[lora[2]] = tensor.float()
-        elif head:
-            heads.setdefault(head[1], {})[head[2]] = tensor.float()
+        elif (match := _WHOLE.fullmatch(name)) and (_HEADS.fullmatch(match[1]) or "norm" in match[1].split(".")[-1]):
+            whole.setdefault(match[1], {})[match[2]] = tensor.float()
         else:
             raise ImportRefused(f"tensor {key[:200]} is neither LoRA on a layer that can be served nor the classifier",
                                 tensor=key[:200])  # fmt: skip
-    residuals: dict[SiteName, dict[int, Residual]] = {}
+    heads = {name: whole.pop(name) for name in list(whole) if _HEADS.fullmatch(name)}
+    _refuse_other_modules(settings, whole)
+    families, residuals, modules, foreign = set[Family](), dict[Layer, Residual](), dict[Layer, str](), list[str]()
     for module, pair in pairs.items():
-        site, block = _place(module)
-        if block in residuals.get(site, {}):
+        if UNUSED.fullmatch(module):
+            continue
+        found = place(module)
+        if found is None:
+            foreign.append(module[:200])
+            continue
+        family, *_ = found
+        families.add(family)
+        layer: Layer = found[1:]
+        if layer in modules:
             raise ImportRefused(f"{module[:200]} comes twice, under two naming schemes", tensor=module[:200])
-        residuals.setdefault(site, {})[block] = _residual(module, pair, settings)
-    if not residuals:
+        modules[layer] = module[:200]
+        if (residual := _residual(module, pair, settings)) is not None:
+            residuals[layer] = residual
+    if not pairs:
         raise ImportRefused(f"{TENSORS} holds no LoRA tensors", field=TENSORS)
-    kind, trained = _only_head(heads)
-    whole = (trained["weight"], trained["bias"])
-    return LoraFolder(folder.name, settings.base_model_name_or_path, residuals, whole, _POOLS[kind])
+    return LoraFolder(
+        folder.name, settings, frozenset(families), residuals, modules, _only_head(heads), whole, tuple(foreign)
+    )
 
 
-def convert(source: LoraFolder, backbone: Backbone, terms: ImportTerms) -> Imported:
-    """The adapter's config and tensors for ``backbone``. Raises ImportRefused."""
-    sites: list[SiteConfig] = []
+def convert(
+    source: LoraFolder, backbone: Backbone, terms: ImportTerms, *, processor: Processor | None = None,
+    skip: bool = False,
+) -> Imported:  # fmt: skip
+    """The adapter's config and tensors for ``backbone``. Raises ImportRefused.
+
+    ``skip``: go on without the layers that cannot be adapted here. ``processor``: what the training's pictures went
+    through; without one it is what the family's published ones do, with the base's mean and std.
+    """
+    layout, settings = backbone.layout, source.settings
+    if source.foreign and (not skip or not source.residuals):
+        raise ImportRefused(
+            f"LoRA on {source.foreign[0]} cannot be served; known are the attention and MLP layers of Hugging Face's "
+            f"ViT, DeiT, BEiT, Swin, DINOv2, I-JEPA, CLIP and SigLIP and of timm's blocks{_and_skip(source.foreign)}",
+            tensor=source.foreign[0],
+        )  # fmt: skip
+    family = family_of(set(source.families), settings.model_class, backbone)
+    residuals, left_out = _placed(source, backbone, skip=skip)
     tensors = {"head.weight": source.head[0], "head.bias": source.head[1]}
-    for name, residuals in sorted(source.residuals.items()):
-        site, more = site_of(name, residuals, act="none", scale=1.0)
+    sites = []
+    for name, of_blocks in sorted(residuals.items()):
+        site, more = site_of(name, of_blocks, act="none", scale=1.0)
         sites.append(site)
         tensors |= more
-    told = {"imported_from": "PEFT LoRA", "source": source.name, "trained_on": source.trained_on or "not told"}
-    config = config_of(
-        terms, backbone.layout, backbone.input, tuple(sites), pool=source.pool, norm="frozen", training=told
-    )
-    return config, tensors
+    pool, norm, own = _before_the_head(source, family, backbone)
+    seen = dict(family.seen)
+    granted = [base_told(settings.base_model_name_or_path, layout.model)]
+    if processor is not None:
+        processor.check(layout.input_size)
+        seen |= processor.fields
+    elif family is not TIMM:
+        granted.append(f"pictures as {family.name}'s published image processors take them, with mean and std of "
+                       f"{layout.model}; --processor reads a preprocessor_config.json")  # fmt: skip
+    if left_out:
+        granted.append(f"without LoRA on {', '.join(left_out[:3])}{', …' if len(left_out) > 3 else ''}, so that scores "
+                       "are not those of the training")  # fmt: skip
+    told = {"imported_from": f"PEFT {'LoRA' if 'r' in type(settings).model_fields else 'AdaLoRA'}",
+            "source": source.name, "trained_on": settings.base_model_name_or_path or "not told"}  # fmt: skip
+    base_input = backbone.input.model_copy(update=seen)
+    config = config_of(terms, layout, base_input, tuple(sites), pool=pool, norm=norm, training=told)
+    return Imported(config, tensors | own, tuple(granted))
 
 
-def _settings(path: Path) -> LoraSettings:
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ImportRefused(f"{CONFIG} has more than {MAX_CONFIG_BYTES} bytes", limit=MAX_CONFIG_BYTES)
-    try:
-        raw: Any = json.loads(path.read_bytes())
-        settings = LoraSettings.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ImportRefused(f"{CONFIG}, field '{where}': {first['msg']}", field=where) from error
-    except (ValueError, RecursionError) as error:
-        raise ImportRefused(f"{CONFIG} is not JSON ({error})", field=CONFIG) from error
-    _refuse_other_methods(settings, raw)
-    return settings
-
-
-def _refuse_other_methods(settings: LoraSettings, raw: Mapping[str, object]) -> None:
-    if settings.peft_type != "LORA":
-        raise ImportRefused(f"its method is {settings.peft_type[:40]}; of PEFT's methods only LORA can be imported",
-                            field="peft_type", expected="LORA", got=settings.peft_type[:40])  # fmt: skip
-    for field, method in _NOT_PLAIN.items():
-        if raw.get(field):
-            raise ImportRefused(f"it uses {method} ({field}), which is more than adding B @ A to a layer; "
-                                "only plain LoRA can be imported", field=field)  # fmt: skip
-    if settings.bias != "none":
-        raise ImportRefused(f"it trained biases of the backbone (bias '{settings.bias[:40]}'); only 'none' can be "
-                            "imported", field="bias", expected="none", got=settings.bias[:40])  # fmt: skip
-    if settings.init_lora_weights not in _KEEPS_BASE:
+def _placed(
+    source: LoraFolder, backbone: Backbone, *, skip: bool
+) -> tuple[dict[SiteName, dict[int, Residual]], list[str]]:
+    """Residuals by site and block, and the layers that are left out."""
+    blocks, layout = blocks_by_place(backbone), backbone.layout
+    residuals: dict[SiteName, dict[int, Residual]] = {}
+    lacking: list[str] = []
+    for (site, where), residual in source.residuals.items():
+        if where not in blocks:
+            raise ImportRefused(
+                f"{source.modules[site, where]} names block {'.'.join(map(str, where))}, which {layout.model} does not "
+                f"have; it has {layout.blocks} blocks; name the training's own architecture with --base",
+                field="sites.blocks", got=list(where),
+            )  # fmt: skip
+        if site in layout.sites:
+            residuals.setdefault(site, {})[blocks[where]] = residual
+        else:
+            lacking.append(source.modules[site, where])
+    if lacking and (not skip or not residuals):
         raise ImportRefused(
-            f"init_lora_weights '{str(settings.init_lora_weights)[:40]}' changes the backbone's own weights; "
-            "convert it to plain LoRA first (PEFT's path_initial_model_for_weight_conversion)",
-            field="init_lora_weights",
+            f"LoRA on {lacking[0]} cannot be served on {layout.model}, which computes that layer where nothing can be "
+            f"added; it has the sites {', '.join(layout.sites)}{_and_skip(lacking)}",
+            tensor=lacking[0], expected=list(layout.sites),
         )  # fmt: skip
-    unknown = sorted(set(settings.modules_to_save or ()) - {*_POOLS, "score"})  # PEFT adds 'score' by itself
-    if unknown:
-        raise ImportRefused(f"it trained '{unknown[0][:80]}' whole (modules_to_save); beside LoRA only the "
-                            "classifier can be imported", field="modules_to_save", got=unknown[0][:80])  # fmt: skip
+    return residuals, [*source.foreign, *lacking]
+
+
+def _and_skip(layers: tuple[str, ...] | list[str]) -> str:
+    return f"; --skip goes on without the {len(layers)} such layers, with other scores than the training's"
+
+
+def _before_the_head(source: LoraFolder, family: Family, backbone: Backbone) -> tuple[Pool, Norm, dict[str, Tensor]]:
+    """Pooling and norm before the classifier, and the norm's tensors where it was trained."""
+    if not source.norms:
+        return family.pool, family.norm, {}
+    ((name, norm),) = source.norms.items()
+    pool = family.norms.get(name)
+    if family is TIMM:
+        pooling, timm_pool = _TIMM_NORMS.get(name.removeprefix("timm_model."), ("", None))
+        pool = timm_pool if getattr(backbone.model, "global_pool", None) == pooling else None
+    if pool is None or norm.keys() != {"weight", "bias"}:
+        raise ImportRefused(
+            f"it trained '{name[:80]}' whole (modules_to_save), and beside LoRA only the classifier can be imported, "
+            "and the last norm where it stands right before it", field="modules_to_save", got=name[:80],
+        )  # fmt: skip
+    return pool, "trained", {"norm.weight": norm["weight"], "norm.bias": norm["bias"]}
+
+
+def _refuse_other_modules(settings: PeftSettings, norms: Mapping[str, object]) -> None:
+    saved = {name.split(".")[-1] for name in settings.modules_to_save or ()}
+    unknown = sorted(saved - _SAVED - {name.split(".")[-1] for name in norms})
+    if unknown or len(norms) > 1:
+        named = unknown[0] if unknown else min(norms)
+        raise ImportRefused(f"it trained '{named[:80]}' whole (modules_to_save); beside LoRA only the classifier and "
+                            "the last norm can be imported", field="modules_to_save", got=named[:80])  # fmt: skip
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -193,49 +214,37 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         raise ImportRefused(f"{TENSORS} is not a whole safetensors file ({error})", field=TENSORS) from error
 
 
-def _place(module: str) -> tuple[SiteName, int]:
-    for pattern, sites in _MODULES.items():
-        match = re.fullmatch(pattern, module)
-        if match and match[2] in sites:
-            return sites[match[2]], int(match[1])
-    raise ImportRefused(
-        f"LoRA on {module[:200]} cannot be served; known are the attention and MLP layers of Hugging Face's "
-        "ViT and of timm's blocks",
-        tensor=module[:200],
-    )
-
-
-def _residual(module: str, pair: Mapping[str, Tensor], settings: LoraSettings) -> Residual:
-    if pair.keys() != {"A", "B"}:
-        raise ImportRefused(f"{module[:200]} has only one of lora_A and lora_B", tensor=module[:200])
+def _residual(module: str, pair: Mapping[str, Tensor], settings: PeftSettings) -> Residual | None:
+    """None where AdaLoRA pruned all of it away. ``lora_E`` (rank, 1) of AdaLoRA is folded in."""
     rank, scale = settings.rank_and_scale(module)
+    wanted = {"A", "B"} if rank is not None else {"A", "B", "E"}
+    if pair.keys() != wanted:
+        parts = " and ".join(f"lora_{part}" for part in sorted(wanted))
+        raise ImportRefused(f"{module[:200]} has {'only one' if rank is not None else 'not all'} of {parts}",
+                            tensor=module[:200])  # fmt: skip
     down, up = pair["A"], pair["B"] * scale
-    if down.shape[:1] != (rank,):
+    if rank is not None and down.shape[:1] != (rank,):
         raise ImportRefused(
             f"{module[:200]} has lora_A of shape {list(down.shape)}, and {CONFIG} says rank {rank}",
             tensor=module[:200], expected=rank, got=list(down.shape),
         )  # fmt: skip
-    return Residual(down, torch.zeros(rank), up, torch.zeros(up.shape[:1]))
+    if "E" in pair:
+        if pair["E"].shape != (*down.shape[:1], 1):
+            raise ImportRefused(f"{module[:200]} has lora_E of shape {list(pair['E'].shape)}, expected "
+                                f"{[*down.shape[:1], 1]}", tensor=module[:200])  # fmt: skip
+        down = down * pair["E"]
+    if not down.shape[0]:
+        return None
+    return Residual(down, torch.zeros(down.shape[:1]), up, torch.zeros(up.shape[:1]))
 
 
-def _only_head(heads: Mapping[str, Mapping[str, Tensor]]) -> tuple[str, Mapping[str, Tensor]]:
+def _only_head(heads: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
     if len(heads) != 1 or set(*heads.values()) != {"weight", "bias"}:
         raise ImportRefused(
             "it must hold one classifier with weight and bias, and without it there are no classes to answer with; "
             "train with modules_to_save=['classifier'] (Hugging Face) or ['head'] (timm)",
             field="modules_to_save", got=sorted(heads),
         )  # fmt: skip
-    ((name, pair),) = heads.items()
+    (pair,) = heads.values()
     check_head(pair["weight"], pair["bias"])
-    return name, pair
-
-
-def _looked_up(patterns: Mapping[str, float], module: str, default: float) -> float:
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
-            raise ImportRefused(f"{CONFIG} holds a pattern that is no regular expression: {pattern[:80]!r}",
-                                field=CONFIG) from error  # fmt: skip
-    return default
+    return pair["weight"], pair["bias"]

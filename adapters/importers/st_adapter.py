@@ -107,7 +107,13 @@ def convert(checkpoint: STAdapterCheckpoint, backbone: Backbone, terms: ImportTe
         pool="cls", norm="trained", video=VideoConfig(frames=frames),
         training={"imported_from": "ST-Adapter checkpoint", "source": checkpoint.name},
     )  # fmt: skip
-    return config, tensors
+    held = len(checkpoint.backbone)
+    seen = f"was seen from {held} tensors in the file" if held else "cannot be seen from the file"
+    granted = (
+        f"it was trained on OpenAI's CLIP; that {backbone.layout.model} has the same weights {seen}",
+        f"{frames} frames from all over a clip, and one view of it",
+    )
+    return Imported(config, tensors, granted)
 
 
 def _residual(

@@ -1,24 +1,42 @@
 """`import`: other people's files -> adapter files, without a server.
 
-It knows the options and what to print; reading and converting is ``adapters.importers``'.
+It knows each command's own options; reading and converting is ``adapters.importers``'.
 """
 
 from __future__ import annotations
 
+from errno import ENOENT
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from adapters.config import MAX_FRAMES, task_name
-from adapters.header import refusals
-from adapters.limits import foreseen
-from service.cli.console import complain, one_line_errors, out, settings_or_exit
-from service.limits import file_limits
+from service.cli.console import complain, one_line_errors
+from service.cli.import_options import (
+    Against,
+    Base,
+    Check,
+    CropMode,
+    CropPct,
+    ImageSize,
+    Interpolation,
+    Labels,
+    Mean,
+    Out,
+    ProcessorFile,
+    Std,
+    Task,
+    Weights,
+    finish,
+    preprocessing,
+    refuse_half_a_check,
+    say,
+)
+from service.exits import USAGE
 
 if TYPE_CHECKING:
-    from adapters.importers import Imported
-    from adapters.layout import Layout
+    from adapters.importers.adaptformer import Option
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,33 +45,6 @@ app = typer.Typer(
     Example:  adaptserve import adaptformer checkpoint.pth --base demo --labels labels.txt --out my-task.safetensors
     """,
 )
-
-Base = Annotated[str, typer.Option("--base", metavar="NAME", help="The backbone: `demo`, a timm name, or a folder.")]
-Labels = Annotated[
-    Path, typer.Option("--labels", metavar="FILE", help="Class names, one a line or a JSON list, in the head's order.")
-]
-Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")]
-Task = Annotated[
-    str | None, typer.Option("--task", metavar="NAME", help="The task's name.  [default: the name of --out]")
-]
-Weights = Annotated[
-    str, typer.Option("--weights", metavar="FILE", help="The backbone's weights.  [default: its pretrained ones]")
-]
-ImageSize = Annotated[
-    str,
-    typer.Option(
-        "--image-size", metavar="SIZE", help="Pixels, as the server's: 224, or 196x322.  [default: the backbone's]"
-    ),
-]
-Three = tuple[float, float, float]
-Mean = Annotated[
-    Three | None, typer.Option("--mean", help="Means of red, green, blue, 0 to 1.  [default: the backbone's]")
-]
-Std = Annotated[Three | None, typer.Option("--std", help="Standard deviations likewise.")]
-Interpolation = Annotated[
-    str | None, typer.Option("--interpolation", help="How pictures are resized, such as bicubic.")
-]
-CropPct = Annotated[float | None, typer.Option("--crop-pct", help="Share of the resized picture that is kept.")]
 
 
 @app.command()
@@ -65,7 +56,17 @@ def adaptformer(
     task: Task = None,
     weights: Weights = "",
     image_size: ImageSize = "",
-    scale: Annotated[float, typer.Option("--scale", help="The adapters' scale, where none was learnt.")] = 0.1,
+    scale: Annotated[
+        float | None,
+        typer.Option("--scale", help="The adapters' scale, which no file tells unless it was learnt.  [default: 0.1]"),
+    ] = None,
+    option: Annotated[
+        str | None,
+        typer.Option(
+            "--option", metavar="parallel|sequential",
+            help="The training's ffn_option, which no file tells.  [default: parallel]",
+        ),
+    ] = None,
     export_base: Annotated[
         Path | None,
         typer.Option("--export-base", metavar="FILE", help="Write the checkpoint's backbone, and use it as weights."),
@@ -74,15 +75,24 @@ def adaptformer(
     std: Std = None,
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
-) -> None:
+    crop_mode: CropMode = None,
+    check: Check = None,
+    against: Against = None,
+) -> None:  # fmt: skip
     """Import an image checkpoint of AdaptFormer's official code (class token or global pooling).
 
     Its frozen backbone must be the one named by --base, tensor by tensor. If it was another, --export-base
     writes it as weights for the same architecture: `adaptserve serve --backbone NAME --weights FILE`.
 
+    A checkpoint holds neither its adapters' scale nor whether they are parallel or sequential. --check proves them.
+
     Example:  adaptserve import adaptformer checkpoint-99.pth --base vit_base_patch16_224.mae
-    --labels cifar100.txt --out cifar100.safetensors
+    --labels cifar100.txt --out cifar100.safetensors --check pictures --against logits.csv
     """
+    refuse_half_a_check(check, against)
+    if option not in (None, "parallel", "sequential"):
+        complain(f"--option is parallel or sequential, not {option[:40]!r}")
+        raise typer.Exit(USAGE)
     with one_line_errors():
         from adapters.backbone import load_backbone
         from adapters.importers import ImportTerms, read_labels
@@ -96,15 +106,16 @@ def adaptformer(
             export_backbone(source, backbone, export_base)
             chosen = str(export_base)
             backbone = load_backbone(base, chosen, "cpu", "float32")
-        given, layout = _given(mean, std, interpolation, crop_pct), backbone.layout
+        given, sized = preprocessing(mean, std, interpolation, crop_pct, crop_mode), backbone
         if image_size:  # its tensors are compared at their own size; their fingerprint is the same at any
-            layout = load_backbone(base, chosen, "cpu", "float32", image_size).layout
-            given |= {"size": layout.input_size}
+            sized = load_backbone(base, chosen, "cpu", "float32", image_size)
+            given |= {"size": sized.layout.input_size}
         terms = ImportTerms(task or task_name(file.name), names, given)
-        _finish(file, convert(source, backbone, terms, scale=scale), layout)
+        imported = convert(source, backbone, terms, scale=scale, option=cast("Option | None", option))
+        finish(file, imported, sized, check, against)
     if export_base:
         line = f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}"
-        out().print(line + (f" --image-size {image_size}" if image_size else ""), markup=False)
+        say(line + (f" --image-size {image_size}" if image_size else ""))
 
 
 @app.command()
@@ -116,33 +127,126 @@ def peft(
     task: Task = None,
     weights: Weights = "",
     image_size: ImageSize = "",
+    processor: ProcessorFile = None,
+    skip: Annotated[bool, typer.Option("--skip", help="Go on without layers that cannot be adapted here.")] = False,
     mean: Mean = None,
     std: Std = None,
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    check: Check = None,
+    against: Against = None,
 ) -> None:
-    """Import a PEFT LoRA folder of Hugging Face's ViT or of a timm model, with its trained classifier.
+    """Import a PEFT LoRA or AdaLoRA folder, with its trained classifier.
+
+    The model may be Hugging Face's ViT, DeiT, BEiT, Swin, I-JEPA, CLIP or SigLIP, or timm's, bare or wrapped.
 
     The folder does not hold the backbone, so that --base is the one it was trained on is yours to know.
 
-    Example:  adaptserve import peft ./vit-lora-pets --base vit_base_patch16_224.augreg_in21k
-    --labels pets.txt --out pets.safetensors --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --crop-pct 1
+    Example:  adaptserve import peft ./vit-lora-pets --base vit_base_patch16_224.orig_in21k
+    --labels pets.txt --out pets.safetensors
     """
+    refuse_half_a_check(check, against)
     with one_line_errors():
         from adapters.backbone import load_backbone
         from adapters.importers import ImportTerms, read_labels
         from adapters.importers.peft import convert, read_folder
+        from adapters.importers.processor import find_processor, read_processor
 
         source = read_folder(folder)
         names = read_labels(labels, source.classes)
+        seen = find_processor(processor) if processor else find_processor(folder) if source.on_hugging_face else None
+        if processor and seen is None:
+            raise FileNotFoundError(ENOENT, "no such file", str(processor))
         backbone = load_backbone(base, weights, "cpu", "float32", image_size)
-        terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
-        _finish(file, convert(source, backbone, terms), backbone.layout)
-    out().print(
-        f"it was trained on {source.trained_on or 'a model that it does not name'}; "
-        f"that {base} has the same weights cannot be seen from the folder",
-        markup=False,
-    )
+        given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
+        terms = ImportTerms(task or task_name(file.name), names, given)
+        imported = convert(source, backbone, terms, processor=read_processor(seen) if seen else None, skip=skip)
+        finish(file, imported, backbone, check, against)
+
+
+@app.command()
+def adapterhub(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What save_adapter wrote, with_head=True.")],
+    base: Base,
+    file: Out,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="As other imports take it.  [default: those of the head]"),
+    ] = None,
+    task: Task = None,
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    processor: ProcessorFile = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    check: Check = None,
+    against: Against = None,
+) -> None:
+    """Import a folder of AdapterHub's `adapters`: bottlenecks, Compacter or LoRA on Hugging Face's ViT, with a head.
+
+    The folder does not hold the backbone, so that --base is the one it was trained on is yours to know.
+
+    Example:  adaptserve import adapterhub ./pets --base vit_base_patch16_224.orig_in21k --out pets.safetensors
+    """
+    refuse_half_a_check(check, against)
+    with one_line_errors():
+        from adapters.backbone import load_backbone
+        from adapters.importers import ImportTerms, read_labels
+        from adapters.importers.adapterhub import convert, labels_of, read_folder
+        from adapters.importers.processor import find_processor, read_processor
+
+        source = read_folder(folder)
+        names = read_labels(labels, source.classes) if labels else labels_of(source)
+        seen = find_processor(processor or folder)
+        if processor and seen is None:
+            raise FileNotFoundError(ENOENT, "no such file", str(processor))
+        backbone = load_backbone(base, weights, "cpu", "float32", image_size)
+        given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
+        terms = ImportTerms(task or task_name(file.name), names, given)
+        imported = convert(source, backbone, terms, processor=read_processor(seen) if seen else None)
+        finish(file, imported, backbone, check, against)
+
+
+@app.command("adapter-plus")
+def adapter_plus(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.ckpt", help="What adapter_plus's training saved.")],
+    base: Base,
+    labels: Labels,
+    file: Out,
+    task: Task = None,
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    check: Check = None,
+    against: Against = None,
+) -> None:
+    """Import a checkpoint of adapter_plus: its adapters and LoRA on timm's ViTs, with their head.
+
+    The file does not hold the backbone, so that --base is the one it was trained on is yours to know.
+
+    Example:  adaptserve import adapter-plus last.ckpt --base vit_base_patch16_224.orig_in21k
+    --labels caltech101.txt --out caltech101.safetensors
+    """
+    refuse_half_a_check(check, against)
+    with one_line_errors():
+        from adapters.backbone import load_backbone
+        from adapters.importers import ImportTerms, read_labels
+        from adapters.importers.adapter_plus import convert, read_checkpoint
+
+        source = read_checkpoint(checkpoint)
+        names = read_labels(labels, source.classes)
+        backbone = load_backbone(base, weights, "cpu", "float32", image_size)
+        given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
+        finish(file, convert(source, backbone, ImportTerms(task or task_name(file.name), names, given)), backbone,
+               check, against)  # fmt: skip
 
 
 @app.command("st-adapter")
@@ -161,6 +265,9 @@ def st_adapter(
     std: Std = None,
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
+    check: Check = None,
+    against: Against = None,
 ) -> None:
     """Import a checkpoint of ST-Adapter's official code: clips on OpenAI's CLIP, adapters with kernels of 3x1x1.
 
@@ -170,6 +277,7 @@ def st_adapter(
     Example:  adaptserve import st-adapter checkpoint-49.pth --base vit_base_patch16_clip_quickgelu_224.openai
     --labels ssv2.txt --out ssv2.safetensors
     """
+    refuse_half_a_check(check, against)
     with one_line_errors():
         from adapters.backbone import load_backbone
         from adapters.importers import ImportTerms, read_labels
@@ -178,37 +286,6 @@ def st_adapter(
         source = read_checkpoint(checkpoint)
         names = read_labels(labels, source.classes)
         backbone = load_backbone(base, weights, "cpu", "float32", image_size)
-        terms = ImportTerms(task or task_name(file.name), names, _given(mean, std, interpolation, crop_pct))
-        _finish(file, convert(source, backbone, terms, frames=frames), backbone.layout)
-    held = len(source.backbone)
-    out().print(
-        f"it was trained on OpenAI's CLIP; that {base} has the same weights "
-        f"{f'was seen from {held} tensors in the file' if held else 'cannot be seen from the file'}; "
-        f"taken for granted: {frames} frames from all over a clip, and one view of it",
-        markup=False,
-    )
-
-
-def _given(
-    mean: Three | None, std: Three | None, interpolation: str | None, crop_pct: float | None
-) -> dict[str, object]:
-    return {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
-
-
-def _finish(file: Path, imported: Imported, layout: Layout) -> None:
-    from adapters.importers import save
-
-    config, tensors = imported
-    digest = save(file, imported, layout)
-    parameters = sum(tensor.numel() for tensor in tensors.values())
-    sites = ", ".join(f"{s.site} in {len(s.blocks)} blocks, rank {s.rank}" for s in config.sites) or "head only"
-    out().print(
-        f"{file}: task {config.task}, {len(config.labels)} labels, {sites}, {parameters:,} parameters "
-        f"({100 * parameters / layout.parameters:.2f} % of {layout.model}), sha256 {digest[:12]}",
-        markup=False,
-    )
-    settings = settings_or_exit(None)
-    bounds = file_limits(settings, layout.slot_rank(settings.max_rank))
-    for refusal in refusals(config, layout, bounds):
-        complain(foreseen(refusal), "warning")
-    out().print(f"try: adaptserve push {file}", markup=False)
+        given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
+        terms = ImportTerms(task or task_name(file.name), names, given)
+        finish(file, convert(source, backbone, terms, frames=frames), backbone, check, against)

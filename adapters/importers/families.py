@@ -1,0 +1,149 @@
+"""Names of layers in Hugging Face's and timm's models -> sites and blocks here, and what comes before their classifier.
+
+It does not know how an adapter is stored. One table serves every importer of adapters on these models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from adapters.backbone import Backbone
+from adapters.config import Norm, Pool, SiteName
+from adapters.errors import ImportRefused
+
+LINEARS: Mapping[str, SiteName] = {
+    # transformers 4: ViT, DeiT, BEiT, I-JEPA, DINOv2
+    "attention.attention.query": "q", "attention.attention.key": "k", "attention.attention.value": "v",
+    "attention.output.dense": "proj", "intermediate.dense": "fc1", "output.dense": "fc2",
+    # transformers 4: Swin
+    "attention.self.query": "q", "attention.self.key": "k", "attention.self.value": "v",
+    # transformers 5
+    "attention.q_proj": "q", "attention.k_proj": "k", "attention.v_proj": "v", "attention.o_proj": "proj",
+    "mlp.fc1": "fc1", "mlp.fc2": "fc2",
+    # CLIP and SigLIP
+    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.out_proj": "proj",
+    # timm
+    "attn.qkv": "qkv", "attn.q_proj": "q", "attn.k_proj": "k", "attn.v_proj": "v", "attn.proj": "proj",
+}  # fmt: skip
+Place = tuple[int, ...]
+"""A block's number; of Swin its stage's before it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Models whose layers and classifier have the same names.
+
+    ``layers``: how a layer's name begins, with a group for each number of its place. ``pool`` and ``norm`` come before
+    the classifier; ``norms``: a last norm that may be trained, and the pooling before it, which leaves the order of
+    both free. ``seen``: preprocessing of its published image processors but mean and std. ``refusal``: why its
+    classifier cannot be served.
+    """
+
+    name: str
+    layers: str
+    pool: Pool = "cls"
+    norm: Norm = "frozen"
+    norms: Mapping[str, Pool] = field(default_factory=dict)
+    seen: Mapping[str, object] = field(default_factory=dict)
+    refusal: str = ""
+
+
+_LAYER = r"\.(?:encoder\.layer|layers)\.(\d{1,4})"
+_SQUASH = {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear"}
+_SQUASH_BICUBIC = _SQUASH | {"interpolation": "bicubic"}
+_CENTER = {"crop_mode": "center", "crop_pct": 0.875, "interpolation": "bicubic"}
+_TWICE = (
+    "its classifier takes the class token beside the mean of the patches, twice the width of the backbone, and a head "
+    "here takes one of them; train a classifier on one of the two"
+)
+TIMM = Family("timm", r"(?:timm_model\.)?(?:layers\.(\d{1,4})\.)?blocks\.(\d{1,4})", "backbone")
+CLIP = Family("CLIP", r"vision_model\.encoder\.layers\.(\d{1,4})", "avg", "none", seen=_CENTER | {"crop_pct": 1.0})
+SIGLIP = Family("SigLIP", CLIP.layers, "avg", seen=_SQUASH_BICUBIC)
+FAMILIES = (
+    Family("ViT", "vit" + _LAYER, norms={"vit.layernorm": "cls"}, seen=_SQUASH),
+    Family("DeiT", "deit" + _LAYER, norms={"deit.layernorm": "cls"}, seen=_CENTER | {"crop_mode": "squash"}),
+    Family("BEiT", "beit" + _LAYER, "backbone", norms={"beit.pooler.layernorm": "avg"}, seen=_SQUASH),
+    Family("I-JEPA", "ijepa" + _LAYER, "avg", seen=_SQUASH),
+    Family("Swin", r"swin\.encoder\.layers\.(\d{1,4})\.blocks\.(\d{1,4})", "backbone", seen=_SQUASH_BICUBIC),
+    Family("DINOv2", r"dinov2(?:_with_registers)?" + _LAYER, seen=_CENTER, refusal=_TWICE),
+    CLIP,
+    TIMM,
+)
+_TIMM_TAGS = {
+    "google/vit-base-patch16-224-in21k": "vit_base_patch16_224.orig_in21k",
+    "google/vit-large-patch16-224-in21k": "vit_large_patch16_224.orig_in21k",
+    "google/vit-base-patch32-224-in21k": "vit_base_patch32_224.orig_in21k",
+    "google/vit-large-patch32-224-in21k": "vit_large_patch32_224.orig_in21k",
+    "google/vit-huge-patch14-224-in21k": "vit_huge_patch14_224.orig_in21k",
+    "google/vit-base-patch16-224": "vit_base_patch16_224.orig_in21k_ft_in1k",
+    "google/vit-base-patch16-384": "vit_base_patch16_384.orig_in21k_ft_in1k",
+    "facebook/deit-base-patch16-224": "deit_base_patch16_224.fb_in1k",
+    "facebook/deit-small-patch16-224": "deit_small_patch16_224.fb_in1k",
+    "facebook/deit-tiny-patch16-224": "deit_tiny_patch16_224.fb_in1k",
+    "facebook/dino-vitb16": "vit_base_patch16_224.dino",
+    "facebook/dino-vits16": "vit_small_patch16_224.dino",
+    "facebook/vit-mae-base": "vit_base_patch16_224.mae",
+    "facebook/vit-mae-large": "vit_large_patch16_224.mae",
+    "facebook/dinov2-small": "vit_small_patch14_dinov2.lvd142m",
+    "facebook/dinov2-base": "vit_base_patch14_dinov2.lvd142m",
+    "openai/clip-vit-base-patch16": "vit_base_patch16_clip_quickgelu_224.openai",
+    "openai/clip-vit-base-patch32": "vit_base_patch32_clip_quickgelu_224.openai",
+    "openai/clip-vit-large-patch14": "vit_large_patch14_clip_quickgelu_224.openai",
+    "google/siglip-base-patch16-224": "vit_base_patch16_siglip_224.webli",
+    "microsoft/beit-base-patch16-224-pt22k-ft22k": "beit_base_patch16_224.in22k_ft_in22k",
+    "microsoft/swin-tiny-patch4-window7-224": "swin_tiny_patch4_window7_224.ms_in1k",
+}
+"""Hugging Face's names -> timm's of the same weights, by the names and the model cards alone."""
+
+
+UNUSED = re.compile(r"vision_model\.head\..+")
+"""Layers that an all-linear LoRA takes in, and that no classifier's answer depends on: SigLIP's own pooling."""
+
+
+def place(module: str) -> tuple[Family, SiteName, Place] | None:
+    """A Linear by its name; None for a layer that has no site."""
+    for family in FAMILIES:
+        match = re.fullmatch(rf"{family.layers}\.(.+)", module)
+        if match and match[match.lastindex or 1] in LINEARS:
+            numbers = [int(part) for part in match.groups()[:-1] if part is not None]
+            return family, LINEARS[match[match.lastindex or 1]], tuple(numbers)
+    return None
+
+
+def family_of(found: set[Family], told: str | None, backbone: Backbone) -> Family:
+    """The one family that layers were found in. ``told``: the class of the model, where it is known.
+
+    CLIP and SigLIP name their layers alike; where nothing is told, the one with a class token is CLIP. Raises
+    ImportRefused for several families, and for one whose classifier cannot be served.
+    """
+    if len(found) != 1:
+        names = ", ".join(sorted(family.name for family in found))
+        raise ImportRefused(f"its layers have the names of several families: {names}", field="target_modules")
+    (family,) = found
+    if family is CLIP:
+        siglip = told.startswith("Siglip") if told else "cls" not in backbone.layout.pools
+        family = SIGLIP if siglip else CLIP
+    if family.refusal:
+        raise ImportRefused(f"it was trained on {family.name}: {family.refusal}", field="classifier")
+    return family
+
+
+def blocks_by_place(backbone: Backbone) -> Mapping[Place, int]:
+    """Every block's number by its place: its stage's number and its own where the backbone has stages."""
+    stages = getattr(backbone.model, "layers", None)
+    if stages is None:
+        return {(block,): block for block in range(backbone.layout.blocks)}
+    places = [(stage, block) for stage, layers in enumerate(stages) for block in range(len(layers.blocks))]
+    return {where: number for number, where in enumerate(places)}
+
+
+def base_told(trained_on: str | None, base: str) -> str:
+    """A sentence on whether a base has the weights of the model that a file names."""
+    told = f"it was trained on {trained_on or 'a model that it does not name'}; that {base} has the same weights "
+    told += "cannot be seen from the file"
+    tag = next((tag for name, tag in _TIMM_TAGS.items() if (trained_on or "").endswith(name.split("/")[1])), None)
+    if tag is None or base == tag:
+        return told
+    return f"{told}. By its name it has those of timm's {tag}"

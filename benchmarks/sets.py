@@ -1,7 +1,8 @@
 """Small labelled sets of pictures and clips on which the defaults of training are chosen and tried.
 
-``CHOSEN_ON`` are those that the defaults were chosen on, ``KEPT_ASIDE`` those that they were only tried on. Some are
-drawn here, some come from folders that are not shipped (docs/RESULTS.md says where they are from). It knows no model.
+``CHOSEN_ON`` are those that AdaptFormer's defaults were chosen on, ``KEPT_ASIDE`` those that it was only tried on. Some
+are drawn here, some come from folders that are not shipped (docs/RESULTS.md says where they are from). It knows no
+model.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _linear(plan: TrainingPlan, backbone: Backbone, start: Candidate, vectors: F
 
 def _begun(recipe: Recipe, backbone: Backbone, start: Candidate, vectors: Frozen, settings: FitConfig) -> HeadedModel:
     """At its start. What adapts the backbone begins with a head of its own: the best linear head knows the training
-    data by heart, so that nothing would be left to learn (docs/RESULTS.md has both).
+    data by heart, so that nothing would be left to learn (docs/RESULTS.md).
     """
     model = model_of(recipe, backbone, start.config, settings.dropout)
     model.start(vectors.seen(start.config), start.solved if recipe.method == "linear" else None)

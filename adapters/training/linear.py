@@ -23,7 +23,9 @@ PATIENCE = 3
 WITHOUT_FOLDS = 1.0
 """The penalty where a label has a single example, so that nothing can be left out."""
 STEPS, FINAL_STEPS = 40, 300
-"""Iterations of L-BFGS at most."""
+"""Iterations of L-BFGS at most, while penalties are compared and in the end."""
+COMPARED, EXACT = 1e-5, 1e-9
+"""Change of the loss below which it ends, likewise."""
 EPS = 1e-6
 
 
@@ -75,7 +77,7 @@ def solve(
     rotated, back = _rotated(scale(features).double())
     problem = _Problem(rotated, labels, classes, features.shape[1])
     chosen = _choose(problem, seed, on_step) if penalty is None else _Tried(penalty, math.nan, math.nan)
-    weight, bias = problem.minimum(chosen.penalty, problem.zero(), FINAL_STEPS)
+    weight, bias = problem.minimum(chosen.penalty, problem.zero(), FINAL_STEPS, EXACT)
     weight = (weight @ back.T) / scale.deviation
     bias = bias - weight @ scale.mean.double()
     return Solved(weight.float(), bias.float(), chosen.penalty, chosen.loss, chosen.accuracy)
@@ -118,10 +120,10 @@ class _Problem:
         right = (logits > 0) == (self.labels > 0.5) if self.many else logits.argmax(1) == self.labels
         return right.double().mean().item()
 
-    def minimum(self, penalty: float, start: tuple[Tensor, Tensor], steps: int) -> tuple[Tensor, Tensor]:
+    def minimum(self, penalty: float, start: tuple[Tensor, Tensor], steps: int, change: float) -> tuple[Tensor, Tensor]:
         weight, bias = (tensor.clone().requires_grad_() for tensor in start)
         solver = torch.optim.LBFGS(
-            [weight, bias], max_iter=steps, history_size=20, tolerance_grad=1e-6, tolerance_change=1e-9,
+            [weight, bias], max_iter=steps, history_size=20, tolerance_grad=1e-6, tolerance_change=change,
             line_search_fn="strong_wolfe",
         )  # fmt: skip
 
@@ -171,7 +173,9 @@ def _choose(problem: _Problem, seed: int, on_step: Callable[[float], None] | Non
     tried: list[_Tried] = []
     found = [solved.zero() for solved, _ in folds]
     for number, penalty in enumerate(PENALTIES, 1):
-        found = [solved.minimum(penalty, start, STEPS) for (solved, _), start in zip(folds, found, strict=True)]
+        found = [
+            solved.minimum(penalty, start, STEPS, COMPARED) for (solved, _), start in zip(folds, found, strict=True)
+        ]
         left_out = [(part.loss(*at).item(), part.accuracy(*at)) for (_, part), at in zip(folds, found, strict=True)]
         losses, accuracies = zip(*left_out, strict=True)
         tried.append(_Tried(penalty, sum(losses) / FOLDS, sum(accuracies) / FOLDS))
@@ -192,9 +196,9 @@ def _smoothed(tried: list[_Tried]) -> list[_Tried]:
 
 
 def _only_worse(tried: list[_Tried]) -> bool:
-    """Whether the last ones are worse than the best before them, in loss and in accuracy."""
+    """Whether the last ones are worse than the best before them in loss, and no better in accuracy."""
     before, last = tried[:-PATIENCE], tried[-PATIENCE:]
     if not before:
         return False
     loss, accuracy = min(one.loss for one in before), max(one.accuracy for one in before)
-    return all(one.loss > loss and one.accuracy < accuracy for one in last)
+    return all(one.loss > loss and one.accuracy <= accuracy for one in last)

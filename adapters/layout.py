@@ -56,8 +56,7 @@ class Layout:
     def slot_rank(self, max_rank: int = 0) -> int:
         """The rank of a server's slots, and so the largest it takes: ``max_rank``, or what fits the backbone.
 
-        On ViT-S that is 64, where 1.4 % of it would be 32: batches of 8 tasks take the same time within what can be
-        measured on a CPU, and a slot 2.3 MB of float32 instead of 1.2. On ViT-Ti it is 32, since 64 took 5 % more.
+        On ViT-S that is 64, where 1.4 % of it would be 32, and on ViT-Ti 32: a wider slot costs every row of a batch.
         """
         narrowest = min(width_in for width_in, _ in self.sites["parallel"])
         return max_rank or max(MIN_SLOT_RANK, self.default_rank(), min(PAPER_RANK, narrowest // WIDTH_PER_RANK))

@@ -35,9 +35,13 @@ def random_adapter(backbone: Backbone, seed: int, classes: int = 10, task: str =
 def fill(
     backbone: Backbone, count: int, first: int = 0
 ) -> tuple[Slabs, list[tuple[int, tuple[int, ...], AdapterMeta]]]:
-    """``count`` slots, each with its own random adapter from block ``first`` on: (slot, head pages, meta)."""
+    """``count`` slots, as wide as a server's, each with its own random adapter from block ``first`` on.
+
+    What a job needs of each: (slot, head pages, meta).
+    """
+    layout = backbone.layout
     adapters = {str(seed): random_adapter(backbone, seed, first=first) for seed in range(1, count + 1)}
-    bank = SimpleBank(backbone.layout, adapters, dtype=backbone.dtype, device=backbone.device)
+    bank = SimpleBank(layout, adapters, dtype=backbone.dtype, device=backbone.device, rank=layout.slot_rank())
     return bank.slabs, [(held.slot, held.pages, held.meta) for held in map(bank.__getitem__, adapters)]
 
 

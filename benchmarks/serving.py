@@ -109,7 +109,7 @@ def served(
 ) -> Iterator[Served]:
     """``make`` gets the slabs that the engine's bank fills. Every size of batch up to ``tasks`` was computed once."""
     layout = backbone.layout
-    rank = layout.default_rank()
+    rank = layout.slot_rank()  # as a server has them
     slabs = Slabs(layout, slots=tasks, rank=rank, pages=tasks, dtype=backbone.dtype, device=backbone.device)
     packs = {str(i): pack(random_adapter(backbone, i), layout, rank, backbone.dtype) for i in range(tasks)}
     bank = Bank(slabs, host_cache_bytes=2**30)

@@ -75,6 +75,7 @@ def train(trial: Trial) -> dict[str, Any]:
     from adapters.training.fit import FitConfig, fit, parameters_of
     from adapters.training.model import AdaptedModel
     from adapters.training.recipe import Recipe, config_of
+    from adapters.training.start import best_start, frozen
 
     torch.set_num_threads(trial.threads)
     backbone = load_backbone("demo", device="cpu", dtype="float32")
@@ -88,6 +89,9 @@ def train(trial: Trial) -> dict[str, Any]:
         model: Any = AdaptedModel(backbone, config, learn_scale=True)
     else:
         model = model_of(recipe, backbone, config)
+    vectors = frozen(backbone, config, (config.pool,), TensorDataset(*training))
+    linear = trial.method == "linear"
+    model.start(vectors.seen(config), best_start(vectors, [config], trial.seed)[0].solved if linear else None)
     settings = FitConfig(epochs=trial.epochs, batch=trial.batch, lr=trial.lr, seed=trial.seed)
     before = reset_peak()
     wall, cpu = time.perf_counter(), time.process_time()

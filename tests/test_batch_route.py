@@ -462,7 +462,7 @@ def test_a_family_answers_in_order_while_another_task_is_asked(kit: Kit, tmp_pat
                     asked_beside += beside.status_code == 200
                 if len(names) == 150 and not killed:
                     killed = True
-                    server.family("engine")[0].send_signal(signal.SIGKILL)
+                    server.family("service.engine.process")[0].send_signal(signal.SIGKILL)
         assert item == {"done": True, "items": 301, "failed": 1}
         assert names[:-1] == [*(name for name, _ in files[:100]), "bad.txt", *(name for name, _ in files[100:])]
         assert asked_beside == 2

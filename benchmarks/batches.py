@@ -23,7 +23,6 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import uvloop
 from PIL import Image
 from rich.console import Console
 
@@ -91,8 +90,7 @@ def singles(port: int, bodies: Sequence[bytes], clients: int) -> float:
         return answered
 
     start = time.perf_counter()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        answered = runner.run(all_of_them())
+    answered = asyncio.run(all_of_them())
     if answered != len(bodies):
         raise SystemExit(f"{len(bodies) - answered} of {len(bodies)} single requests were not answered")
     return answered / (time.perf_counter() - start)

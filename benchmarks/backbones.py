@@ -11,15 +11,16 @@ import logging
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import timm
 import torch
 from rich.progress import track
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from adapters.backbone import Backbone
 from adapters.backbone.checkpoint import compare
@@ -140,10 +141,19 @@ def rows_of(text: str) -> Mapping[str, str]:
 
 
 def _made(model: str, **more: object) -> nn.Module:
-    with META, warnings.catch_warnings():
+    with META, _NoValues(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about how timm resamples
         made: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **more)
     return made
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out what only changes values, which the meta device has none of: most of a model's start."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func in _VALUES and args[0].is_meta else func(*args, **kwargs or {})
 
 
 def _takes_others(model: str, own: nn.Module, size: Size) -> bool:
@@ -161,6 +171,10 @@ def _takes_others(model: str, own: nn.Module, size: Size) -> bool:
     return False
 
 
+_VALUES = {
+    getattr(torch.Tensor, name)
+    for name in ("normal_", "uniform_", "fill_", "zero_", "mul_", "add_", "div_", "clamp_", "erfinv_", "copy_")
+}
 _COLUMNS = """| model | weights | pixels | blocks | pools | sites |
 | --- | --- | --- | --- | --- | --- |"""
 _HEAD = """# Backbones

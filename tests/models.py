@@ -98,6 +98,18 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_vit_88m_merge",
         {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "pos_embed_grid_size": 4, "out_features": 48},
     ),
+    "samnorm": (
+        "samvit_base_patch16_224",
+        {
+            "img_size": 32,
+            "patch_size": 8,
+            "embed_dim": 48,
+            "depth": 2,
+            "num_heads": 3,
+            "window_size": 3,
+            "global_attn_indexes": [1],
+        },
+    ),
     "abswin": (
         "hiera_small_abswin_256",
         {

@@ -285,6 +285,9 @@ def test_others_of_a_family(tmp_path: Path, name: str) -> None:
     assert torch.equal(features.normed, bare.forward_features(images))
     vector = backbone.pool(features, "backbone", "frozen")
     assert torch.equal(vector, bare.forward_head(features.normed, pre_logits=True))
+    if "cls" not in backbone.layout.pools and "avg" in backbone.layout.pools:
+        close(backbone.pool(features, "avg", "frozen"), vector)
+        assert backbone.pool(features, "avg", "none").shape == vector.shape
     adapter = random_adapter(backbone, Spec((all_sites(backbone, "parallel"),)), 1)
     bench, taps = Bench(backbone, [adapter]), dict[int, Tensor]()
     for index, block in enumerate(blocks_of(bare, name)):

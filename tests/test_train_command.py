@@ -73,7 +73,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(kit: Kit, data: Path, file: Path, *more: str) -> list[str]:
-    base = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu"]
+    base = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu", "--dtype", "float32"]
     few = ["--epochs", "3", "--batch", "8", "--lr", "0.01", "--scale", "0.5", "--no-fallback"]
     few = few if "linear" not in more else []
     return ["train", str(data), "--out", str(file), *base, *few, *more]

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from adapters.config import AdapterConfig
 from adapters.errors import TrainingError
 from adapters.limits import FileLimits, MediaLimits
@@ -61,9 +63,10 @@ class TrainingPlan:
         """``fit``; workers would only copy what is in memory already."""
         return dataclasses.replace(self.fit, workers=0) if data.in_memory else self.fit
 
-    def identity(self, data: str, config: AdapterConfig, fit: FitConfig) -> str:
+    def identity(self, data: str, config: AdapterConfig, fit: FitConfig, dtype: torch.dtype) -> str:
         """All that the tensors depend on, as one digest; a resumed training must agree with it."""
         options = dataclasses.asdict(fit) | {
+            "dtype": str(dtype),
             "held_out": self.held_out,
             "part": self.part,
             "recipe": dataclasses.asdict(self.recipe),

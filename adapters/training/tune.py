@@ -151,7 +151,8 @@ def _fit(
     plan: TrainingPlan, model: HeadedModel, settings: FitConfig, listing: DataListing, data: Data, teller: Teller
 ) -> tuple[FitResult, int]:
     """The model's history, and how many epochs of it came from an interrupted run."""
-    checkpoints = CheckpointFile(plan.checkpoint, plan.identity(listing.digest, model.config, settings))
+    identity = plan.identity(listing.digest, model.config, settings, model.backbone.dtype)
+    checkpoints = CheckpointFile(plan.checkpoint, identity)
     start = checkpoints.load() if plan.resume and plan.checkpoint.exists() else None
 
     def keep(checkpoint: Checkpoint) -> None:

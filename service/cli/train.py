@@ -52,8 +52,15 @@ def train(
         typer.Option(help="Pixels that the backbone sees: 224, or height x width as 196x322.  [default: the model's]"),
     ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(
+            help="Of the frozen backbone while it trains. auto: as the server's auto; float32: slower there, and one "
+            "seed gives one file on every processor."
+        ),
+    ] = "auto",
     rank: Annotated[int | None, typer.Option(min=1, help="[default: about 1.4 % of the backbone]")] = None,
-    scale: Annotated[float | None, typer.Option(help="[default: 0.1, lora and st-adapter 1]")] = None,
+    scale: Annotated[float | None, typer.Option(help="0.1 is the paper's.  [default: 1]")] = None,
     blocks: Annotated[str, typer.Option(help="all, or such as 0-3,8.")] = "all",
     site: Annotated[str | None, typer.Option(help="[default: parallel, lora q,v, st-adapter input,pre_mlp]")] = None,
     tokens: Annotated[
@@ -141,7 +148,7 @@ def train(
     with one_line_errors():
         import torch  # takes seconds; --help need not wait for it
 
-        from adapters.backbone import load_backbone, resolve_device
+        from adapters.backbone import load_backbone
         from adapters.training.fit import FitConfig
         from adapters.training.plan import TrainingPlan
         from adapters.training.recipe import Recipe
@@ -166,8 +173,6 @@ def train(
         )  # fmt: skip
         _say_no_file(plan)
         try:
-            # On a CPU in full precision, whatever serves it later: so one seed gives one file on every processor.
-            dtype = "auto" if resolve_device(device).type == "cuda" else "float32"
             trained = _run(plan, load_backbone(backbone, weights, device, dtype, image_size))
         except KeyboardInterrupt:
             left = (

@@ -28,11 +28,13 @@ class Panel:
     points: tuple[tuple[str, float, bool], ...]
 
 
-def figure(panels: Sequence[Panel], label: str) -> str:
+def figure(panels: Sequence[Panel], label: str, panel_width: int = WIDTH) -> str:
     """The SVG; all panels share one axis, from the next 5 % below the lowest value up to 100 %."""
     low = max(0.0, int(min(v for p in panels for _, v, _ in p.points) * 20 - 0.2) / 20)
-    width = LEFT + len(panels) * WIDTH + (len(panels) - 1) * GAP
-    parts = "".join(_panel(p, LEFT + i * (WIDTH + GAP), low, axis=i == 0) for i, p in enumerate(panels))
+    width = LEFT + len(panels) * panel_width + (len(panels) - 1) * GAP
+    parts = "".join(
+        _panel(p, LEFT + i * (panel_width + GAP), panel_width, low, axis=i == 0) for i, p in enumerate(panels)
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" viewBox="0 0 {width} {HEIGHT}" '
         f'role="img" aria-label="{escape(label)}"><style>{STYLE}</style>'
@@ -40,17 +42,17 @@ def figure(panels: Sequence[Panel], label: str) -> str:
     )
 
 
-def _panel(panel: Panel, left: int, low: float, *, axis: bool) -> str:
+def _panel(panel: Panel, left: int, wide: int, low: float, *, axis: bool) -> str:
     def height(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (1 - low))
 
     parts = [f'<text class="title" x="{left}" y="16">{escape(panel.title)}</text>']
     for mark in (low + (1 - low) * share / 4 for share in range(5)):
         y = height(mark)
-        parts.append(f'<line x1="{left}" x2="{left + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        parts.append(f'<line x1="{left}" x2="{left + wide}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
         if axis:
             parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{mark:.0%}</text>')
-    step = WIDTH / len(panel.points)
+    step = wide / len(panel.points)
     for i, (name, value, default) in enumerate(panel.points):
         x, y, colour = left + step * (i + 0.5), height(value), "var(--marked)" if default else "var(--dot)"
         parts.append(

@@ -74,7 +74,7 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
     refused = _refused(plan, config, backbone)
     for refusal in refused:
         teller.warn(foreseen(refusal))
-    scanned, data, served = _data(plan, listing, config, teller)
+    scanned, data, served = read_data(plan, listing, config, teller)
     bad = (*listing.bad, *scanned.bad)
     tuned = tune(plan, backbone, config, listing, data, teller)
     model, settings = tuned.model, plan.settings(served)
@@ -132,7 +132,7 @@ def _refused(plan: TrainingPlan, config: AdapterConfig, backbone: Backbone) -> l
     return refusals(config, backbone.layout, dataclasses.replace(plan.served, max_rank=rank))
 
 
-def _data(
+def read_data(
     plan: TrainingPlan, listing: DataListing, config: AdapterConfig, teller: Teller
 ) -> tuple[Scanned, tuple[MediaExamples, MediaExamples], MediaExamples]:
     """What was found when every file was decoded; training and held-out examples; and the latter as they are served.

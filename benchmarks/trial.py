@@ -42,7 +42,8 @@ class Trial:
 
     ``data``: a set's name. ``part``: ``all`` trains on all training data and scores the held-out data; ``choose``
     trains on a part of the training data and scores the rest of it, so that no rate is chosen on held-out data.
-    ``examples``: of each class, drawn by the seed. ``crop``: the least area that a random crop leaves.
+    ``examples``: of each class, drawn by the seed. ``crop``: the least area that a random crop leaves. ``curve``: score
+    after every epoch too.
     """
 
     data: str
@@ -62,6 +63,9 @@ class Trial:
     head: Literal["mean", "frames", "attention"] | None = None
     temporal: bool | None = None
     crop: float = 0.8
+    warmup: float = 0.1
+    clip: float = 1.0
+    curve: bool = False
 
     @property
     def key(self) -> str:
@@ -117,7 +121,8 @@ def train(trial: Trial, data: Path) -> dict[str, Any]:
         "t", trial.method, rank=trial.rank, scale=trial.scale, blocks=trial.blocks, site=trial.site,
         head=trial.head, temporal=trial.temporal, batch=trial.batch, lr=trial.lr,
     )  # fmt: skip
-    plan = TrainingPlan(written(trial.data, WORK), trial.file, recipe, FitConfig(seed=trial.seed, crop=trial.crop))
+    fit_config = FitConfig(seed=trial.seed, crop=trial.crop, warmup=trial.warmup, clip=trial.clip)
+    plan = TrainingPlan(written(trial.data, WORK), trial.file, recipe, fit_config)
     listing = find_examples(plan.data, plan.part)
     config = config_of(recipe, backbone, listing.modality, listing.labels)
     _, (training, held_out), _ = read_data(plan, listing, config, teller)
@@ -130,18 +135,19 @@ def train(trial: Trial, data: Path) -> dict[str, Any]:
     settings = fit_of(recipe, plan.settings(training), len(chosen), config.frames)
     if trial.steps:
         settings = replace(settings, epochs=max(1, round(trial.steps * settings.batch / len(chosen))))
-    settings = replace(settings, every=settings.epochs)
+    settings = replace(settings, every=1 if trial.curve else settings.epochs)
     torch.manual_seed(trial.seed)
     model = begun(recipe, backbone, start, vectors, settings)
     if trial.learn_scale:
         model = AdaptedModel(backbone, start.config, learn_scale=True)
         model.start(vectors.seen(start.config))
-    before = reset_peak()
+    before, history = reset_peak(), list[dict[str, float]]()
     if trial.method == "linear" and start.config.head != "attention":
         scores = score_of(*predict(model, score_on, settings))
     else:
         began = time.process_time()
-        scores = fit(model, train_on, score_on, settings).history[-1]
+        history = fit(model, train_on, score_on, settings).history
+        scores = history[-1]
     cpu, peak = time.process_time() - began, resident("VmHWM")
     count, share = parameters_of(model)
     found: dict[str, Any] = {
@@ -165,6 +171,8 @@ def train(trial: Trial, data: Path) -> dict[str, Any]:
         "growth": peak - before,
         "fingerprint": f"{backbone.layout.model} {backbone.layout.fingerprint}",
     }
+    if trial.curve:
+        found["losses"] = [round(line["held_out_loss"], 4) for line in history]
     if isinstance(model, AdaptedModel):
         found |= _file_of(trial, model)
         if trial.learn_scale:

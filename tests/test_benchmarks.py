@@ -14,7 +14,7 @@ import torch
 
 from adapters.training.baselines import model_of
 from adapters.training.recipe import Recipe, config_of
-from benchmarks import ablations, clips, few, ledger, many, page, pictures, tables
+from benchmarks import ablations, clips, few, ledger, many, page, pictures, stability, tables
 from benchmarks.figure import Panel, figure
 from benchmarks.ledger import Ledger
 from benchmarks.tables import Bench, over_seeds
@@ -66,7 +66,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Benc
         accuracy = 0.5 + (trial.rank or 0) / 1000 + trial.seed / 100 - (0.1 if trial.method == "linear" else 0)
         loss = abs((trial.lr or 0) - 3e-3)
         rest = {"share": 0.01, "cpu_seconds": 1.0, "peak": 2, "growth": 1, "dtype": "bfloat16", "parameters": 1}
-        more = {"scales": [1.0], "balanced_accuracy": accuracy}
+        more = {"scales": [1.0], "balanced_accuracy": accuracy, "losses": [2.0, 1.0 + trial.seed, 1.5]}
         return {"accuracy": accuracy, "held_out_loss": loss, "fingerprint": trial.backbone} | rest | more
 
     monkeypatch.setattr(tables, "run", made_up)
@@ -109,7 +109,7 @@ def test_a_part_of_the_training_data_is_the_same_for_every_method_and_new_for_ev
     assert indices(labels, Trial("t", "linear")) == (list(range(60)), [])
 
 
-@pytest.mark.parametrize("module", [pictures, clips, few, ablations])
+@pytest.mark.parametrize("module", [pictures, clips, few, ablations, stability])
 def test_a_table_is_written_from_the_trials_that_have_run(
     module: Any, bench: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +125,8 @@ def test_a_table_is_written_from_the_trials_that_have_run(
     assert told.startswith("before\n")
     assert told.endswith("after\n")
     assert "old" not in told
-    assert "to 5" in told or "to 6" in told  # from the lowest seed to the highest
+    # From the lowest seed to the highest.
+    assert "| 1.50 | 2.00 | 0.50 |" in told if module is stability else "to 5" in told or "to 6" in told
     if hasattr(module, "FIGURE"):
         ET.fromstring(module.FIGURE.read_text())
 

@@ -1,0 +1,299 @@
+"""What each method sends and how its answer is read: the one core of both clients. It sends nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import SEEK_END
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Literal, TypedDict, TypeVar, Union
+from urllib.parse import quote
+
+import httpx
+
+from adaptserve_client.answers import Classification, ServerInfo, Task, Upload, Version, read
+from adaptserve_client.errors import BadAddressError, UnexpectedAnswerError
+from adaptserve_client.version import __version__
+
+T = TypeVar("T")
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+URL_VARIABLE = "ADAPTSERVE_URL"
+KEY_VARIABLES = ("ADAPTSERVE_API_KEY", "ADAPTSERVE_KEY")
+CONNECT_TIMEOUT_S = 10.0
+UPLOAD_TIMEOUT_S = 600.0
+PATIENCE_S = 5.0
+"""How much longer than a deadline the answer is waited for: the server's own 504 says more than a time-out here."""
+CHUNK = 256 * 1024
+
+Probe = Literal["livez", "readyz"]
+File = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO]
+"""A path, the bytes themselves, or a file that is open for reading bytes."""
+
+
+class PredictOptions(TypedDict, total=False):
+    """What a question may say beside the picture or clip; what is left out, the server decides.
+
+    ``top_k``: labels in the answer, best first. ``version``: another than the active one. ``deadline``: seconds that
+    the answer is worth waiting for, once the body is sent. ``min_score``: leave out labels below it. ``abstain``: the best
+    score from which the answer counts as ``accepted``. ``embedding``: the task's pooled vector, too. Of a clip:
+    ``start`` and ``end``, and ``window`` and ``stride``, in seconds.
+    """
+
+    top_k: int
+    version: int
+    deadline: float
+    min_score: float
+    abstain: float
+    embedding: bool
+    start: float
+    end: float
+    window: float
+    stride: float
+
+
+@dataclass(frozen=True)
+class Request(Generic[T]):
+    """One call of the HTTP API. ``repeatable``: a second time changes nothing."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], T]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | Stream = b""
+    timeout: float | None = None
+    repeatable: bool = True
+
+    def arguments(self, content: Any, default_timeout: float) -> dict[str, Any]:
+        """Of httpx's ``build_request``."""
+        seconds = default_timeout if self.timeout is None else self.timeout
+        return {
+            "method": self.method,
+            "url": self.path,
+            "params": dict(self.params),
+            "headers": dict(self.headers),
+            "content": content,
+            "timeout": httpx.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT_S)),
+        }
+
+
+class Stream:
+    """A body that is read while it is sent, from its beginning each time: a path, or an open file that can seek."""
+
+    def __init__(self, file: Path | BinaryIO) -> None:
+        self._file = file
+        if isinstance(file, Path):
+            self._start, self.size = 0, file.stat().st_size
+        else:
+            self._start = file.tell()
+            self.size = file.seek(0, SEEK_END) - self._start
+            file.seek(self._start)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Exactly ``size`` bytes, or OSError where the file has become shorter."""
+        if isinstance(self._file, Path):
+            with self._file.open("rb") as opened:
+                yield from self._rest(opened)
+        else:
+            self._file.seek(self._start)
+            yield from self._rest(self._file)
+
+    def _rest(self, file: BinaryIO) -> Iterator[bytes]:
+        left = self.size
+        while left:
+            chunk = file.read(min(CHUNK, left))
+            if not chunk:
+                raise OSError(f"the file became shorter while it was sent: {left} of {self.size} bytes are missing")
+            left -= len(chunk)
+            yield chunk
+
+
+def content_of(file: File) -> bytes:
+    """All bytes of it. Raises OSError."""
+    if isinstance(file, str | os.PathLike):
+        return Path(file).read_bytes()
+    if isinstance(file, bytes | bytearray | memoryview):
+        return bytes(file)
+    return file.read()
+
+
+def stream_of(file: File) -> bytes | Stream:
+    """The same for what is large: nothing is read before it is sent, where that can be."""
+    if isinstance(file, str | os.PathLike):
+        return Stream(Path(file))
+    if isinstance(file, bytes | bytearray | memoryview):
+        return bytes(file)
+    return Stream(file) if file.seekable() else file.read()
+
+
+def address_of(url: str | None) -> str:
+    """The server's URL: as given, else of the environment, else this machine's. Raises BadAddressError."""
+    text = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    try:
+        parsed = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise BadAddressError(f"the address cannot be used: {error}; write it like {DEFAULT_URL}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise BadAddressError(f"the address cannot be used: '{text}'; write it like {DEFAULT_URL}")
+    return text
+
+
+def headers_of(api_key: str | None) -> dict[str, str]:
+    """What every request carries."""
+    found = {"User-Agent": f"adaptserve-client/{__version__}"}
+    key = api_key or next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
+    if key:
+        found["Authorization"] = f"Bearer {key.strip()}"
+    return found
+
+
+def segment(name: object) -> str:
+    """One path segment; whatever the name holds, it cannot climb to another address."""
+    return quote(str(name), safe="").replace(".", "%2E")
+
+
+def task_path(task: str, *more: object) -> str:
+    """The address of a task, or of something below it."""
+    return "/".join(["/v1/tasks", segment(task), *map(segment, more)])
+
+
+def asked(options: PredictOptions, timeout: float | None = None) -> dict[str, Any]:
+    """``params``, ``headers`` and ``timeout`` of a request with these options. Raises TypeError for unknown ones."""
+    if strange := set(options) - set(PredictOptions.__annotations__):
+        known = ", ".join(PredictOptions.__annotations__)
+        raise TypeError(f"unknown option {', '.join(map(repr, sorted(strange)))}; there are {known}")
+    params = {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in options.items()
+        if value is not None and name != "deadline"
+    }
+    headers = {}
+    deadline = options.get("deadline")
+    if deadline is not None:
+        headers["X-Deadline-Ms"] = str(max(1, -int(-1000 * deadline // 1)))
+        timeout = deadline + PATIENCE_S
+    return {"params": params, "headers": headers, "timeout": timeout}
+
+
+def predict(content: bytes | Stream, task: str, options: PredictOptions) -> Request[Classification]:
+    """One picture or clip, one task."""
+    return Request(
+        "POST",
+        task_path(task, "predict"),
+        lambda r: read(Classification, json_of(r)),
+        content=content,
+        **asked(options),
+    )
+
+
+def predict_many(content: bytes, tasks: Sequence[str], options: PredictOptions) -> Request[list[Classification]]:
+    """One picture or clip, several tasks."""
+    fields = asked(options)
+    fields["params"] = {"task": list(tasks)} | fields["params"]
+    return Request(
+        "POST", "/v1/predict",
+        lambda r: [read(Classification, one) for one in member(json_of(r), "results")],
+        content=content, **fields,
+    )  # fmt: skip
+
+
+def batch(content: bytes, task: str, options: PredictOptions) -> Request[None]:
+    """Many items as a tar; the answer is a stream, which ``adaptserve_client.portions`` reads."""
+    fields = asked(options)
+    fields["headers"]["Content-Type"] = "application/x-tar"
+    fields["timeout"] = None  # a deadline is each item's own, and the answers of many take longer
+    return Request("POST", task_path(task, "batch"), lambda _: None, content=content, **fields)
+
+
+def upload(content: bytes | Stream, task: str, *, activate: bool) -> Request[Upload]:
+    """An adapter file."""
+    return Request(
+        "PUT", task_path(task, "adapter"),
+        lambda r: read(Upload, json_of(r), new=r.status_code == 201),
+        params={"activate": str(activate).lower()}, content=content, timeout=UPLOAD_TIMEOUT_S,
+    )  # fmt: skip
+
+
+def tasks(prefix: str, after: Any, limit: int | None) -> Request[tuple[list[Task], Any]]:
+    """A page of the list, and where it goes on."""
+    return _page("/v1/tasks", "tasks", Task, {"prefix": prefix or None, "after": after, "limit": limit})
+
+
+def versions(task: str, after: Any) -> Request[tuple[list[Version], Any]]:
+    """A page of the history, and where it goes on."""
+    return _page(task_path(task, "versions"), "versions", Version, {"after": after})
+
+
+def server() -> Request[ServerInfo]:
+    """What the server runs."""
+    return Request("GET", "/v1/tasks", lambda r: read(ServerInfo, json_of(r)), params={"limit": 1})
+
+
+def one_task(task: str) -> Request[Task]:
+    """A task with all its labels."""
+    return Request("GET", task_path(task), lambda r: read(Task, json_of(r)))
+
+
+def one_version(task: str, version: int) -> Request[Version]:
+    """One version."""
+    return Request("GET", task_path(task, "versions", version), lambda r: read(Version, json_of(r)))
+
+
+def download(task: str, version: int) -> Request[bytes]:
+    """A version's file."""
+    path = task_path(task, "versions", version, "adapter")
+    return Request("GET", path, lambda r: r.content, timeout=UPLOAD_TIMEOUT_S)
+
+
+def activate(task: str, version: int) -> Request[Task]:
+    """A version answers."""
+    return Request("POST", task_path(task, "versions", version, "activate"), lambda r: read(Task, json_of(r)))
+
+
+def deactivate(task: str) -> Request[None]:
+    """No version answers unless it is named: the Open Inference Protocol's unload."""
+    return Request("POST", f"/v2/repository/models/{segment(task)}/unload", lambda _: None)
+
+
+def delete(task: str, version: int | None) -> Request[None]:
+    """A version, or a task with all of them; again would be 404."""
+    path = task_path(task) if version is None else task_path(task, "versions", version)
+    return Request("DELETE", path, lambda _: None, repeatable=False)
+
+
+def health(which: Probe) -> Request[dict[str, Any]]:
+    """What the server says of itself."""
+    return Request("GET", f"/{which}", json_of, timeout=CONNECT_TIMEOUT_S)
+
+
+def metrics() -> Request[str]:
+    """Prometheus' text."""
+    return Request("GET", "/metrics", lambda r: r.text)
+
+
+def json_of(response: httpx.Response) -> Any:
+    """The body. Raises UnexpectedAnswerError."""
+    try:
+        return response.json()
+    except ValueError as error:
+        raise UnexpectedAnswerError(
+            f"{response.url} answered with something that is no JSON; is it AdaptServe?"
+        ) from error
+
+
+def member(document: Any, name: str) -> Any:
+    """A member that must be there. Raises UnexpectedAnswerError."""
+    try:
+        return document[name]
+    except (KeyError, TypeError) as error:
+        raise UnexpectedAnswerError(f"the answer has no '{name}'; is it AdaptServe?") from error
+
+
+def _page(path: str, name: str, kind: type[T], params: Mapping[str, Any]) -> Request[tuple[list[T], Any]]:
+    def entries(response: httpx.Response) -> tuple[list[T], Any]:
+        document = json_of(response)
+        return [read(kind, one) for one in member(document, name)], document.get("next")
+
+    return Request("GET", path, entries, params={key: value for key, value in params.items() if value is not None})

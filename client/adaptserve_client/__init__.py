@@ -9,8 +9,8 @@
 """
 
 from adaptserve_client.aio import AsyncClient
-from adaptserve_client.answers import BatchItem, Classification, ScoredLabel, ServerInfo, Task, Upload, Version
-from adaptserve_client.calls import PredictOptions
+from adaptserve_client.answers import BatchOutcome, Classification, ScoredLabel, ServerInfo, Task, Upload, Version
+from adaptserve_client.calls import BatchOptions, PredictOptions
 from adaptserve_client.client import Client
 from adaptserve_client.errors import (
     AdaptServeError,
@@ -47,7 +47,8 @@ __all__ = [
     "AuthenticationError",
     "BadAddressError",
     "BadRequestError",
-    "BatchItem",
+    "BatchOptions",
+    "BatchOutcome",
     "BrokenAdapterError",
     "BrokenMediaError",
     "Classification",

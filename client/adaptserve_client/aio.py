@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from adaptserve_client import calls
-from adaptserve_client.answers import BatchItem, Classification, ServerInfo, Task, Upload, Version
+from adaptserve_client.answers import BatchOutcome, Classification, ServerInfo, Task, Upload, Version
 from adaptserve_client.client import CONCURRENCY, RETRIES, TIMEOUT_S
 from adaptserve_client.errors import (
     AdaptServeError,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 T = TypeVar("T")
-Outcomes = asyncio.Queue[BatchItem | BaseException | None]
+Outcomes = asyncio.Queue[BatchOutcome | BaseException | None]
 
 
 class AsyncClient:
@@ -84,17 +84,17 @@ class AsyncClient:
         max_items: int = MAX_ITEMS,
         max_bytes: int = MAX_BYTES,
         concurrency: int = CONCURRENCY,
-        **options: Unpack[calls.PredictOptions],
-    ) -> AsyncIterator[BatchItem]:
+        **options: Unpack[calls.BatchOptions],
+    ) -> AsyncIterator[BatchOutcome]:
         """Ask a task about any number of paths, or names with bytes; yields outcomes in order, as ``Client.batch``."""
         terms = Terms(self.url, self._retries, max_items, max_bytes)
-        calls.asked(options)  # raises TypeError now rather than at the first outcome
+        calls.check(options, calls.BatchOptions)  # raises TypeError now rather than at the first outcome
         return self._batch(portions(items, terms), task, concurrency, options)
 
     async def upload(self, file: calls.File, *, task: str, activate: bool = True) -> Upload:
         """Publish an adapter file as a task's next version; not ``activate`` stages it."""
         content = await asyncio.to_thread(calls.stream_of, file)
-        return await self._send(calls.upload(content, task, activate=activate))
+        return await self._send(calls.upload(content, task, activate=activate, filename=calls.name_of(file)))
 
     def tasks(self, prefix: str = "", *, limit: int | None = None) -> AsyncIterator[Task]:
         """The tasks that the key may see, by name, from as many pages as there are, of ``limit`` tasks each."""
@@ -184,8 +184,8 @@ class AsyncClient:
         return self._http.build_request(**request.arguments(body, self._timeout))
 
     async def _batch(
-        self, cut: Iterator[Portion], task: str, concurrency: int, options: calls.PredictOptions
-    ) -> AsyncIterator[BatchItem]:
+        self, cut: Iterator[Portion], task: str, concurrency: int, options: calls.BatchOptions
+    ) -> AsyncIterator[BatchOutcome]:
         running: deque[tuple[asyncio.Task[None], Outcomes]] = deque()
         try:
             while True:
@@ -204,14 +204,14 @@ class AsyncClient:
                 asking.cancel()
             await asyncio.gather(*(asking for asking, _ in running), return_exceptions=True)
 
-    async def _run(self, portion: Portion, out: Outcomes, task: str, options: calls.PredictOptions) -> None:
+    async def _run(self, portion: Portion, out: Outcomes, task: str, options: calls.BatchOptions) -> None:
         try:
             await self._ask(portion, out, task, options)
             out.put_nowait(None)
         except Exception as error:
             out.put_nowait(error)
 
-    async def _ask(self, portion: Portion, out: Outcomes, task: str, options: calls.PredictOptions) -> None:
+    async def _ask(self, portion: Portion, out: Outcomes, task: str, options: calls.BatchOptions) -> None:
         def put() -> None:
             for outcome in portion.ready():
                 out.put_nowait(outcome)
@@ -231,9 +231,7 @@ class AsyncClient:
             pause = portion.after(failure)
             put()
 
-    async def _stream(
-        self, portion: Portion, put: Callable[[], None], task: str, options: calls.PredictOptions
-    ) -> None:
+    async def _stream(self, portion: Portion, put: Callable[[], None], task: str, options: calls.BatchOptions) -> None:
         request = calls.batch(await asyncio.to_thread(portion.body), task, options)
         with translated(self.url):
             response = await self._http.send(self._built(request, request.content), stream=True)
@@ -247,7 +245,7 @@ class AsyncClient:
             finally:
                 await response.aclose()
 
-    async def _alone(self, item: Loaded, portion: Portion, task: str, options: calls.PredictOptions) -> None:
+    async def _alone(self, item: Loaded, portion: Portion, task: str, options: calls.BatchOptions) -> None:
         try:
             content = await asyncio.to_thread(calls.stream_of, item.content)
             answer = await self._send(calls.predict(content, task, options))

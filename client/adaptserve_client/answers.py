@@ -27,8 +27,8 @@ class Classification:
     """What one task says of one picture or clip, and which file said so.
 
     ``predictions`` are best first; ``digest`` is the sha256 of the adapter file; ``bad_frames`` counts frames of a clip
-    that did not decode. ``accepted`` tells whether the best score reaches the abstain threshold, if there is one. ``raw``
-    is the answer as it came.
+    that did not decode. ``accepted`` tells whether the best score reaches the abstain threshold, if there is one.
+    ``timing`` has the milliseconds of each stage, of an answer that is not one of many; ``raw`` is what came.
     """
 
     task: str
@@ -38,6 +38,7 @@ class Classification:
     predictions: tuple[ScoredLabel, ...] = ()
     bad_frames: int = 0
     accepted: bool | None = None
+    timing: Mapping[str, float] = field(default_factory=dict, compare=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -48,7 +49,7 @@ class Classification:
 
 
 @dataclass(frozen=True)
-class BatchItem:
+class BatchOutcome:
     """What became of one item of a batch: its answer, or the error that it has instead.
 
     ``index`` counts the items from 0 as they were given. The error is the server's problem, or an OSError where the
@@ -66,6 +67,7 @@ class Task:
     """A task and its active version; ``version`` and ``digest`` are None while none is active.
 
     In a list ``labels`` are the first 20 of ``classes``. ``residency`` is where the adapter is: device, host or disk.
+    ``requests`` counts what was ``answered`` and what ``failed`` since the server started.
     """
 
     task: str
@@ -77,6 +79,7 @@ class Task:
     versions: int
     residency: str | None = None
     problem: str | None = None
+    requests: Mapping[str, int] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -129,7 +132,7 @@ def read(kind: type[Answer], document: Any, **more: Any) -> Answer:
     """A JSON object as one of the classes above. Raises UnexpectedAnswerError where something is missing."""
     if not isinstance(document, dict):
         raise UnexpectedAnswerError(f"expected an object with a {kind.__name__}, got {str(document)[:80]}")
-    names = {f.name for f in fields(kind) if f.name not in ("extra", "raw")}  # type: ignore[arg-type]
+    names = {f.name for f in fields(kind) if f.name not in ("extra", "raw", "timing")}  # type: ignore[arg-type]
     extra = {name: value for name, value in document.items() if name not in names}
     if kind is Classification:
         more["raw"] = document

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import SEEK_END
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Literal, TypedDict, TypeVar, Union
+from typing import Any, BinaryIO, Generic, Literal, TypedDict, TypeVar, Union, get_type_hints
 from urllib.parse import quote
 
 import httpx
@@ -32,18 +33,16 @@ File = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO]
 """A path, the bytes themselves, or a file that is open for reading bytes."""
 
 
-class PredictOptions(TypedDict, total=False):
+class BatchOptions(TypedDict, total=False):
     """What a question may say beside the picture or clip; what is left out, the server decides.
 
-    ``top_k``: labels in the answer, best first. ``version``: another than the active one. ``deadline``: seconds that
-    the answer is worth waiting for, once the body is sent. ``min_score``: leave out labels below it. ``abstain``: the best
-    score from which the answer counts as ``accepted``. ``embedding``: the task's pooled vector, too. Of a clip:
-    ``start`` and ``end``, and ``window`` and ``stride``, in seconds.
+    ``top_k``: labels in the answer, best first. ``version``: another than the active one. ``min_score``: leave out
+    labels below it. ``abstain``: the best score from which the answer counts as ``accepted``. ``embedding``: the task's
+    pooled vector, too. Of a clip: ``start`` and ``end``, and ``window`` and ``stride``, in seconds.
     """
 
     top_k: int
     version: int
-    deadline: float
     min_score: float
     abstain: float
     embedding: bool
@@ -51,6 +50,12 @@ class PredictOptions(TypedDict, total=False):
     end: float
     window: float
     stride: float
+
+
+class PredictOptions(BatchOptions, total=False):
+    """The same of one question, and ``deadline``: seconds that its answer is worth waiting for, once it is sent."""
+
+    deadline: float
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,12 @@ class Request(Generic[T]):
     def arguments(self, content: Any, default_timeout: float) -> dict[str, Any]:
         """Of httpx's ``build_request``."""
         seconds = default_timeout if self.timeout is None else self.timeout
+        size = {"Content-Length": str(self.content.size)} if isinstance(self.content, Stream) else {}
         return {
             "method": self.method,
             "url": self.path,
             "params": dict(self.params),
-            "headers": dict(self.headers),
+            "headers": {**self.headers, **size},
             "content": content,
             "timeout": httpx.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT_S)),
         }
@@ -128,6 +134,12 @@ def stream_of(file: File) -> bytes | Stream:
     return Stream(file) if file.seekable() else file.read()
 
 
+def name_of(file: File) -> str:
+    """The file's own name, where it has one."""
+    name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "")
+    return Path(name).name if isinstance(name, str | os.PathLike) else ""
+
+
 def address_of(url: str | None) -> str:
     """The server's URL: as given, else of the environment, else this machine's. Raises BadAddressError."""
     text = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
@@ -159,60 +171,67 @@ def task_path(task: str, *more: object) -> str:
     return "/".join(["/v1/tasks", segment(task), *map(segment, more)])
 
 
-def asked(options: PredictOptions, timeout: float | None = None) -> dict[str, Any]:
+def check(options: Mapping[str, Any], kind: type) -> None:
+    """Raises TypeError for options that ``kind`` does not have."""
+    known = get_type_hints(kind)
+    if strange := sorted(set(options) - set(known)):
+        raise TypeError(f"unknown option {', '.join(map(repr, strange))}; there are {', '.join(known)}")
+
+
+def asked(options: BatchOptions) -> dict[str, Any]:
     """``params``, ``headers`` and ``timeout`` of a request with these options. Raises TypeError for unknown ones."""
-    if strange := set(options) - set(PredictOptions.__annotations__):
-        known = ", ".join(PredictOptions.__annotations__)
-        raise TypeError(f"unknown option {', '.join(map(repr, sorted(strange)))}; there are {known}")
+    check(options, PredictOptions)
+    given: dict[str, Any] = {**options}
     params = {
         name: str(value).lower() if isinstance(value, bool) else value
-        for name, value in options.items()
+        for name, value in given.items()
         if value is not None and name != "deadline"
     }
-    headers = {}
-    deadline = options.get("deadline")
+    headers, timeout = {}, None
+    deadline = given.get("deadline")
     if deadline is not None:
         headers["X-Deadline-Ms"] = str(max(1, -int(-1000 * deadline // 1)))
         timeout = deadline + PATIENCE_S
     return {"params": params, "headers": headers, "timeout": timeout}
 
 
-def predict(content: bytes | Stream, task: str, options: PredictOptions) -> Request[Classification]:
+def predict(content: bytes | Stream, task: str, options: BatchOptions) -> Request[Classification]:
     """One picture or clip, one task."""
     return Request(
         "POST",
         task_path(task, "predict"),
-        lambda r: read(Classification, json_of(r)),
+        lambda r: read(Classification, json_of(r), timing=timing_of(r)),
         content=content,
         **asked(options),
     )
 
 
-def predict_many(content: bytes, tasks: Sequence[str], options: PredictOptions) -> Request[list[Classification]]:
+def predict_many(content: bytes, tasks: Sequence[str], options: BatchOptions) -> Request[list[Classification]]:
     """One picture or clip, several tasks."""
     fields = asked(options)
     fields["params"] = {"task": list(tasks)} | fields["params"]
     return Request(
         "POST", "/v1/predict",
-        lambda r: [read(Classification, one) for one in member(json_of(r), "results")],
+        lambda r: [read(Classification, one, timing=timing_of(r)) for one in member(json_of(r), "results")],
         content=content, **fields,
     )  # fmt: skip
 
 
-def batch(content: bytes, task: str, options: PredictOptions) -> Request[None]:
+def batch(content: bytes, task: str, options: BatchOptions) -> Request[None]:
     """Many items as a tar; the answer is a stream, which ``adaptserve_client.portions`` reads."""
-    fields = asked(options)
-    fields["headers"]["Content-Type"] = "application/x-tar"
-    fields["timeout"] = None  # a deadline is each item's own, and the answers of many take longer
+    fields = asked(options) | {"headers": {"Content-Type": "application/x-tar"}}
     return Request("POST", task_path(task, "batch"), lambda _: None, content=content, **fields)
 
 
-def upload(content: bytes | Stream, task: str, *, activate: bool) -> Request[Upload]:
-    """An adapter file."""
+def upload(content: bytes | Stream, task: str, *, activate: bool, filename: str = "") -> Request[Upload]:
+    """An adapter file; its name helps the server to say what is wrong with it."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", filename)
     return Request(
         "PUT", task_path(task, "adapter"),
         lambda r: read(Upload, json_of(r), new=r.status_code == 201),
-        params={"activate": str(activate).lower()}, content=content, timeout=UPLOAD_TIMEOUT_S,
+        params={"activate": str(activate).lower()},
+        headers={"Content-Disposition": f'attachment; filename="{plain}"'} if plain else {},
+        content=content, timeout=UPLOAD_TIMEOUT_S,
     )  # fmt: skip
 
 
@@ -281,6 +300,12 @@ def json_of(response: httpx.Response) -> Any:
         raise UnexpectedAnswerError(
             f"{response.url} answered with something that is no JSON; is it AdaptServe?"
         ) from error
+
+
+def timing_of(response: httpx.Response) -> dict[str, float]:
+    """Milliseconds by stage, from ``Server-Timing``."""
+    found = re.findall(r"(\w+);dur=([0-9.]+)", response.headers.get("server-timing", ""))
+    return {name: float(value) for name, value in found}
 
 
 def member(document: Any, name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from adaptserve_client import calls
-from adaptserve_client.answers import BatchItem, Classification, ServerInfo, Task, Upload, Version
+from adaptserve_client.answers import BatchOutcome, Classification, ServerInfo, Task, Upload, Version
 from adaptserve_client.errors import (
     AdaptServeError,
     NoAnswerError,
@@ -90,8 +90,8 @@ class Client:
         max_items: int = MAX_ITEMS,
         max_bytes: int = MAX_BYTES,
         concurrency: int = CONCURRENCY,
-        **options: Unpack[calls.PredictOptions],
-    ) -> Iterator[BatchItem]:
+        **options: Unpack[calls.BatchOptions],
+    ) -> Iterator[BatchOutcome]:
         """Ask a task about any number of paths, or names with bytes; yields outcomes in order, as they are done.
 
         What fails is an outcome with an ``error``; the others go on. A stream that the server cuts short is gone on
@@ -101,12 +101,12 @@ class Client:
         larger item goes by itself, straight from its file.
         """
         terms = Terms(self.url, self._retries, max_items, max_bytes)
-        calls.asked(options)  # raises TypeError now rather than at the first outcome
+        calls.check(options, calls.BatchOptions)  # raises TypeError now rather than at the first outcome
         return self._batch(portions(items, terms), task, concurrency, options)
 
     def upload(self, file: calls.File, *, task: str, activate: bool = True) -> Upload:
         """Publish an adapter file as a task's next version; not ``activate`` stages it."""
-        return self._send(calls.upload(calls.stream_of(file), task, activate=activate))
+        return self._send(calls.upload(calls.stream_of(file), task, activate=activate, filename=calls.name_of(file)))
 
     def tasks(self, prefix: str = "", *, limit: int | None = None) -> Iterator[Task]:
         """The tasks that the key may see, by name, from as many pages as there are, of ``limit`` tasks each."""
@@ -195,8 +195,8 @@ class Client:
         return self._http.build_request(**request.arguments(body, self._timeout))
 
     def _batch(
-        self, cut: Iterator[Portion], task: str, concurrency: int, options: calls.PredictOptions
-    ) -> Iterator[BatchItem]:
+        self, cut: Iterator[Portion], task: str, concurrency: int, options: calls.BatchOptions
+    ) -> Iterator[BatchOutcome]:
         running: deque[_Running] = deque()
         try:
             while True:
@@ -210,7 +210,7 @@ class Client:
             for one in running:
                 one.stop.set()
 
-    def _stream(self, portion: Portion, task: str, options: calls.PredictOptions) -> Iterator[None]:
+    def _stream(self, portion: Portion, task: str, options: calls.BatchOptions) -> Iterator[None]:
         """Ask once; comes back whenever some of the answer has been taken."""
         request = calls.batch(portion.body(), task, options)
         with translated(self.url):
@@ -225,7 +225,7 @@ class Client:
             finally:
                 response.close()
 
-    def _alone(self, item: Loaded, portion: Portion, task: str, options: calls.PredictOptions) -> None:
+    def _alone(self, item: Loaded, portion: Portion, task: str, options: calls.BatchOptions) -> None:
         try:
             answer = self._send(calls.predict(calls.stream_of(item.content), task, options))
         except (ProblemError, OSError) as error:
@@ -237,13 +237,13 @@ class Client:
 class _Running:
     """A thread that asks one portion until it is done; what comes out is taken by another."""
 
-    def __init__(self, client: Client, portion: Portion, task: str, options: calls.PredictOptions) -> None:
+    def __init__(self, client: Client, portion: Portion, task: str, options: calls.BatchOptions) -> None:
         self.stop = threading.Event()
-        self._out: queue.SimpleQueue[BatchItem | BaseException | None] = queue.SimpleQueue()
+        self._out: queue.SimpleQueue[BatchOutcome | BaseException | None] = queue.SimpleQueue()
         self._client, self._portion, self._task, self._options = client, portion, task, options
         threading.Thread(target=self._run, name="adaptserve-batch", daemon=True).start()
 
-    def outcomes(self) -> Iterator[BatchItem]:
+    def outcomes(self) -> Iterator[BatchOutcome]:
         """Its outcomes, as they are done. Raises what ended it."""
         while (outcome := self._out.get()) is not None:
             if isinstance(outcome, BaseException):

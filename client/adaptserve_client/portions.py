@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
-from adaptserve_client.answers import BatchItem, Classification, read
+from adaptserve_client.answers import BatchOutcome, Classification, read
 from adaptserve_client.errors import AdaptServeError, NoAnswerError, ProblemError, problem_of
 from adaptserve_client.retries import Attempts
 
@@ -50,12 +50,12 @@ class Loaded:
 class Portion:
     """What one request asks, and asks again until each item has its outcome; these come out in order."""
 
-    def __init__(self, items: list[Loaded], unreadable: dict[int, BatchItem], terms: Terms) -> None:
+    def __init__(self, items: list[Loaded], unreadable: dict[int, BatchOutcome], terms: Terms) -> None:
         """``unreadable``: outcomes that are known already, by the item's index."""
         self._items = {item.index: item for item in items}
         self._order = sorted([*self._items, *unreadable])
         self._done, self._terms = unreadable, terms
-        self._out, self._most = 0, len(items)
+        self._out, self._most, self._rest = 0, len(items), b""
         self._attempts = Attempts(terms.retries, repeatable=True)
         self._begin([])
 
@@ -83,7 +83,8 @@ class Portion:
 
     def take(self, data: bytes) -> None:
         """Some bytes of the answer. Raises NoAnswerError for a line that cannot be read."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
         for line in lines:
             if line.strip():
                 self._line(line)
@@ -92,7 +93,7 @@ class Portion:
         self, item: Loaded, *, answer: Classification | None = None, error: ProblemError | OSError | None = None
     ) -> None:
         """The outcome of one item."""
-        self._done[item.index] = BatchItem(item.index, item.name, answer, error)
+        self._done[item.index] = BatchOutcome(item.index, item.name, answer, error)
         self._attempts.progress()
 
     def fail(self, item: Loaded, error: ProblemError | OSError) -> None:
@@ -101,7 +102,7 @@ class Portion:
             raise error
         self.settle(item, error=error)
 
-    def ready(self) -> Iterator[BatchItem]:
+    def ready(self) -> Iterator[BatchOutcome]:
         """Outcomes whose turn it is."""
         while self._out < len(self._order) and (outcome := self._done.get(self._order[self._out])):
             self._out += 1
@@ -137,8 +138,8 @@ class Portion:
     def _line(self, line: bytes) -> None:
         try:
             document: dict[str, Any] = json.loads(line)
-            if document.get("done"):
-                self._complete = True
+            if "done" in document:
+                self._complete = bool(document["done"])
                 return
             item = self._asked[document["index"]]
             problem = problem_of(document["problem"]) if "problem" in document else None
@@ -155,17 +156,16 @@ class Portion:
 
     def _divided(self, error: ProblemError) -> bool:
         """True when a smaller request may be taken where this one was not; one item alone keeps the refusal."""
-        limit, value = error.members.get("limit"), error.members.get("value")
-        if error.status != 413 and not (error.status == 400 and limit is not None):
+        if error.status != 413:
             return False
         if len(self._asked) < 2:
-            if error.status == 413:
-                for item in self._asked:
-                    self.settle(item, error=error)
-            return error.status == 413
-        self._most = (len(self._asked) + 1) // 2
-        if isinstance(limit, int) and limit > 0 and value == len(self._asked):
-            self._most = self._terms.max_items = limit
+            for item in self._asked:
+                self.settle(item, error=error)
+            return True
+        self._most = len(self._asked) // 2
+        limit = error.members.get("limit")
+        if error.members.get("field") == "max_items_per_batch" and isinstance(limit, int) and limit > 0:
+            self._most = self._terms.max_items = min(limit, len(self._asked) - 1)
         else:
             size = sum(len(item.content) for item in self._asked if isinstance(item.content, bytes))
             self._terms.max_bytes = min(self._terms.max_bytes, max(1, size // 2))
@@ -175,7 +175,7 @@ class Portion:
 def portions(items: Iterable[Item], terms: Terms) -> Iterator[Portion]:
     """The items in order, read from disk as far as they go into one request, which is held in memory."""
     taken: list[Loaded] = []
-    unreadable: dict[int, BatchItem] = {}
+    unreadable: dict[int, BatchOutcome] = {}
     size = 0
     for index, item in enumerate(items):
         name, content = _named(item)
@@ -191,7 +191,7 @@ def portions(items: Iterable[Item], terms: Terms) -> Iterator[Portion]:
                 with content.open("rb"):  # it can be read
                     pass
         except OSError as error:
-            unreadable[index] = BatchItem(index, name, error=error)
+            unreadable[index] = BatchOutcome(index, name, error=error)
             continue
         taken.append(Loaded(index, name, content))
         size += length

@@ -33,7 +33,7 @@ class Attempts:
         """Seconds until the next try; None where there is none, and ``error`` stands."""
         if self._failed >= self._retries or not self._may_help(error):
             return None
-        backoff = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._failed)
+        backoff = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**self._failed)
         asked = error.retry_after if isinstance(error, ProblemError) else None
         self._failed += 1
         if asked is None:

@@ -22,6 +22,7 @@ from adaptserve_client.errors import (
 )
 from adaptserve_client.portions import MAX_BYTES, MAX_ITEMS, Item, Loaded, Portion, Terms, portions
 from adaptserve_client.retries import Attempts
+from adaptserve_client.sources import File, Stream, content_of, name_of, stream_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,15 +67,15 @@ class AsyncClient:
         """Close its connections."""
         await self._http.aclose()
 
-    async def predict(self, file: calls.File, *, task: str, **options: Unpack[calls.PredictOptions]) -> Classification:
+    async def predict(self, file: File, *, task: str, **options: Unpack[calls.PredictOptions]) -> Classification:
         """Ask a task about one picture or clip: a path, bytes, or an open file. ``options``: PredictOptions."""
-        return await self._send(calls.predict(await asyncio.to_thread(calls.content_of, file), task, options))
+        return await self._send(calls.predict(await asyncio.to_thread(content_of, file), task, options))
 
     async def predict_many(
-        self, file: calls.File, *, tasks: Sequence[str], **options: Unpack[calls.PredictOptions]
+        self, file: File, *, tasks: Sequence[str], **options: Unpack[calls.PredictOptions]
     ) -> list[Classification]:
         """Ask several tasks about one picture or clip, which is decoded once. All answer, in order, or none."""
-        return await self._send(calls.predict_many(await asyncio.to_thread(calls.content_of, file), tasks, options))
+        return await self._send(calls.predict_many(await asyncio.to_thread(content_of, file), tasks, options))
 
     def batch(
         self,
@@ -91,10 +92,10 @@ class AsyncClient:
         calls.check(options, calls.BatchOptions)  # raises TypeError now rather than at the first outcome
         return self._batch(portions(items, terms), task, concurrency, options)
 
-    async def upload(self, file: calls.File, *, task: str, activate: bool = True) -> Upload:
+    async def upload(self, file: File, *, task: str, activate: bool = True) -> Upload:
         """Publish an adapter file as a task's next version; not ``activate`` stages it."""
-        content = await asyncio.to_thread(calls.stream_of, file)
-        return await self._send(calls.upload(content, task, activate=activate, filename=calls.name_of(file)))
+        content = await asyncio.to_thread(stream_of, file)
+        return await self._send(calls.upload(content, task, activate=activate, filename=name_of(file)))
 
     def tasks(self, prefix: str = "", *, limit: int | None = None) -> AsyncIterator[Task]:
         """The tasks that the key may see, by name, from as many pages as there are, of ``limit`` tasks each."""
@@ -173,7 +174,7 @@ class AsyncClient:
 
     async def _once(self, request: calls.Request[T]) -> T:
         content = request.content
-        body = _in_threads(content.chunks()) if isinstance(content, calls.Stream) else content
+        body = _in_threads(content.chunks()) if isinstance(content, Stream) else content
         with translated(self.url):
             response = await self._http.send(self._built(request, body))
         if not response.is_success:
@@ -247,7 +248,7 @@ class AsyncClient:
 
     async def _alone(self, item: Loaded, portion: Portion, task: str, options: calls.BatchOptions) -> None:
         try:
-            content = await asyncio.to_thread(calls.stream_of, item.content)
+            content = await asyncio.to_thread(stream_of, item.content)
             answer = await self._send(calls.predict(content, task, options))
         except (ProblemError, OSError) as error:
             portion.fail(item, error)

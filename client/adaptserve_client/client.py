@@ -23,6 +23,7 @@ from adaptserve_client.errors import (
 )
 from adaptserve_client.portions import MAX_BYTES, MAX_ITEMS, Item, Loaded, Portion, Terms, portions
 from adaptserve_client.retries import Attempts
+from adaptserve_client.sources import File, Stream, content_of, name_of, stream_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,15 +73,15 @@ class Client:
         """Close its connections."""
         self._http.close()
 
-    def predict(self, file: calls.File, *, task: str, **options: Unpack[calls.PredictOptions]) -> Classification:
+    def predict(self, file: File, *, task: str, **options: Unpack[calls.PredictOptions]) -> Classification:
         """Ask a task about one picture or clip: a path, bytes, or an open file. ``options``: PredictOptions."""
-        return self._send(calls.predict(calls.content_of(file), task, options))
+        return self._send(calls.predict(content_of(file), task, options))
 
     def predict_many(
-        self, file: calls.File, *, tasks: Sequence[str], **options: Unpack[calls.PredictOptions]
+        self, file: File, *, tasks: Sequence[str], **options: Unpack[calls.PredictOptions]
     ) -> list[Classification]:
         """Ask several tasks about one picture or clip, which is decoded once. All answer, in order, or none."""
-        return self._send(calls.predict_many(calls.content_of(file), tasks, options))
+        return self._send(calls.predict_many(content_of(file), tasks, options))
 
     def batch(
         self,
@@ -104,9 +105,9 @@ class Client:
         calls.check(options, calls.BatchOptions)  # raises TypeError now rather than at the first outcome
         return self._batch(portions(items, terms), task, concurrency, options)
 
-    def upload(self, file: calls.File, *, task: str, activate: bool = True) -> Upload:
+    def upload(self, file: File, *, task: str, activate: bool = True) -> Upload:
         """Publish an adapter file as a task's next version; not ``activate`` stages it."""
-        return self._send(calls.upload(calls.stream_of(file), task, activate=activate, filename=calls.name_of(file)))
+        return self._send(calls.upload(stream_of(file), task, activate=activate, filename=name_of(file)))
 
     def tasks(self, prefix: str = "", *, limit: int | None = None) -> Iterator[Task]:
         """The tasks that the key may see, by name, from as many pages as there are, of ``limit`` tasks each."""
@@ -184,7 +185,7 @@ class Client:
 
     def _once(self, request: calls.Request[T]) -> T:
         content = request.content
-        body = content.chunks() if isinstance(content, calls.Stream) else content
+        body = content.chunks() if isinstance(content, Stream) else content
         with translated(self.url):
             response = self._http.send(self._built(request, body))
         if not response.is_success:
@@ -227,7 +228,7 @@ class Client:
 
     def _alone(self, item: Loaded, portion: Portion, task: str, options: calls.BatchOptions) -> None:
         try:
-            answer = self._send(calls.predict(calls.stream_of(item.content), task, options))
+            answer = self._send(calls.predict(stream_of(item.content), task, options))
         except (ProblemError, OSError) as error:
             portion.fail(item, error)
         else:

@@ -80,8 +80,8 @@ def files_of(paths: Sequence[str]) -> tuple[list[str], int]:
     """The files that are meant, each once, in order; and how many in folders have no suffix of a picture or clip.
 
     A path that exists is that file or folder, whatever is in its name; else it is a pattern, with ``**`` for any
-    folders. A file that is named is taken whatever its suffix. Raises WrongFiles where there is nothing, TrainingError for
-    a folder that cannot be read.
+    folders. A file that is named is taken whatever its suffix. Raises WrongFiles where there is nothing, and
+    TrainingError for a folder that cannot be read.
     """
     found: dict[str, None] = {}
     others = 0

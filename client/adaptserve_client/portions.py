@@ -117,11 +117,13 @@ class Portion:
             return 0.0 if self.left else None
         if not self.left:
             return None
-        if error is None and not self._complete:
-            error = NoAnswerError("the answers ended before the last item's", url=self._terms.url, sent=True)
+        cut = error is None and not self._complete
+        if cut:
+            told = "the answers ended before the last item's"
+            error = self._why or NoAnswerError(told, url=self._terms.url, sent=True)
         if error is None and not self._refused:
             return 0.0  # what was asked is answered; the rest goes into another request
-        pause = self._attempts.pause_after(error or next(iter(self._refused.values())))
+        pause = self._attempts.pause_after(error or next(iter(self._refused.values())), worthwhile=cut or error is None)
         if pause is None and error:
             raise error
         if pause is None:
@@ -134,15 +136,16 @@ class Portion:
         self._asked, self._complete = asked, False
         self._rest = b""
         self._refused: dict[int, ProblemError] = {}
+        self._why: ProblemError | None = None
 
     def _line(self, line: bytes) -> None:
         try:
             document: dict[str, Any] = json.loads(line)
+            problem = problem_of(document["problem"]) if "problem" in document else None
             if "done" in document:
-                self._complete = bool(document["done"])
+                self._complete, self._why = bool(document["done"]), problem
                 return
             item = self._asked[document["index"]]
-            problem = problem_of(document["problem"]) if "problem" in document else None
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             told = f"a line of the answer cannot be read: {line[:80]!r}"
             raise NoAnswerError(told, url=self._terms.url, sent=True) from error

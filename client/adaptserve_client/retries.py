@@ -29,9 +29,12 @@ class Attempts:
         """Something was answered: what fails from here on is counted anew."""
         self._failed = 0
 
-    def pause_after(self, error: AdaptServeError) -> float | None:
-        """Seconds until the next try; None where there is none, and ``error`` stands."""
-        if self._failed >= self._retries or not self._may_help(error):
+    def pause_after(self, error: AdaptServeError, *, worthwhile: bool = False) -> float | None:
+        """Seconds until the next try; None where there is none, and ``error`` stands.
+
+        ``worthwhile``: another try may help, whatever the error is.
+        """
+        if self._failed >= self._retries or not (worthwhile or self._may_help(error)):
             return None
         backoff = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**self._failed)
         asked = error.retry_after if isinstance(error, ProblemError) else None

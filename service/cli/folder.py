@@ -64,12 +64,12 @@ def predict_all(
             run = _run(client, task, version, top_k)
         how = form or ("jsonl" if file and file.suffix.lower() in JSON_SUFFIXES else "csv")
         rows_as = JsonRows(run) if how == "jsonl" else CsvRows(run)
-        if others:
-            complain(f"{others} files in folders are no pictures or clips by their names, and are left out", "note")
         with _rows(file, rows_as, run, resume) as rows, Client(url, key, retries=RETRIES) as client:
             todo = [name for name in files if name not in rows.there]
             if rows.there and len(todo) == len(files):
                 raise WrongFiles(f"{file} has rows of other files alone; name the files as they were named for it")
+            if others:
+                complain(_left_out(others), "note")
             labelling = _Labelling(client, run, rows, top_k, file, len(files) - len(todo))
             labelling.work(todo)
     if labelling.failed:
@@ -103,6 +103,12 @@ def files_of(paths: Sequence[str]) -> tuple[list[str], int]:
     if not found:
         raise WrongFiles(f"there is no picture or clip in {', '.join(paths)}")
     return list(found), others
+
+
+def _left_out(count: int) -> str:
+    if count == 1:
+        return "1 file in folders is no picture or clip by its name, and is left out"
+    return f"{count} files in folders are no pictures or clips by their names, and are left out"
 
 
 def _is_pattern(path: str) -> bool:

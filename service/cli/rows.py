@@ -150,7 +150,8 @@ def reason(error: Exception) -> str:
 
 def _csv(cells: list[Any]) -> str:
     line = io.StringIO(newline="")
-    csv.writer(line, lineterminator="\n").writerow(cells)
+    bare = any("\r" in str(cell) for cell in cells)  # the module quotes these only where they end its lines
+    csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerow(cells)
     return line.getvalue()
 
 

@@ -189,6 +189,33 @@ class Settings(BaseSettings):
         "several pictures, base64, gzip.",
     )
 
+    max_items_per_batch: int = Field(
+        1000, ge=1, le=100_000, description="Pictures or clips in one batch call, a form, zip or tar of many."
+    )
+    max_batch_bytes: int = Field(
+        1024 * MIB,
+        ge=1,
+        description="Bytes of a batch call's body, and of what is unpacked of it; it lies on the disk, not in memory.",
+    )
+    max_batches: int = Field(
+        4, ge=1, le=256, description="Batch calls in progress at once at one front end; beyond it, 429."
+    )
+    batch_window_rows: int = Field(
+        64,
+        ge=1,
+        le=65_536,
+        description="Rows (pictures or frames) of one batch call that are read, decoded, computed or unread at a time; "
+        "fewer while the device is slow, so that others' requests pass.",
+    )
+    batch_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="Time for a batch call's answers, from the whole body on, in seconds; X-Deadline-Ms may say less.",
+    )
+    spool_dir: str = Field(
+        "", description="Folder for the bodies of batch calls while they are answered; empty: within the data folder."
+    )
+
     max_connections: int = Field(1024, ge=1, description="Connections of one front end at once; beyond it, 503.")
     reserved_connections: int = Field(
         32, ge=1, description="Connections beyond those, for /livez, /readyz, /metrics and refusals."

@@ -16,7 +16,7 @@ from adapters.config import MAX_FRAMES, MAX_STRIDE, MAX_VIEWS, HeadKind, Pool, T
 from adapters.limits import variable
 from adapters.training.names import Method, Part
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
-from service.exits import FAILED
+from service.exits import FAILED, INTERRUPTED
 from service.limits import file_limits, media_limits
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from adapters.training.plan import TrainingPlan
     from adapters.training.run import Trained
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 MAX_BAD_SHOWN = 5
 MAX_EPOCHS = 10_000
 CROP = 0.8

@@ -26,6 +26,7 @@ from service.watch.counts import Counting
 from service.watch.metrics import Metrics
 from service.web import problems, routes
 from service.web.addresses import Methods, PlainPath
+from service.web.batches import Batches
 from service.web.budget import Budget
 from service.web.decoding import Decoder
 from service.web.door import Cors, KnownHost, KnownOrigin, Proxies
@@ -82,6 +83,10 @@ def front_end(
             "upload", workers=settings.max_uploads, max_waiting=2 * settings.max_uploads, setting="max_uploads"
         )
         stack.callback(uploading.close)
+        spooling = Pool(
+            "batch", workers=settings.max_batches, max_waiting=2 * settings.max_batches, setting="max_batches"
+        )
+        stack.callback(spooling.close)
         app = FastAPI(
             title="AdaptServe",
             version=installed_version(),
@@ -96,11 +101,12 @@ def front_end(
         app.state.catalogue, app.state.counts, app.state.metrics = catalogue, counts, metrics
         app.state.answers = Answers(decoder, engine, catalogue)
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
+        app.state.batches = Batches(engine, settings, spooling, decoding.workers)
         app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes")
         app.state.tracing = traces
         app.state.calls = Calls(app.state)
         _install(app, settings)
-        yield FrontEnd(app, _around(app, settings, keys, metrics), catalogue, (decoding, uploading))
+        yield FrontEnd(app, _around(app, settings, keys, metrics), catalogue, (decoding, uploading, spooling))
 
 
 def _install(app: FastAPI, settings: Settings) -> None:

@@ -36,6 +36,8 @@ from service.engine.pixels import Held, PixelMemory
 from service.pool import Pool
 
 T = TypeVar("T")
+Body = bytes | Callable[[], bytes]
+"""A picture or clip, or what reads it once a worker is there: until then it need not be in memory."""
 
 MAX_PREPROCESSES = 256
 """Configs, and distinct geometries, whose transform is kept; the least recently used one is built again."""
@@ -76,9 +78,9 @@ class Decoder:
         self._preprocesses: OrderedDict[InputConfig, Preprocess] = OrderedDict()
         self._prepared: OrderedDict[int, _Prepared] = OrderedDict()  # by identity: comparing configs takes longer
 
-    def submit(self, body: bytes, configs: Sequence[AdapterConfig], left: float) -> Future[Decoded]:
+    def submit(self, body: Body, configs: Sequence[AdapterConfig], left: float) -> Future[Decoded]:
         """The future raises a MediaError; the call itself QueueFull, also when ``left`` seconds would hardly do."""
-        return self._pool.submit(lambda: self._decode(body, configs), left)
+        return self._pool.submit(lambda: self._decode(body() if callable(body) else body, configs), left)
 
     def submit_each(
         self, bodies: Sequence[bytes], config: AdapterConfig, left: float, enough: threading.Event

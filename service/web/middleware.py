@@ -30,6 +30,9 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 COUNTED = ("/v1/", "/v2/models", "/v2/repository", "/models", "/predictions")
 """How paths begin whose requests are in the metrics: all but those of who only asks whether the server is there."""
 
+PROGRESS = "progress"
+"""In the state of a batch call: what became of it, for its log line."""
+
 OnDone = Callable[[Sequence[str], int, float | None], None]
 """Called with the tasks, the status and the seconds of each request that is counted; without seconds for one whose
 address never came.
@@ -126,7 +129,9 @@ def _log(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> No
     route, key = scope.get("route"), state.get("key")
     template = None if route is None else route.path
     holder = None if key is None or key is EVERYBODY else key.name
-    logs.request(state["request_id"], scope["method"], template, state["tasks"], holder, status, seconds)
+    logs.request(
+        state["request_id"], scope["method"], template, state["tasks"], holder, status, seconds, state.get(PROGRESS)
+    )
 
 
 def _request_id(scope: Scope) -> str:

@@ -22,7 +22,7 @@ from service.engine.interface import Answer, Answering, Link
 from service.messages import Item
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
-from service.web.decoding import Decoder, Seen, numbered
+from service.web.decoding import Body, Decoder, Seen, numbered
 
 T = TypeVar("T")
 Named = Callable[[AdaptError, int], AdaptError]
@@ -74,7 +74,7 @@ class Answers:
         self._decoder.check_room(caller.left)
         await self._engine.check_room(len(digests), caller.deadline, digests)
 
-    async def predict(self, body: bytes, versions: Sequence[Served], top_k: int, caller: Caller) -> Outcomes:
+    async def predict(self, body: Body, versions: Sequence[Served], top_k: int, caller: Caller) -> Outcomes:
         """All or nothing: the first failure is raised, with the task's name, and the other rows are taken back."""
         configs = [served.config for served in versions]
         (decoded,) = await caller.wait([self._decoder.submit(body, configs, caller.left)], "decoding")

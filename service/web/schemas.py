@@ -42,6 +42,13 @@ class ManyAnswer(_Answer):
     results: list[PredictAnswer]
 
 
+class BatchItem(PredictAnswer):
+    """A line of a batch's answer: what `/predict` says, for one item."""
+
+    index: int = Field(description="the item's place in the batch, from 0", examples=[0])
+    name: str = Field(description="its file name, or its path in the archive", examples=["photos/seven.jpg"])
+
+
 class TaskCounts(_Answer):
     """Predictions since the server started."""
 
@@ -145,3 +152,20 @@ class Problem(BaseModel):
     )
     instance: str = Field(examples=["urn:adaptserve:request:4bf92f3577b34da6"])
     request_id: str = Field(examples=["4bf92f3577b34da6"])
+
+
+class BatchFailure(_Answer):
+    """A line of a batch's answer: an item that `/predict` would have refused, and how."""
+
+    index: int = Field(examples=[1])
+    name: str = Field(examples=["photos/notes.txt"])
+    problem: Problem
+
+
+class BatchEnd(_Answer):
+    """The last line of a batch's answer."""
+
+    done: bool = Field(description="true: each item has its line; false: the answer was cut short, and `problem` why")
+    items: int = Field(description="in the whole batch", examples=[1000])
+    failed: int = Field(description="of those that have a line", examples=[1])
+    problem: Problem | None = Field(None, description="left out where `done` is true")

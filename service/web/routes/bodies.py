@@ -111,7 +111,7 @@ async def _receive(
     request: Request, sink: Sink, settings: Settings, limit: int, limit_name: str, fields: Sequence[str], json: bool
 ) -> str | None:
     kind, options = parse_options_header(request.headers.get("content-type"))
-    form = _Form(options.get(b"boundary"), fields) if fields and kind == b"multipart/form-data" else None
+    form = _OneFile(options.get(b"boundary"), fields) if fields and kind == b"multipart/form-data" else None
     room = _Room(limit, limit_name)
     whole = _Room(limit + MULTIPART_OVERHEAD, limit_name) if form else room
     claimed = request.headers.get("content-length", "")
@@ -127,7 +127,7 @@ async def _receive(
             await sink.write(chunk)
             continue
         whole.take(len(chunk))
-        for piece in form.feed(chunk):
+        for piece in form.taken(chunk):
             room.take(len(piece))
             await sink.write(piece)
     if form is not None:
@@ -201,24 +201,22 @@ class _Room:
             )  # fmt: skip
 
 
-class _Form:
-    """A multipart form, fed in chunks; gives the data of its one part, which has one of the names."""
+class Form:
+    """A multipart form, fed in chunks; what its parts are to come to is for who inherits it."""
 
-    def __init__(self, boundary: bytes | None, fields: Sequence[str]) -> None:
+    def __init__(self, boundary: bytes | None) -> None:
         if not boundary:
             raise BadRequest("the Content-Type is multipart/form-data without a boundary; let your client set it")
-        self._fields = fields
-        self._found = self._ended = False
-        self.filename: str | None = None
+        self._ended = False
         self._header, self._value, self._disposition = bytearray(), bytearray(), b""
-        self._pieces: list[bytes] = []
         callbacks: MultipartCallbacks = {
             "on_part_begin": self._part_begin,
             "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
             "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
             "on_header_end": self._header_end,
             "on_headers_finished": self._headers_finished,
-            "on_part_data": self._part_data,
+            "on_part_data": lambda data, start, end: self.data(data[start:end]),
+            "on_part_end": self.end,
             "on_end": self._end,
         }
         try:
@@ -226,25 +224,28 @@ class _Form:
         except FormParserError as error:
             raise BadRequest(f"the multipart boundary cannot be used: {error}") from error
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The part's bytes in this chunk."""
-        self._pieces.clear()
+    def begin(self, name: str, filename: str | None) -> None:
+        """A part of that name has begun."""
+        raise NotImplementedError
+
+    def data(self, piece: bytes) -> None:
+        """Bytes of the part that began last."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """It is whole."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Raises BadRequest, and what those above raise."""
         try:
             self._parser.write(chunk)
         except FormParserError as error:
             raise BadRequest(f"the multipart form does not parse: {error}", field="body") from error
-        return list(self._pieces)
 
-    def check_complete(self) -> None:
-        """Raise BadRequest unless the form ended and held the field."""
+    def check_ended(self) -> None:
+        """Raise BadRequest unless the form is whole."""
         if not self._ended:
             raise BadRequest("the multipart form ends before its closing boundary; send it again", field="body")
-        if not self._found:
-            names = " or ".join(f"'{name}'" for name in self._fields)
-            raise BadRequest(
-                f"the multipart form has no field at all; send the file as {names}",
-                field="body", expected=list(self._fields),
-            )  # fmt: skip
 
     def _part_begin(self) -> None:
         self._disposition = b""
@@ -257,7 +258,39 @@ class _Form:
 
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
-        name = (_text(options.get(b"name")) or "")[:64]
+        self.begin(_text(options.get(b"name")) or "", _text(options.get(b"filename")))
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+class _OneFile(Form):
+    """Gives the data of the form's one part, which has one of the names."""
+
+    def __init__(self, boundary: bytes | None, fields: Sequence[str]) -> None:
+        super().__init__(boundary)
+        self._fields, self._found = fields, False
+        self.filename: str | None = None
+        self._pieces: list[bytes] = []
+
+    def taken(self, chunk: bytes) -> list[bytes]:
+        """The part's bytes in this chunk."""
+        self._pieces.clear()
+        self.feed(chunk)
+        return list(self._pieces)
+
+    def check_complete(self) -> None:
+        """Raise BadRequest unless the form ended and held the field."""
+        self.check_ended()
+        if not self._found:
+            names = " or ".join(f"'{name}'" for name in self._fields)
+            raise BadRequest(
+                f"the multipart form has no field at all; send the file as {names}",
+                field="body", expected=list(self._fields),
+            )  # fmt: skip
+
+    def begin(self, name: str, filename: str | None) -> None:
+        name = name[:64]
         if name not in self._fields:
             sentence = unknown("form field", [name], self._fields)
             raise BadRequest(
@@ -266,13 +299,10 @@ class _Form:
             )  # fmt: skip
         if self._found:
             raise BadRequest(f"the multipart form holds more than one file (again: '{name}'); send one", field=name)
-        self._found, self.filename = True, _text(options.get(b"filename"))
+        self._found, self.filename = True, filename
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._pieces.append(data[start:end])
-
-    def _end(self) -> None:
-        self._ended = True
+    def data(self, piece: bytes) -> None:
+        self._pieces.append(piece)
 
 
 def _text(value: bytes | None) -> str | None:

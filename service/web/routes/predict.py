@@ -74,12 +74,12 @@ class Calls:
     ) -> Response:
         """The answer of one task."""
         outcomes = await self._answer(request, [(task, version)], top_k, deadline_ms)
-        return _response(_wire(outcomes.results[0]), outcomes)
+        return _response(wire(outcomes.results[0]), outcomes)
 
     async def many(self, request: Request, tasks: Sequence[str], top_k: int, deadline_ms: int | None) -> Response:
         """The answers of several."""
         outcomes = await self._answer(request, [(name, None) for name in tasks], top_k, deadline_ms)
-        return _response(ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results]), outcomes)
+        return _response(ManyAnswer(results=[wire(outcome) for outcome in outcomes.results]), outcomes)
 
     async def _answer(
         self, request: Request, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
@@ -182,7 +182,8 @@ def _server_timing(outcomes: Outcomes) -> str:
     return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items())
 
 
-def _wire(outcome: Outcome) -> PredictAnswer:
+def wire(outcome: Outcome) -> PredictAnswer:
+    """One task's answer as clients see it."""
     served = outcome.served
     return PredictAnswer(
         task=served.task,

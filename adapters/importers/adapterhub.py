@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from adapters.backbone.processor import Processor
 from adapters.config import MAX_RANK, Activation, SiteName
 from adapters.errors import ImportRefused
 from adapters.importers.bottleneck import BottleneckSettings, residual_of, site_of_flags
@@ -36,7 +37,6 @@ from adapters.importers.common import (
     site_of,
 )
 from adapters.importers.families import FAMILIES, base_told, place
-from adapters.importers.processor import Processor
 
 CONFIG, HEAD_CONFIG = "adapter_config.json", "head_config.json"
 FILES = ("adapter.safetensors", "pytorch_adapter.bin")

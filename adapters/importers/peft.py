@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from adapters.backbone.processor import Processor
 from adapters.config import Norm, Pool, SiteName
 from adapters.errors import ImportRefused
 from adapters.importers.common import MAX_SOURCE_BYTES, Imported, ImportTerms, Residual, check_head, config_of, site_of
 from adapters.importers.families import TIMM, UNUSED, Family, Place, base_told, blocks_by_place, family_of, place
 from adapters.importers.peft_config import CONFIG, PeftSettings, read_settings
-from adapters.importers.processor import Processor
 
 TENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."

@@ -149,9 +149,9 @@ def peft(
     refuse_half_a_check(check, against)
     with one_line_errors():
         from adapters.backbone import load_backbone
+        from adapters.backbone.processor import find_processor, read_processor
         from adapters.importers import ImportTerms, read_labels
         from adapters.importers.peft import convert, read_folder
-        from adapters.importers.processor import find_processor, read_processor
 
         source = read_folder(folder)
         names = read_labels(labels, source.classes)
@@ -195,9 +195,9 @@ def adapterhub(
     refuse_half_a_check(check, against)
     with one_line_errors():
         from adapters.backbone import load_backbone
+        from adapters.backbone.processor import find_processor, read_processor
         from adapters.importers import ImportTerms, read_labels
         from adapters.importers.adapterhub import convert, labels_of, read_folder
-        from adapters.importers.processor import find_processor, read_processor
 
         source = read_folder(folder)
         names = read_labels(labels, source.classes) if labels else labels_of(source)

@@ -1,4 +1,4 @@
-"""Heads that see time, or two vectors: as written out by hand, beside any neighbours, within a bank's pages and a server's bounds."""
+"""Heads that see time, or two vectors: as written out by hand, beside any neighbours, within pages and bounds."""
 
 from __future__ import annotations
 

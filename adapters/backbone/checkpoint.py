@@ -101,11 +101,7 @@ def read(path: Path) -> Mapping[str, Any]:
 
     An index of shards, ``*.index.json``, stands for all of them. Raises BackboneError.
     """
-    if not path.is_file():
-        raise BackboneError(f"weights file '{path}' does not exist", weights=str(path))
-    state: Mapping[str, Any] = {}
-    for shard in shards_of(path) if path.name.endswith(INDEX) else [path]:
-        state = {**state, **_read(shard)}
+    state = read_as_named(path)
     found = timm_names(state)
     if found is None:
         return state
@@ -115,7 +111,17 @@ def read(path: Path) -> Mapping[str, Any]:
     return found.tensors
 
 
-def shards_of(index: Path) -> list[Path]:
+def read_as_named(path: Path) -> Mapping[str, Any]:
+    """The same by the file's own names. Raises BackboneError."""
+    if not path.is_file():
+        raise BackboneError(f"weights file '{path}' does not exist", weights=str(path))
+    state: Mapping[str, Any] = {}
+    for shard in _shards_of(path) if path.name.endswith(INDEX) else [path]:
+        state = {**state, **_read(shard)}
+    return state
+
+
+def _shards_of(index: Path) -> list[Path]:
     """The files that an index of transformers or timm names, all of which lie beside it. Raises BackboneError."""
     try:
         if index.stat().st_size > MAX_INDEX_BYTES:

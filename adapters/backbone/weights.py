@@ -110,7 +110,7 @@ def build_model(name: str, weights: str, size: Size | None = None) -> Built:
         raise BackboneError(f"weights '{weights}' must be random:SEED with a whole number", weights=weights)
     path = Path(weights) if weights and not seed else None
     if path and path.is_dir():
-        path = _file_in(path, path.name)
+        path = file_in(path, path.name)
     if path and not source.manner:
         source = source._replace(manner=manner_beside(path))
     plan = _planned(label, source, size or (source.told.size if source.told else None))
@@ -118,7 +118,7 @@ def build_model(name: str, weights: str, size: Size | None = None) -> Built:
         label = f"{label}+random:{seed[1]}"
         loaded = _random(plan, int(seed[1]), label)
     elif path or source.folder:
-        path = path or _file_in(cast(Path, source.folder), label)
+        path = path or file_in(cast(Path, source.folder), label)
         loaded = _filled(plan, read(path), label, path)
     else:
         loaded = _pretrained(plan)
@@ -206,8 +206,11 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
-def _file_in(folder: Path, label: str) -> Path:
-    """The checkpoint in a folder of timm's or transformers' layout, or its parts' index, or the only one in it."""
+def file_in(folder: Path, label: str) -> Path:
+    """The checkpoint in a folder of timm's or transformers' layout, or its parts' index, or the only one in it.
+
+    Raises BackboneError.
+    """
     known = [folder / name for name in (*_FOLDER_FILES, *_INDICES) if (folder / name).is_file()]
     others = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".pth", ".bin")]
     if not known and len(others) != 1:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters.backbone import Backbone, transformers_names
-from adapters.backbone.processor import CENTER, SQUASH, SQUASH_BICUBIC
+from adapters.backbone.processor import CENTER, SQUASH, SQUASH_BICUBIC, Processor
+from adapters.backbone.transformers_config import WRAPPER
 from adapters.config import Norm, Pool, SiteName
 from adapters.errors import ImportRefused
 
@@ -26,13 +27,15 @@ Place = tuple[int, ...]
 class Family:
     """Models whose layers and classifier have the same names.
 
-    ``layers``: how a layer's name begins, with a group for each number of its place. ``pool`` and ``norm`` come before
+    ``layers``: how a layer's name begins, with a group for each number of its place; ``types``: the ``model_type`` in
+    their config.json. ``pool`` and ``norm`` come before
     the classifier; ``norms``: a last norm that may be trained, and the pooling before it, which leaves the order of
     both free. ``seen``: preprocessing of its published image processors but mean and std.
     """
 
     name: str
     layers: str
+    types: tuple[str, ...] = ()
     pool: Pool = "cls"
     norm: Norm = "frozen"
     norms: Mapping[str, Pool] = field(default_factory=dict)
@@ -40,16 +43,28 @@ class Family:
 
 
 _LAYER = r"\.(?:encoder\.layer|layers)\.(\d{1,4})"
-TIMM = Family("timm", r"(?:timm_model\.)?(?:layers\.(\d{1,4})\.)?blocks\.(\d{1,4})", "backbone")
-CLIP = Family("CLIP", r"vision_model\.encoder\.layers\.(\d{1,4})", "avg", "none", seen={**CENTER, "crop_pct": 1.0})
-SIGLIP = Family("SigLIP", CLIP.layers, "avg", seen=SQUASH_BICUBIC)
+TIMM = Family("timm", r"(?:timm_model\.)?(?:layers\.(\d{1,4})\.)?blocks\.(\d{1,4})", (WRAPPER,), "backbone")
+CLIP = Family(
+    "CLIP", r"vision_model\.encoder\.layers\.(\d{1,4})", ("clip", "clip_vision_model"), "avg", "none",
+    seen={**CENTER, "crop_pct": 1.0},
+)  # fmt: skip
+SIGLIP = Family("SigLIP", CLIP.layers, ("siglip", "siglip_vision_model"), "avg", seen=SQUASH_BICUBIC)
 FAMILIES = (
-    Family("ViT", "vit" + _LAYER, norms={"vit.layernorm": "cls"}, seen=SQUASH),
-    Family("DeiT", "deit" + _LAYER, norms={"deit.layernorm": "cls"}, seen={**CENTER, "crop_mode": "squash"}),
-    Family("BEiT", "beit" + _LAYER, "backbone", norms={"beit.pooler.layernorm": "avg"}, seen=SQUASH),
-    Family("I-JEPA", "ijepa" + _LAYER, "avg", seen=SQUASH),
-    Family("Swin", r"swin\.encoder\.layers\.(\d{1,4})\.blocks\.(\d{1,4})", "backbone", seen=SQUASH_BICUBIC),
-    Family("DINOv2", r"dinov2(?:_with_registers)?" + _LAYER, "cls+avg", seen=CENTER),
+    Family("ViT", "vit" + _LAYER, ("vit", "vit_msn"), norms={"vit.layernorm": "cls"}, seen=SQUASH),
+    Family("DeiT", "deit" + _LAYER, ("deit",), norms={"deit.layernorm": "cls"}, seen={**CENTER, "crop_mode": "squash"}),
+    Family(
+        "BEiT",
+        "(?:beit|data2vec_vision)" + _LAYER,
+        ("beit", "data2vec-vision"),
+        "backbone",
+        norms={"beit.pooler.layernorm": "avg", "data2vec_vision.pooler.layernorm": "avg"},
+        seen=SQUASH,
+    ),  # fmt: skip
+    Family("I-JEPA", "ijepa" + _LAYER, ("ijepa",), "avg", seen=SQUASH),
+    Family("Swin", r"swin\.encoder\.layers\.(\d{1,4})\.blocks\.(\d{1,4})", ("swin",), "backbone", seen=SQUASH_BICUBIC),
+    Family(
+        "DINOv2", r"dinov2(?:_with_registers)?" + _LAYER, ("dinov2", "dinov2_with_registers"), "cls+avg", seen=CENTER
+    ),
     CLIP,
     TIMM,
 )
@@ -119,8 +134,27 @@ def blocks_by_place(backbone: Backbone) -> Mapping[Place, int]:
     return {where: number for number, where in enumerate(places)}
 
 
+def seen_by(family: Family, processor: Processor | None, backbone: Backbone) -> tuple[Mapping[str, object], str]:
+    """What a training's pictures went through, as fields of InputConfig, and what of it is taken for granted.
+
+    ``processor`` tells it; without one it is what the family's published ones do. Raises ImportRefused for a size that
+    is not the backbone's.
+    """
+    if processor is not None:
+        processor.check(backbone.layout.input_size)
+        return {**family.seen, **processor.fields}, ""
+    if family is TIMM:
+        return {}, ""
+    return family.seen, (
+        f"pictures as {family.name}'s published image processors take them, with mean and std of "
+        f"{backbone.layout.model}; --processor reads a preprocessor_config.json"
+    )
+
+
 def base_told(trained_on: str | None, base: str) -> str:
     """A sentence on whether a base has the weights of the model that a file names."""
+    if trained_on and trained_on.rstrip("/").split("/")[-1] == base.split("/")[-1]:
+        return f"it was trained on {trained_on}, and that {base} is the same is told by the name alone"
     told = f"it was trained on {trained_on or 'a model that it does not name'}; that {base} has the same weights "
     told += "cannot be seen from the file"
     tag = next((tag for name, tag in _TIMM_TAGS.items() if (trained_on or "").endswith(name.split("/")[1])), None)

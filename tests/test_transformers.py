@@ -27,6 +27,8 @@ from tests.models import small_backbone
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; the extra peers has it")
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the libraries, about each other
+
 PLAIN = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 16}
 MLP = {**PLAIN, "intermediate_size": 192}
 EIGHT = {**MLP, "patch_size": 8}

@@ -52,14 +52,8 @@ SIGLIP = Family("SigLIP", CLIP.layers, ("siglip", "siglip_vision_model"), "avg",
 FAMILIES = (
     Family("ViT", "vit" + _LAYER, ("vit", "vit_msn"), norms={"vit.layernorm": "cls"}, seen=SQUASH),
     Family("DeiT", "deit" + _LAYER, ("deit",), norms={"deit.layernorm": "cls"}, seen={**CENTER, "crop_mode": "squash"}),
-    Family(
-        "BEiT",
-        "(?:beit|data2vec_vision)" + _LAYER,
-        ("beit", "data2vec-vision"),
-        "backbone",
-        norms={"beit.pooler.layernorm": "avg", "data2vec_vision.pooler.layernorm": "avg"},
-        seen=SQUASH,
-    ),  # fmt: skip
+    Family("BEiT", "beit" + _LAYER, ("beit",), "backbone", norms={"beit.pooler.layernorm": "avg"}, seen=SQUASH),
+    Family("Data2Vec", "data2vec_vision" + _LAYER, ("data2vec-vision",), "backbone", seen=SQUASH),
     Family("I-JEPA", "ijepa" + _LAYER, ("ijepa",), "avg", seen=SQUASH),
     Family("Swin", r"swin\.encoder\.layers\.(\d{1,4})\.blocks\.(\d{1,4})", ("swin",), "backbone", seen=SQUASH_BICUBIC),
     Family(

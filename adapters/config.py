@@ -31,7 +31,7 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """In the order of the numbers that a batch's table has for them."""
 Tokens = Literal["all", "patches"]
 Modality = Literal["image", "video"]
-Pool = Literal["backbone", "cls", "avg"]
+Pool = Literal["backbone", "cls", "avg", "cls+avg"]
 Norm = Literal["frozen", "trained", "none"]
 HeadKind = Literal["mean", "frames", "attention"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -198,7 +198,8 @@ class AdapterConfig(_Frozen):
     """The JSON under the metadata key ``adaptserve``.
 
     ``pool``: how tokens become one vector. ``backbone`` is timm's own ``forward_head`` before the
-    classifier; ``cls`` and ``avg`` (mean of the patch tokens) choose it. ``norm``: ``frozen`` pools
+    classifier; ``cls`` and ``avg`` (mean of the patch tokens) choose it. ``cls+avg`` is both, one behind the other,
+    for a head of twice the width, as Hugging Face's classifier on DINOv2 is. ``norm``: ``frozen`` pools
     after the backbone's last norm; ``trained`` pools before it and applies the file's own LayerNorm; ``none`` pools
     before it and applies nothing, as Hugging Face's classifier on CLIP does.
     """
@@ -233,7 +234,16 @@ class AdapterConfig(_Frozen):
             raise ValueError("'temporal' sites need modality 'video'")
         if self.norm != "frozen" and self.pool == "backbone":
             raise ValueError(f"norm '{self.norm}' needs pool 'cls' or 'avg'")
+        if self.norm == "trained" and self.twice:
+            raise ValueError("pool 'cls+avg' needs norm 'frozen' or 'none'")
+        if self.head != "mean" and self.twice:
+            raise ValueError(f"video.head '{self.head}' needs a pool of one vector, not 'cls+avg'")
         return self
+
+    @property
+    def twice(self) -> bool:
+        """Whether the head takes two vectors of the backbone's width."""
+        return self.pool == "cls+avg"
 
     @property
     def frames(self) -> int:

@@ -36,14 +36,19 @@ class AdapterMeta:
     patches: frozenset[SiteName] = frozenset()
 
     @property
+    def twice(self) -> bool:
+        """Whether the head takes two vectors, ``cls`` and ``avg``."""
+        return self.pool == "cls+avg"
+
+    @property
     def class_pages(self) -> int:
         """Pages of the head's last map."""
         return class_pages(self.classes)
 
     @property
     def pages(self) -> int:
-        """All pages of the head: those of the classes, and then those of the groups."""
-        return self.class_pages + self.groups * group_pages(self.head, self.frames)
+        """All pages of the head: those of the classes, for each of its vectors, and then those of the groups."""
+        return self.class_pages * (2 if self.twice else 1) + self.groups * group_pages(self.head, self.frames)
 
     @classmethod
     def of(cls, config: AdapterConfig, layout: Layout, *, digest: str, parameters: int) -> AdapterMeta:

@@ -139,7 +139,10 @@ def reference(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
         return head_of(backbone, adapter, model.forward_head(model.norm(raw), pre_logits=True))
     tokens = (model.norm(raw) if config.norm == "frozen" else raw).flatten(1, -2)
     prefix = getattr(model, "num_prefix_tokens", 0)
-    pooled = tokens[:, 0] if config.pool == "cls" else tokens[:, prefix:].mean(1)
+    pooled = {"cls": tokens[:, 0], "avg": tokens[:, prefix:].mean(1)}.get(config.pool)
+    if pooled is None:
+        assert config.pool == "cls+avg"
+        pooled = torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], 1)
     if config.norm == "frozen" and isinstance(model.norm, nn.Identity):
         pooled = model.fc_norm(pooled)
     return head_of(backbone, adapter, pooled)

@@ -112,7 +112,12 @@ class Backbone:
             self._busy.release()
 
     def pool(self, features: Features, pool: str, norm: str) -> Tensor:
-        """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig)."""
+        """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig).
+
+        Of ``cls+avg`` it is (rows, 2 width).
+        """
+        if pool == "cls+avg":
+            return torch.cat([self.pool(features, one, norm) for one in ("cls", "avg")], 1)
         if pool == "backbone":
             return cast(Tensor, self.model.forward_head(features.normed, pre_logits=True))
         tokens = (features.normed if norm == "frozen" else features.raw).flatten(1, -2)
@@ -231,7 +236,7 @@ class Backbone:
         }
         pools = ["backbone"]
         if features.normed.shape[-1] == width:
-            pools += (["cls"] if getattr(self.model, "cls_token", None) is not None else []) + ["avg"]
+            pools += ["cls", "avg", "cls+avg"] if getattr(self.model, "cls_token", None) is not None else ["avg"]
         # Swin's tokens lie on a grid: they are patches all.
         prefix_tokens = getattr(self.model, "num_prefix_tokens", 0 if features.raw.ndim == 4 else None)
         return Layout(

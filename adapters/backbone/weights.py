@@ -1,6 +1,7 @@
 """Build a timm model with the weights asked for: from a name, a folder or a file, with or without a network.
 
-It knows timm's names and folders; what a checkpoint holds is ``checkpoint``'s, adapters are others'.
+It knows names and folders; what a checkpoint holds is ``checkpoint``'s, what a folder of transformers says is
+``transformers_config``'s, adapters are others'.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -22,7 +23,8 @@ from adapters.backbone import hub
 from adapters.backbone.checkpoint import Comparison, compare, fingerprint_of, load, read
 from adapters.backbone.families import blocks_of
 from adapters.backbone.inputs import input_config
-from adapters.backbone.sizes import patch_of, refuse_part_of_a_patch, refused, squares_near
+from adapters.backbone.sizes import patch_of, refuse_part_of_a_patch, refused, resample_as_given, squares_near
+from adapters.backbone.transformers_config import Described, Manner, described, manner_beside
 from adapters.config import InputConfig, Size
 from adapters.errors import BackboneError
 
@@ -40,6 +42,7 @@ _FOLDER_FILES = (
     "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
 )  # fmt: skip
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _ADVICE = "give a local file with --weights, or use the shipped demo"
 
 
@@ -59,11 +62,33 @@ class _Loaded(NamedTuple):
     resampled: str
 
 
+class _Source(NamedTuple):
+    """What timm is asked for: its ``name`` of a model, or of a ``folder``, in which the weights are.
+
+    ``told``: what the folder says of its model where that is not timm's own, and ``manner`` how it computes.
+    """
+
+    name: str
+    folder: Path | None = None
+    told: Described | None = None
+    manner: Manner | None = None
+
+    def create(self, size: Size | None, *, pretrained: bool) -> nn.Module:
+        """Raises whatever timm raises."""
+        args: dict[str, Any] = {"img_size": size} if size else {}
+        if self.told:
+            args = {**self.told.args, **args, "pretrained_cfg_overlay": dict(self.told.seen)}
+        model: nn.Module = timm.create_model(self.name, pretrained=pretrained, num_classes=0, **args)
+        if self.manner:
+            self.manner.give(model)
+        return model
+
+
 class _Plan(NamedTuple):
     """What is to be built. ``own``: the model without memory, at its own size. ``size``: another one, or None."""
 
     name: str
-    source: str
+    source: _Source
     own: nn.Module
     size: Size | None
 
@@ -80,33 +105,67 @@ class _Plan(NamedTuple):
 def build_model(name: str, weights: str, size: Size | None = None) -> Built:
     """See ``load_backbone``. Raises BackboneError."""
     source, label = _resolve(name)
-    plan = _planned(name, source, size)
     seed = re.fullmatch(r"random:(\d{1,9})", weights)
+    if not seed and weights.startswith("random"):
+        raise BackboneError(f"weights '{weights}' must be random:SEED with a whole number", weights=weights)
+    path = Path(weights) if weights and not seed else None
+    if path and path.is_dir():
+        path = file_in(path, path.name)
+    if path and not source.manner:
+        source = source._replace(manner=manner_beside(path))
+    plan = _planned(label, source, size or (source.told.size if source.told else None))
     if seed:
         label = f"{label}+random:{seed[1]}"
         loaded = _random(plan, int(seed[1]), label)
-    elif weights.startswith("random"):
-        raise BackboneError(f"weights '{weights}' must be random:SEED with a whole number", weights=weights)
-    elif weights or source != name:
-        path = Path(weights) if weights else _file_in(Path(source.removeprefix("local-dir:")))
+    elif path or source.folder:
+        path = path or file_in(cast(Path, source.folder), label)
         loaded = _filled(plan, read(path), label, path)
     else:
         loaded = _pretrained(plan)
     return Built(label, input_config(loaded.model, plan.size), *loaded)
 
 
-def _resolve(name: str) -> tuple[str, str]:
-    folder = DEMO_BACKBONE if name == "demo" else Path(name)
-    if name == "demo" or (folder / "config.json").is_file():
-        return f"local-dir:{folder}", name if name == "demo" else folder.name
+def _resolve(name: str) -> tuple[_Source, str]:
+    """Where a name leads, and what the backbone is called. Raises BackboneError."""
+    if name == "demo":
+        return _Source(f"local-dir:{DEMO_BACKBONE}", DEMO_BACKBONE), name
+    folder = Path(name.removeprefix("local-dir:"))
+    if (folder / "config.json").is_file():
+        return _in_folder(folder, folder.name or folder.resolve().name)
+    # A published timm model is the same by either name, and so is what timm makes of it.
+    of_timm = re.fullmatch(r"(?:hf[-_]hub:)?timm/([\w.-]+)", name)
+    if of_timm and timm.is_model(of_timm[1].split(".")[0]):
+        name = of_timm[1]
+    elif on_hub := re.fullmatch(r"hf[-_]hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
+        try:
+            return _in_folder(hub.fetched(on_hub[1], on_hub[2], REACH_S), on_hub[1])
+        except hub.OutOfReach as error:
+            raise BackboneError(
+                f"{name} could not be loaded ({error}); give a local folder with its config.json and "
+                "model.safetensors, or use the shipped demo", model=name,
+            ) from error  # fmt: skip
     if not timm.is_model(name.split(".")[0]):
-        close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
-        hint = f"; close: {', '.join(close)}" if close else "; see timm.list_models()"
-        raise BackboneError(f"'{name}' is neither a timm model nor a folder with a config.json{hint}", model=name)
-    return name, name
+        raise BackboneError(
+            f"'{name}' is neither a timm model nor a folder with a config.json{_hint(name)}", model=name
+        )
+    return _Source(name), name
 
 
-def _planned(name: str, source: str, size: Size | None) -> _Plan:
+def _hint(name: str) -> str:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return f"; on the Hugging Face hub it would be hf-hub:{name}"
+    close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
+    return f"; close: {', '.join(close)}" if close else "; see timm.list_models()"
+
+
+def _in_folder(folder: Path, label: str) -> tuple[_Source, str]:
+    told = described(folder, label)
+    if told is None:
+        return _Source(f"local-dir:{folder}", folder), label
+    return _Source(told.architecture, folder, told, told.manner), label
+
+
+def _planned(name: str, source: _Source, size: Size | None) -> _Plan:
     """Build the model without memory, so that nobody downloads what cannot be adapted, or cannot run at that size."""
     with torch.device("meta"):
         model = _create(name, source)
@@ -128,17 +187,15 @@ def _planned(name: str, source: str, size: Size | None) -> _Plan:
     return plan
 
 
-def _create(name: str, source: str, size: Size | None = None, *, pretrained: bool = False) -> nn.Module:
-    sized = {"img_size": size} if size else {}
+def _create(name: str, source: _Source, size: Size | None = None, *, pretrained: bool = False) -> nn.Module:
     try:
         with hub.within_reach(name, REACH_S) if pretrained else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about how timm resamples
-            model: nn.Module = timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
+            return source.create(size, pretrained=pretrained)
     except hub.OutOfReach as error:
         raise _not_loaded(name, str(error)) from error
     except Exception as error:  # timm, torch and the hub's client raise many kinds; each means: not this model, here
         raise _not_loaded(name, f"{type(error).__name__}: {_first_line(error)}") from error
-    return model
 
 
 def _not_loaded(name: str, why: str) -> BackboneError:
@@ -149,13 +206,16 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
-def _file_in(folder: Path) -> Path:
-    """The checkpoint in a folder of timm's hub layout, or the only one in it."""
-    known = [folder / name for name in _FOLDER_FILES if (folder / name).is_file()]
+def file_in(folder: Path, label: str) -> Path:
+    """The checkpoint in a folder of timm's or transformers' layout, or its parts' index, or the only one in it.
+
+    Raises BackboneError.
+    """
+    known = [folder / name for name in (*_FOLDER_FILES, *_INDICES) if (folder / name).is_file()]
     others = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".pth", ".bin")]
     if not known and len(others) != 1:
         count = f"{len(others)} checkpoints and none" if others else "no checkpoint"
-        raise _not_loaded(folder.name, f"the folder has {count} with a name such as {_FOLDER_FILES[0]}")
+        raise _not_loaded(label, f"the folder has {count} with a name such as {_FOLDER_FILES[0]}")
     return (known or others)[0]
 
 
@@ -169,7 +229,7 @@ def _random(plan: _Plan, seed: int, label: str) -> _Loaded:
 
 def _pretrained(plan: _Plan) -> _Loaded:
     """timm's own weights at a size. Raises BackboneError."""
-    model = _create(plan.name, plan.name, pretrained=True)
+    model = _create(plan.name, plan.source, pretrained=True)
     whole = fingerprint_of(model)
     if plan.size is None:
         return _Loaded(model, whole, "")
@@ -177,7 +237,7 @@ def _pretrained(plan: _Plan) -> _Loaded:
     if not found.fits:
         raise _unfit(plan, found, model.state_dict(), plan.name, None)
     del model  # there is room for one of them
-    model = _create(plan.name, plan.name, plan.size, pretrained=True)
+    model = _create(plan.name, plan.source, plan.size, pretrained=True)
     here = fingerprint_of(model)
     return _Loaded(model, whole, "" if whole == here else here)
 
@@ -192,8 +252,10 @@ def _filled(plan: _Plan, state: Mapping[str, Any], label: str, path: Path | None
     if not found.fits:
         raise _unfit(plan, found, state, label, path)
     load(model, found, path.name if path else label)
-    here = fingerprint_of(model)
     given = _given(plan, found, state)
+    if found.stretched and plan.source.told and plan.source.told.antialias is not None:
+        resample_as_given(model, state, antialias=plan.source.told.antialias)
+    here = fingerprint_of(model)
     whole = fingerprint_of(*given) if given else here
     return _Loaded(model, whole, "" if whole == here else here)
 
@@ -264,7 +326,7 @@ def _architecture_of(state: Mapping[str, Any], near: str) -> str:
         if time.monotonic() > end:
             break
         with suppress(BackboneError), torch.device("meta"):
-            found = compare(_create(name, name), state)
+            found = compare(_create(name, _Source(name)), state)
             if found.fits and not found.stretched:
                 return name
     return ""

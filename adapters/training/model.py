@@ -49,8 +49,9 @@ class HeadedModel(nn.Module):
         self.backbone, self.config = backbone, config
         layout = backbone.layout
         self.norm = nn.LayerNorm(layout.width, eps=backbone.norm_eps) if config.norm == "trained" else None
-        self.register_buffer("mean", torch.zeros(layout.width))
-        self.register_buffer("deviation", torch.ones(layout.width))
+        width = layout.width * (2 if config.twice else 1)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
         self.head = head_for(config, layout.width)
 
     @torch.no_grad()

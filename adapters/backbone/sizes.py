@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.backbone.families import encoder_of, positions_are_patches
 from adapters.config import MAX_SIDE, MIN_SIDE, Size, size_json, size_text
 from adapters.errors import BackboneError
 
@@ -43,7 +44,8 @@ def refused(name: str, own: Size, size: Size, why: str, works: Sequence[Size] = 
 
 def patch_of(model: nn.Module) -> Size:
     """Height and width of the part of a picture that one token of the first block stands for."""
-    embed: Any = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
+    root = encoder_of(model)
+    embed: Any = getattr(root, "patch_embed", None) or getattr(root, "embeds", None)
     if hasattr(embed, "feat_ratio"):
         height, width = embed.feat_ratio(as_scalar=False)
         return int(height), int(width)
@@ -72,7 +74,8 @@ def grids_of(model: Any, raw: Mapping[str, Tensor]) -> tuple[Grid | None, Grid] 
             return (found[0].shape[1], found[0].shape[2]), mine
     elif found[0].ndim == 4:
         return None
-    prefix = 0 if ours.ndim == 4 or getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    apart = ours.ndim == 4 or getattr(model, "no_embed_class", False) or positions_are_patches(model)
+    prefix = 0 if apart else getattr(model, "num_prefix_tokens", 1)
     if ours.ndim == 3:
         mine = _grid_of(model, ours.shape[1] - prefix)
     return _told_grid(model, found[0].shape[1] - (1 if "register_tokens" in raw else prefix)), mine

@@ -122,7 +122,8 @@ class RowOperator:
             return tokens
         end = tokens.shape[0] + joining
         if resumed := self._prefix.resumed.get(block):
-            tokens = torch.cat([tokens, *resumed])
+            # No row was in the blocks before: they left out what they do to the shape of tokens.
+            tokens = torch.cat([tokens, *resumed] if tokens.shape[0] else [*resumed])
         if (there := tokens.shape[0]) < end:
             tokens = torch.cat([tokens, tokens[self._table[SOURCE, there:end]]])
         return tokens

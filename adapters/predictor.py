@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from os import PathLike
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,50 +33,11 @@ from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.limits import BATCH_ROWS, MEDIA_SETTINGS, MediaLimits, variable
 from adapters.media import Frames, Pixels, Preprocess, Source, geometry, rows, seen_by, take
-from adapters.scores import Prediction, best, probabilities
+from adapters.result import Result
 
 Input = TypeVar("Input")
 Tasks = str | Iterable[str] | None
 """One task for every input, or a task for each; None where only one is held."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Result:
-    """What one task says of one input.
-
-    ``logits`` (classes,) float32; ``scores`` (classes,) float64, the softmax over the classes or each one's own
-    sigmoid, as the adapter's ``score`` says; both in the order of ``labels``, and not to be written. Where a task looks
-    at a clip several times, ``logits`` is (views, classes), and ``scores`` the mean of the views'. ``bad_frames``:
-    frames of a clip that did not decode, in whose place others stand.
-    """
-
-    task: str
-    labels: tuple[str, ...]
-    score: Literal["softmax", "sigmoid"]
-    logits: NDArray[np.float32]
-    bad_frames: int = 0
-
-    def __repr__(self) -> str:
-        return f"Result(task={self.task!r}, best={self.best!r}, classes={len(self.labels)})"
-
-    @cached_property
-    def scores(self) -> NDArray[np.float64]:
-        found = probabilities(self.logits, self.score)
-        found.setflags(write=False)
-        return found
-
-    @cached_property
-    def best(self) -> Prediction:
-        """The label with the highest score, the first of equal ones."""
-        return self.top_k(1)[0]
-
-    def top_k(self, k: int = 5) -> list[Prediction]:
-        """The ``k`` highest, best first; all of them if there are fewer."""
-        return best(self.logits, self.labels, self.score, k)
-
-    def above(self, threshold: float = 0.5) -> list[Prediction]:
-        """Every label with at least that score, best first: the answer of a task with many labels at once."""
-        return [found for found in self.top_k(len(self.labels)) if found.score >= threshold]
 
 
 class _Asked(NamedTuple):
@@ -265,7 +225,9 @@ class Predictor:
                 raise BrokenAdapter(f"task '{one.task}' computed scores that are not finite numbers", task=one.task)
             logits.setflags(write=False)
             config = one.adapter.config
-            yield Result(one.task, config.labels, config.score, logits, one.bad_frames)
+            yield Result(
+                one.task, config.labels, config.score, logits, one.bad_frames, config.temperature, config.abstain
+            )
 
     def _computed(self, asked: Iterable[_Asked]) -> Iterator[tuple[_Asked, NDArray[np.float32]]]:
         """Whatever comes, its views in one batch or several."""

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from adapters.errors import AdaptError
-from adapters.scores import Prediction, best
+from adapters.scores import Prediction, best, probabilities
 from service.engine.interface import Answer, Answering, Link
 from service.messages import Item
 from service.store.catalogue import Catalogue, Served
@@ -32,15 +32,33 @@ LARGE_HEAD = 4096
 """Classes from which scores are computed off the event loop."""
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What an answer is asked beyond its best labels.
+
+    Labels below ``min_score`` are left out; ``abstain`` stands in for the file's own threshold.
+    """
+
+    min_score: float = 0.0
+    abstain: float | None = None
+
+
+PLAIN = Extras()
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """One version's answer; stages in seconds, ``queue_s`` with the time a cold adapter took to load."""
+    """One version's answer; stages in seconds, ``queue_s`` with the time a cold adapter took to load.
+
+    ``accepted``: whether the best score reaches the abstain threshold; None where there is none.
+    """
 
     served: Served
     predictions: list[Prediction]
     bad_frames: int
     queue_s: float
     compute_s: float
+    accepted: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,9 @@ class Answers:
         self._decoder.check_room(caller.left)
         await self._engine.check_room(len(digests), caller.deadline, digests)
 
-    async def predict(self, body: bytes, versions: Sequence[Served], top_k: int, caller: Caller) -> Outcomes:
+    async def predict(
+        self, body: bytes, versions: Sequence[Served], top_k: int, caller: Caller, extras: Extras = PLAIN
+    ) -> Outcomes:
         """All or nothing: the first failure is raised, with the task's name, and the other rows are taken back."""
         configs = [served.config for served in versions]
         (decoded,) = await caller.wait([self._decoder.submit(body, configs, caller.left)], "decoding")
@@ -87,13 +107,14 @@ class Answers:
         answers = await self._compute(versions, decoded.seen, caller, named)
         results = []
         for served, views, seen in zip(versions, answers, decoded.seen, strict=True):
-            make = partial(_outcome, served, views, seen, top_k, served.config.score)
+            make = partial(_outcome, served, views, seen, top_k, served.config.score, extras)
             results.append(make() if _small(served, views) else await asyncio.to_thread(make))
         return Outcomes(results, decoded.seconds, decoded_ns)
 
     async def predict_each(
-        self, bodies: Sequence[bytes], served: Served, top_k: int, score: str | None, caller: Caller
-    ) -> Outcomes:
+        self, bodies: Sequence[bytes], served: Served, top_k: int, score: str | None, caller: Caller,
+        extras: Extras = PLAIN,
+    ) -> Outcomes:  # fmt: skip
         """Several inputs for one version, in order: all are decoded, then asked for at once, to meet in a batch.
 
         All or nothing: the first failure is raised, and says of which. ``score`` stands in for the file's own.
@@ -113,7 +134,9 @@ class Answers:
         answers = await self._compute(versions, seen, caller, named)
 
         def outcomes() -> list[Outcome]:
-            return [_outcome(served, views, what, top_k, how) for views, what in zip(answers, seen, strict=True)]
+            return [
+                _outcome(served, views, what, top_k, how, extras) for views, what in zip(answers, seen, strict=True)
+            ]
 
         small = _small(served, [view for views in answers for view in views])
         results = outcomes() if small else await asyncio.to_thread(outcomes)
@@ -160,11 +183,16 @@ def _small(served: Served, views: Sequence[Answer]) -> bool:
     return len(views) * len(served.config.labels) < LARGE_HEAD
 
 
-def _outcome(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, score: str) -> Outcome:
+def _outcome(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, score: str, extras: Extras) -> Outcome:
     logits = views[0].logits if len(views) == 1 else np.stack([view.logits for view in views])
     last = max(views, key=lambda view: view.queue_s + view.compute_s)
-    top = best(logits, served.config.labels, score, top_k)
-    return Outcome(served, top, seen.bad_frames, last.queue_s, last.compute_s)
+    config = served.config
+    top = best(probabilities(logits, score, config.temperature), config.labels, top_k)
+    abstain = config.abstain if extras.abstain is None else extras.abstain
+    accepted = None if abstain is None else top[0].score >= abstain
+    if extras.min_score:
+        top = [label for label in top if label.score >= extras.min_score]
+    return Outcome(served, top, seen.bad_frames, last.queue_s, last.compute_s, accepted)
 
 
 def _place(error: AdaptError, answers: dict[int, list[Answering]]) -> int | None:

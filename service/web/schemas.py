@@ -32,7 +32,14 @@ class PredictAnswer(_Answer):
     version: int = Field(examples=[3])
     digest: str = Field(description="sha256 of the adapter file that computed this", examples=[_DIGEST])
     modality: Literal["image", "video"]
-    predictions: list[LabelScore] = Field(description="best first")
+    predictions: list[LabelScore] = Field(description="best first; empty where `min_score` leaves none")
+    accepted: bool | None = Field(
+        None,
+        description="whether the best score reaches the task's abstain threshold, or the one asked; "
+        "left out where there is none",
+        exclude_if=lambda accepted: accepted is None,
+        examples=[True],
+    )
     bad_frames: int = Field(0, description="frames of the clip that had to be decoded and could not be", examples=[0])
 
 

@@ -20,7 +20,7 @@ from service.watch.metrics import Metrics
 from service.watch.tracing import Tracing
 from service.web.budget import Budget
 from service.web.caller import Caller
-from service.web.prediction import Answers, Outcome, Outcomes
+from service.web.prediction import PLAIN, Answers, Extras, Outcome, Outcomes
 from service.web.routes.bodies import Memory, exchange, receive
 from service.web.routes.common import SHAPE, TaskName, checked_name, count_for, file_body, problems
 from service.web.schemas import LabelScore, ManyAnswer, PredictAnswer
@@ -38,9 +38,26 @@ _BODY = file_body(
     ["application/octet-stream", "image/jpeg", "video/mp4"],
     FIELDS,
 )
+_ABSTAIN = "the best score, 0 to 1, from which `accepted` is true; without it the task's own threshold, if it has one"
 _PROBLEMS = problems(404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
 
 TopK = Annotated[int, Query(ge=1, description="how many labels to return, best first; all if there are fewer")]
+
+
+async def extras(
+    min_score: Annotated[
+        float, Query(ge=0, le=1, allow_inf_nan=False, description="leave out labels with a lower score, 0 to 1")
+    ] = 0.0,
+    abstain: Annotated[
+        float | SkipJsonSchema[None],
+        Query(ge=0, le=1, allow_inf_nan=False, description=_ABSTAIN),
+    ] = None,
+) -> Extras:
+    """What is asked beyond the best labels."""
+    return Extras(min_score, abstain)
+
+
+TheExtras = Annotated[Extras, Depends(extras)]
 Version = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="a version other than the active one")]
 DeadlineMs = Annotated[
     int | SkipJsonSchema[None],
@@ -70,19 +87,22 @@ class Calls:
         self._tracing: Tracing | None = state.tracing
 
     async def one(
-        self, request: Request, task: str, version: int | None, top_k: int, deadline_ms: int | None
-    ) -> Response:
+        self, request: Request, task: str, version: int | None, top_k: int, deadline_ms: int | None,
+        extras: Extras = PLAIN,
+    ) -> Response:  # fmt: skip
         """The answer of one task."""
-        outcomes = await self._answer(request, [(task, version)], top_k, deadline_ms)
+        outcomes = await self._answer(request, [(task, version)], top_k, deadline_ms, extras)
         return _response(_wire(outcomes.results[0]), outcomes)
 
-    async def many(self, request: Request, tasks: Sequence[str], top_k: int, deadline_ms: int | None) -> Response:
+    async def many(
+        self, request: Request, tasks: Sequence[str], top_k: int, deadline_ms: int | None, extras: Extras = PLAIN
+    ) -> Response:
         """The answers of several."""
-        outcomes = await self._answer(request, [(name, None) for name in tasks], top_k, deadline_ms)
+        outcomes = await self._answer(request, [(name, None) for name in tasks], top_k, deadline_ms, extras)
         return _response(ManyAnswer(results=[_wire(outcome) for outcome in outcomes.results]), outcomes)
 
     async def _answer(
-        self, request: Request, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
+        self, request: Request, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None, extras: Extras
     ) -> Outcomes:
         """What is asked is looked up before the body is read, and fixed after it.
 
@@ -100,7 +120,7 @@ class Calls:
             await catalogue.catch_up()
             versions = [await catalogue.resolve(task, version) for task, version in asked]
             await self._answers.check_room([served.digest for served in versions], caller)
-            answering = self._answers.predict(memory.take(), versions, top_k, caller)
+            answering = self._answers.predict(memory.take(), versions, top_k, caller, extras)
             return await self.told(request, [task for task, _ in asked], caller, answering)
 
     async def told(
@@ -148,18 +168,20 @@ async def predict(
     request: Request,
     calls: TheCalls,
     task: TaskName,
+    extras: TheExtras,
     top_k: TopK = TOP_K,
     version: Version = None,
     deadline_ms: DeadlineMs = None,
 ) -> Response:
     """Classify a picture or clip. `Server-Timing` tells what decoding, queueing and computing took."""
-    return await calls.one(request, task, version, top_k, deadline_ms)
+    return await calls.one(request, task, version, top_k, deadline_ms, extras)
 
 
 @router.post(MANY, openapi_extra=_BODY, responses=_PROBLEMS, response_model=ManyAnswer)
 async def predict_many(
-    request: Request, calls: TheCalls, task: Tasks, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
-) -> Response:
+    request: Request, calls: TheCalls, task: Tasks, extras: TheExtras, top_k: TopK = TOP_K,
+    deadline_ms: DeadlineMs = None,
+) -> Response:  # fmt: skip
     """Ask many tasks about one picture or clip: it is decoded once and computed in one go. All answer, or none."""
     limit = calls.settings.max_tasks_per_request
     if len(task) > limit:
@@ -169,7 +191,7 @@ async def predict_many(
         )  # fmt: skip
     names = [checked_name(name) for name in task]
     count_for(request, calls.catalogue, names)
-    return await calls.many(request, names, top_k, deadline_ms)
+    return await calls.many(request, names, top_k, deadline_ms, extras)
 
 
 def _response(answer: BaseModel, outcomes: Outcomes) -> Response:
@@ -191,4 +213,5 @@ def _wire(outcome: Outcome) -> PredictAnswer:
         modality=served.config.modality,
         predictions=[LabelScore(label=p.label, index=p.index, score=p.score) for p in outcome.predictions],
         bad_frames=outcome.bad_frames,
+        accepted=outcome.accepted,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from os import PathLike
 from typing import NamedTuple, TypeVar
@@ -33,6 +34,7 @@ from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.limits import BATCH_ROWS, MEDIA_SETTINGS, MediaLimits, variable
 from adapters.media import Frames, Pixels, Preprocess, Source, geometry, rows, seen_by, take
+from adapters.meta import AdapterMeta, bare_config
 from adapters.result import Result
 
 Input = TypeVar("Input")
@@ -91,7 +93,7 @@ class Predictor:
             held[name] = adapter
         self._bank = SimpleBank(
             backbone.layout, held, dtype=backbone.dtype, device=backbone.device, slots=slots,
-            rank=1 if held else backbone.layout.slot_rank(),
+            rank=1 if held else backbone.layout.slot_rank(), seen=backbone.input,
         )  # fmt: skip
         self._forward = BankedForward(backbone, self._bank.slabs, cuda_graphs=cuda_graphs)
 
@@ -152,6 +154,32 @@ class Predictor:
         """Logits as in ``Result``, of inputs that are decoded and resized already: uint8 (rows, 3, height, width)."""
         asked = (self._fitting(one, task, self.adapter(task)) for one, task in self._pairs(pixels, tasks))
         return [logits for _, logits in self._computed(asked)]
+
+    def embed(self, source: Source, task: str | None = None, frames: int | None = None) -> NDArray[np.float32]:
+        """One vector (width,) of a picture or clip: what a task's head sees of it, else the bare backbone's own.
+
+        A task's is pooled and normed as its file says, the mean over the frames and views of a clip. Without a task it
+        is timm's own ``forward_features`` and ``forward_head`` before the classifier, of pixels as the backbone was
+        trained on; ``frames`` are taken from a clip, of which it is the mean, and None is for a picture.
+        """
+        if task is None:
+            config = bare_config(self.backbone.layout, self.backbone.input, frames)
+            adapter = Adapter(config, {}, "")
+        else:
+            adapter = self.adapter(task)
+        asked = self._see(source, [(task or "", adapter)])[0]
+        vectors = np.stack([self._run_embedding(view) for view in asked.views()])
+        mean: NDArray[np.float32] = vectors.mean(0)
+        return mean
+
+    def _run_embedding(self, one: _Asked) -> NDArray[np.float32]:
+        with self._turn:
+            job = self._job(one) if one.task else Job(one.pixels, 0, (0,), self._bare(len(one.pixels)))
+            running = self._forward.run(self._forward.prepare([replace(job, embed=True)]))
+            return running.vectors()[0]
+
+    def _bare(self, frames: int) -> AdapterMeta:
+        return AdapterMeta.bare(self.backbone.layout, self.backbone.input, frames)
 
     def _checked(self, adapter: Adapter, name: str) -> str:
         """The name, for an adapter that can be held and a name that can be asked."""
@@ -253,10 +281,10 @@ class Predictor:
 
     def _run(self, batch: Sequence[_Asked]) -> list[NDArray[np.float32]]:
         with self._turn:
-            jobs = []
-            for task, adapter, pixels, picture, _ in batch:
-                if self._bank.adapters.get(task) is not adapter:
-                    raise UnknownTask(f"task '{task}' was removed or replaced before its turn came", task=task)
-                held = self._bank[task]
-                jobs.append(Job(pixels, held.slot, held.pages, held.meta, picture))
-            return self._forward(jobs)
+            return self._forward([self._job(one) for one in batch])
+
+    def _job(self, one: _Asked) -> Job:
+        if self._bank.adapters.get(one.task) is not one.adapter:
+            raise UnknownTask(f"task '{one.task}' was removed or replaced before its turn came", task=one.task)
+        held = self._bank[one.task]
+        return Job(one.pixels, held.slot, held.pages, held.meta, one.picture)

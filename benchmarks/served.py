@@ -68,7 +68,7 @@ def examples(trial: Trial, backbone: Any) -> list[Asked]:
     logits = served_logits(adapter, backbone, data)
     return [
         Asked(task_of(trial), root / one.path, one.label, one.scores)
-        for one in scored(logits, adapter.config.labels, data)
+        for one in scored(logits, adapter.config, data)
     ]
 
 

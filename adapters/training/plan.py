@@ -28,6 +28,7 @@ class TrainingPlan:
     ``held_out`` is the share of a seeded split; ``part`` the one to hold out of a split that the data brings, where it
     is not ``val``. ``limits`` bound what is read, ``served`` is what the server takes that the file is meant for, with
     ``max_rank`` 0 for what fits the backbone. ``fallback``: to the best linear head, where the method is no better.
+    ``abstain_accuracy``: what answers above the file's threshold are to have; it gets none without.
     """
 
     data: Path
@@ -40,6 +41,7 @@ class TrainingPlan:
     limits: MediaLimits = field(default_factory=MediaLimits)
     served: FileLimits = field(default_factory=lambda: FileLimits(max_rank=0))
     fallback: bool = True
+    abstain_accuracy: float | None = None
     report: bool = True
     resume: bool = False
 

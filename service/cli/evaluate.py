@@ -41,6 +41,7 @@ class Evaluated:
     example: Example
     scores: dict[str, float]
     error: str = ""
+    accepted: bool | None = None
 
     @property
     def label(self) -> str:
@@ -92,6 +93,9 @@ def evaluate(
 
 def _say(task: str, replies: Sequence[Evaluated]) -> None:
     """How many are right: of all files, of each class alike, and of each part where the data brings a split."""
+    import numpy as np
+
+    from adapters.training.calibration import bins_of, calibration_error
     from adapters.training.score import Recalls
 
     by_part: dict[str, list[bool]] = defaultdict(list)
@@ -101,6 +105,14 @@ def _say(task: str, replies: Sequence[Evaluated]) -> None:
     console.print(f"{task}: {right / len(replies):.2%} of {len(replies)} files are right", markup=False)
     recalls = Recalls.of((r.example.label, r.example.label if r.right else "") for r in replies)
     console.print(f"balanced accuracy {recalls.summary()}", markup=False)
+    sure = [(max(reply.scores.values()), reply.right) for reply in replies if reply.scores]
+    if sure:
+        error = calibration_error(bins_of(*map(np.array, zip(*sure, strict=True))))
+        console.print(f"expected calibration error {error:.2%}, of {len(sure)} answers in 15 bins", markup=False)
+    if judged := [reply for reply in replies if reply.accepted is not None]:
+        accepted = [reply.right for reply in judged if reply.accepted]
+        of_them = f", {sum(accepted) / len(accepted):.2%} of them right" if accepted else ""
+        console.print(f"accepted {len(accepted)} of {len(judged)} answers{of_them}", markup=False)
     if len(by_part) > 1:
         shares = (f"{part} {sum(found) / len(found):.2%} of {len(found)}" for part, found in sorted(by_part.items()))
         console.print(f"by part: {', '.join(shares)}", markup=False)
@@ -144,7 +156,7 @@ def _ask(client: Client, task: str, example: Example) -> Evaluated:
         answer = client.predict(example.path, task=task, top_k=100)
     except ProblemError as error:
         return Evaluated(example, {}, error.detail)
-    return Evaluated(example, {p.label: p.score for p in answer.predictions})
+    return Evaluated(example, {p.label: p.score for p in answer.predictions}, accepted=answer.accepted)
 
 
 def _compare(replies: Sequence[Evaluated], expected: dict[str, dict[str, Any]], dtype: str) -> bool:

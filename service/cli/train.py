@@ -127,6 +127,15 @@ def train(
     fallback: Annotated[
         bool, typer.Option("--fallback/--no-fallback", help="Write the best linear head where the method is no better.")
     ] = True,
+    abstain_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Write the score from which so many held-out answers are right; others get accepted: false.",
+        ),
+    ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write FILE.report/ too.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.resume, if it is there.")] = False,
     env_file: Annotated[
@@ -168,6 +177,7 @@ def train(
         plan = TrainingPlan(
             data, file, recipe, fit, held_out=share, part=part, limits=media_limits(settings),
             served=file_limits(settings, settings.max_rank), fallback=fallback, report=report, resume=resume,
+            abstain_accuracy=abstain_accuracy,
         )  # fmt: skip
         _say_no_file(plan)
         try:
@@ -243,6 +253,8 @@ def _say(plan: TrainingPlan, trained: Trained, *, sized: bool) -> None:
         "task": f"{trained.config.task}, {len(trained.config.labels)} labels",
         "held-out accuracy": f"{told['held_out_accuracy']:.2%} of {told['held_out_examples']} files{_epochs(told)}",
         "balanced accuracy": trained.recalls.summary(),
+        "calibration error": _calibration(told["calibration"]),
+        **({"abstain": _abstain(told["calibration"])} if "abstain_threshold" in told["calibration"] else {}),
         "parameters": f"{told['parameters']:,} ({told['share_of_backbone']:.2%} of the backbone)",
         "time, memory": f"{told['seconds']:.0f} s, peak {told['peak_memory_bytes'] / 2**20:,.0f} MiB",
         "file": f"{plan.out}, sha256 {trained.digest[:12]}" if trained.digest else "none",
@@ -257,6 +269,19 @@ def _say(plan: TrainingPlan, trained: Trained, *, sized: bool) -> None:
         console.print(f"next: adaptserve push {plan.out}", markup=False)
     else:
         _say_no_file(plan, trained.report)
+
+
+def _calibration(told: dict[str, Any]) -> str:
+    if told["temperature"] == 1.0:
+        return f"{told['error_before']:.2%}; no temperature lowers the log loss, so none is written"
+    return f"{told['error_before']:.2%}, {told['error']:.2%} with temperature {told['temperature']:g}"
+
+
+def _abstain(told: dict[str, Any]) -> str:
+    return (
+        f"below {told['abstain_threshold']:.2%}; {told['abstain_share']:.1%} of the files are accepted, "
+        f"{told['abstain_accuracy']:.2%} of them right"
+    )
 
 
 def _epochs(told: dict[str, Any]) -> str:

@@ -105,6 +105,17 @@ class Decoder:
 
         return [self._pool.submit(partial(job, first), left) for first in range(jobs)]
 
+    def submit_as(
+        self, body: bytes, config_of: Callable[[], AdapterConfig], left: float
+    ) -> Future[tuple[AdapterConfig, Decoded]]:
+        """For a config that the bytes decide, on a worker. Raises as ``submit``."""
+
+        def job() -> tuple[AdapterConfig, Decoded]:
+            config = config_of()
+            return config, self._decode(body, [config])
+
+        return self._pool.submit(job, left)
+
     def unpack(self, work: Callable[[], T], left: float) -> Future[T]:
         """Make a request's bytes into bodies, on a worker. Raises as ``submit``."""
         return self._pool.submit(work, left)

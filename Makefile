@@ -59,7 +59,7 @@ demo: .venv/.test  ## score the shipped demo tasks on their held-out examples
 	@$(BIN)/python -m adapters.training.demo --score $(ARGS)
 
 clean:  ## remove the environment and the tools' caches
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv build dist *.egg-info client/build client/dist client/*.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"AdaptServe needs Python 3.11 or later, and $(PYTHON) is {v.major}.{v.minor}: call make PYTHON=python3.11" if v < (3, 11) else 0)'

@@ -17,11 +17,13 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from tests.archives import archive
 from tests.houses import CLIP, House, Kit, house, photograph
 from tests.media_samples import clip
 
 OPERATIONS = [
-    "POST /v1/tasks/{task}/predict", "POST /v1/predict", "PUT /v1/tasks/{task}/adapter", "GET /v1/tasks",
+    "POST /v1/tasks/{task}/predict", "POST /v1/predict", "POST /v1/tasks/{task}/batch",
+    "PUT /v1/tasks/{task}/adapter", "GET /v1/tasks",
     "GET /v1/tasks/{task}", "DELETE /v1/tasks/{task}", "GET /v1/tasks/{task}/versions",
     "GET /v1/tasks/{task}/versions/{version}", "DELETE /v1/tasks/{task}/versions/{version}",
     "GET /v1/tasks/{task}/versions/{version}/adapter", "POST /v1/tasks/{task}/versions/{version}/activate",
@@ -98,6 +100,8 @@ class Contract:
             case.body = _json(case.path, base64.b64encode(self._bodies[real["body"]]).decode())
         elif case.media_type not in (None, "multipart/form-data"):
             case.body = self._bodies[real["body"]]
+            if case.path.endswith("/batch"):
+                case.body = archive([("a", case.body), ("b", b"")], "zip")
         return case, (*UNFIT, negative_data_rejection)
 
 

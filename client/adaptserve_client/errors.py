@@ -50,8 +50,8 @@ class BadAddressError(AdaptServeError, ValueError):
 class NoAnswerError(AdaptServeError):
     """No connection, or one that broke; ``url`` was asked, ``sent`` tells whether the server may have seen it."""
 
-    def __init__(self, message: str, *, url: str, sent: bool) -> None:
-        super().__init__(message)
+    def __init__(self, reason: str, *, url: str, sent: bool) -> None:
+        super().__init__(f"no answer from {url}: {reason}")
         self.url = url
         self.sent = sent
 
@@ -240,7 +240,7 @@ def translated(base: str) -> Iterator[None]:
         yield
     except httpx.TimeoutException as error:
         sent = not isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
-        raise TimedOutError("the server did not answer in time", url=_url(error, base), sent=sent) from error
+        raise TimedOutError("it did not come in time", url=_url(error, base), sent=sent) from error
     except httpx.TransportError as error:
         message = str(error) or type(error).__name__
         sent = not isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol)

@@ -65,7 +65,7 @@ def push(
 
 def predict(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Pictures and clips, folders of them, patterns like '*.jpg'.")
+        list[str], typer.Argument(metavar="PATH", help="Pictures and clips, folders of them, patterns like '*.jpg'.")
     ],
     task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task to ask.")],
     url: Url = DEFAULT_URL,

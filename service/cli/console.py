@@ -44,7 +44,7 @@ def one_line_errors(complain: Callable[[str], None] = complain) -> Iterator[None
         complain(f"the server at {urlsplit(error.url).netloc} did not answer in time; is it overloaded?")
         raise typer.Exit(FAILED) from error
     except NoAnswerError as error:
-        complain(f"no answer from {error.url}: {error}; is `adaptserve serve` running?")
+        complain(f"{error}; is `adaptserve serve` running?")
         raise typer.Exit(FAILED) from error
     except AdaptServeError as error:
         complain(str(error))

@@ -24,7 +24,7 @@ _encode = json.JSONEncoder(default=str).encode  # json.dumps makes an encoder fo
 
 
 @dataclass
-class Progress:
+class BatchProgress:
     """What became of a batch call so far."""
 
     items: int = 0
@@ -76,7 +76,7 @@ def _unseen(message: str, error: BaseException | None) -> None:
 
 def request(
     request_id: str, method: str, route: str | None, tasks: Sequence[str], key: str | None, status: int, seconds: float,
-    batch: Progress | None = None,
+    batch: BatchProgress | None = None,
 ) -> None:  # fmt: skip
     """The line of one request. ``route`` is the path's template: what a client made up is not repeated."""
     level = logging.DEBUG if route in QUIET and status < 400 else logging.INFO

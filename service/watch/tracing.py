@@ -16,7 +16,7 @@ from adapters.errors import AdaptError
 from adapters.version import installed_version
 from service.errors import status_of
 from service.settings import Settings
-from service.watch.logs import Progress
+from service.watch.logs import BatchProgress
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -70,7 +70,9 @@ class Tracing:
             span.set_status(self._error)
         span.end(end)
 
-    def batch(self, request: Request, task: str, progress: Progress, wrong: AdaptError | None, seconds: float) -> None:
+    def batch(
+        self, request: Request, task: str, progress: BatchProgress, wrong: AdaptError | None, seconds: float
+    ) -> None:
         """A batch call that took ``seconds``, in one span however many items it has; ``wrong`` has cut it short."""
         end = time.time_ns()
         span = self._request(request, end - _ns(seconds))

@@ -26,7 +26,7 @@ from service.watch.counts import Counting
 from service.watch.metrics import Metrics
 from service.web import problems, routes
 from service.web.addresses import Methods, PlainPath
-from service.web.batches import Batches
+from service.web.batches import BatchRunner
 from service.web.budget import Budget
 from service.web.decoding import Decoder
 from service.web.door import Cors, KnownHost, KnownOrigin, Proxies
@@ -101,7 +101,7 @@ def front_end(
         app.state.catalogue, app.state.counts, app.state.metrics = catalogue, counts, metrics
         app.state.answers = Answers(decoder, engine, catalogue)
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
-        app.state.batches = Batches(engine, settings, spooling, decoding.workers)
+        app.state.batches = BatchRunner(engine, settings, spooling, decoding.workers)
         app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes")
         app.state.tracing = traces
         app.state.calls = Calls(app.state)

@@ -22,7 +22,7 @@ from typing import IO, cast
 from adapters.errors import AdaptError, BrokenMedia, MediaTooLarge, UnsupportedMedia
 from service.errors import BodyTooLarge
 from service.settings import Settings
-from service.web.spool import Reader, Spool
+from service.web.spool import Spool, SpoolFile
 
 DIRECTORY_BYTES, DIRECTORY_BYTES_PER_ITEM = 128 * 1024, 1024
 """What the directory of a zip may have: it is read whole, and takes several times its bytes in memory."""
@@ -39,7 +39,7 @@ _SEPARATORS = re.compile(r"[/\\]+")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, ArithmeticError, LookupError, ValueError, TypeError,
-    NotImplementedError, RecursionError, RuntimeError, EOFError, AttributeError, struct.error,
+    RuntimeError, EOFError, AttributeError, OSError, struct.error,
 )  # fmt: skip
 """What the libraries raise on archives that are none; neither promises to raise its own errors alone."""
 
@@ -93,7 +93,7 @@ def is_tar(head: bytes) -> bool:
 
 def of_zip(spool: Spool, settings: Settings) -> list[Entry]:
     """The files of a zip. Raises BrokenMedia where it cannot be opened, BodyTooLarge past a bound of all together."""
-    reader = Reader(spool, DIRECTORY_BYTES + DIRECTORY_BYTES_PER_ITEM * settings.max_items_per_batch)
+    reader = SpoolFile(spool, DIRECTORY_BYTES + DIRECTORY_BYTES_PER_ITEM * settings.max_items_per_batch)
     reader.left = 4 * reader.most
     try:
         archive = zipfile.ZipFile(cast("IO[bytes]", reader))
@@ -187,7 +187,7 @@ def of_tar(spool: Spool, settings: Settings) -> list[Entry]:
 
 def _members(spool: Spool, settings: Settings) -> Iterator[tarfile.TarInfo]:
     """Raises BrokenMedia where it does not end as a tar does."""
-    reader = Reader(spool, TAR_HEADER_BYTES)
+    reader = SpoolFile(spool, TAR_HEADER_BYTES)
     most = OTHER_MEMBERS + MEMBERS_PER_ITEM * settings.max_items_per_batch
     try:
         archive = tarfile.TarFile(fileobj=cast("IO[bytes]", reader), encoding="utf-8", errors="surrogateescape")

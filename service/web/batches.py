@@ -34,7 +34,7 @@ SENT_AT_ONCE = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Asked:
+class BatchOrder:
     """What a batch is made of. ``rows``: of each entry.
 
     ``answer`` gives the line of an entry by its place, its name and what reads it, and raises what is wrong with it;
@@ -47,7 +47,7 @@ class Asked:
     refuse: Callable[[int, str, Exception], bytes]
 
 
-class Place:
+class BatchPlace:
     """One batch's: a spool for its body, until ``leave``."""
 
     def __init__(self, spool: Spool, leave: Callable[[], None]) -> None:
@@ -62,7 +62,7 @@ class Place:
             self._leave()
 
 
-class Batches:
+class BatchRunner:
     """At most ``max_batches`` at a time; one more gets QueueFull before its body is read."""
 
     def __init__(self, engine: Link, settings: Settings, pool: Pool, decode_workers: int) -> None:
@@ -77,7 +77,7 @@ class Batches:
         """Those that have a place."""
         return self._running
 
-    async def enter(self) -> Place:
+    async def enter(self) -> BatchPlace:
         """Raises QueueFull, and what the disk raises."""
         limit = self._settings.max_batches
         if self._running >= limit:
@@ -90,12 +90,12 @@ class Batches:
         folder = self._settings.spool_dir
         try:
             make = partial(Spool, Path(folder) if folder else self._settings.data_dir / "staging")
-            return Place(await asyncio.wrap_future(self.pool.submit(make)), self._leave)
+            return BatchPlace(await asyncio.wrap_future(self.pool.submit(make)), self._leave)
         except BaseException:
             self._leave()
             raise
 
-    def lines(self, asked: Asked, caller: Caller) -> AsyncGenerator[bytes]:
+    def lines(self, asked: BatchOrder, caller: Caller) -> AsyncGenerator[bytes]:
         """The lines of all entries, in order, some together. Raises ClientGone, DeadlineExceeded or Draining."""
         return _Run(self._engine, self._settings, self._decodes, asked, caller).lines()
 
@@ -106,7 +106,7 @@ class Batches:
 class _Run:
     """One batch on its way through."""
 
-    def __init__(self, engine: Link, settings: Settings, decodes: int, asked: Asked, caller: Caller) -> None:
+    def __init__(self, engine: Link, settings: Settings, decodes: int, asked: BatchOrder, caller: Caller) -> None:
         self._engine, self._asked, self._caller = engine, asked, caller
         self._full, self._queue_rows = settings.max_batch_rows, settings.max_queue_rows
         # Two at least: the next one is decoded while one is computed.
@@ -117,7 +117,7 @@ class _Run:
         self._waiting = asyncio.Semaphore(decodes)
 
     async def lines(self) -> AsyncGenerator[bytes]:
-        """See ``Batches``. What was answered and is not read yet is in the window too, so it fills no memory."""
+        """See ``BatchRunner``. What was answered and is not read yet is in the window too, so it fills no memory."""
         entries = iter(enumerate(self._asked.entries))
         ahead = deque[asyncio.Task[bytes]]()
         try:
@@ -129,10 +129,8 @@ class _Run:
                 await asyncio.wait([ahead[0]])
                 ready = bytearray()
                 while ahead and ahead[0].done() and len(ready) < SENT_AT_ONCE:
-                    if (wrong := ahead[0].exception()) is not None:
-                        if ready:
-                            yield bytes(ready)
-                        raise wrong
+                    if ready and ahead[0].exception() is not None:
+                        break  # what is there goes out first
                     ready += ahead.popleft().result()
                 yield bytes(ready)
         finally:
@@ -141,9 +139,9 @@ class _Run:
             await asyncio.gather(*ahead, return_exceptions=True)
 
     async def _line(self, place: int, entry: Entry) -> bytes:
+        if entry.wrong is not None:
+            return self._asked.refuse(place, entry.name, entry.wrong)
         try:
-            if entry.wrong is not None:
-                raise entry.wrong
             return await self._answer(place, entry)
         except (ClientGone, DeadlineExceeded, Draining):  # of all that is left
             raise

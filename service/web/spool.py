@@ -5,6 +5,7 @@ It does not know what the bytes are. Everything here blocks, for workers.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tempfile
@@ -68,7 +69,7 @@ class Spool:
                 self._file.close()
 
 
-class Reader:
+class SpoolFile:
     """A spool as a file for a library that believes what the file says of itself: bounded in what it reads.
 
     It may read ``most`` bytes at once, and ``left`` in all until somebody sets that anew. For one thread at a time.
@@ -91,10 +92,10 @@ class Reader:
         return found
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Raises ValueError before the beginning."""
+        """Raises OSError before the beginning, as files do."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._spool.size}[whence]
         if start + offset < 0:
-            raise ValueError("there is nothing before the beginning")
+            raise OSError(errno.EINVAL, "there is nothing before the beginning")
         self._at = start + offset
         return self._at
 

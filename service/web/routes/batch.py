@@ -21,11 +21,11 @@ from service.errors import BadRequest, Draining
 from service.settings import Settings
 from service.store.catalogue import Catalogue, Served
 from service.watch.counts import Counting
-from service.watch.logs import Progress
+from service.watch.logs import BatchProgress
 from service.watch.metrics import Metrics
 from service.watch.tracing import Tracing
 from service.web.archives import Entry
-from service.web.batches import Asked, Batches, Place
+from service.web.batches import BatchOrder, BatchPlace, BatchRunner
 from service.web.caller import Caller
 from service.web.middleware import PROGRESS
 from service.web.prediction import Answers, Outcomes
@@ -82,16 +82,16 @@ class BatchCall:
         state = request.app.state
         self.settings: Settings = state.settings
         self.catalogue: Catalogue = state.catalogue
-        self.batches: Batches = state.batches
+        self.batches: BatchRunner = state.batches
         self._answers: Answers = state.answers
         self._counts: Counting = state.counts
         self._metrics: Metrics = state.metrics
         self._tracing: Tracing | None = state.tracing
         self._request, self._task = request, task
         self._request_id: str = request.state.request_id
-        self.progress = request.scope["state"][PROGRESS] = Progress()
+        self.progress = request.scope["state"][PROGRESS] = BatchProgress()
 
-    async def read(self, place: Place, caller: Caller) -> Sequence[Entry]:
+    async def read(self, place: BatchPlace, caller: Caller) -> Sequence[Entry]:
         """The body, and what is in it. The deadline counts from here, and ends when the client leaves."""
         request, settings = self._request, self.settings
         body = BatchBody(
@@ -102,7 +102,9 @@ class BatchCall:
         caller.watch(exchange(request).departed)
         return await body.entries(caller)
 
-    def answered(self, place: Place, entries: Sequence[Entry], served: Served, top_k: int, caller: Caller) -> Response:
+    def answered(
+        self, place: BatchPlace, entries: Sequence[Entry], served: Served, top_k: int, caller: Caller
+    ) -> Response:
         """The answer, which gives the place back when it is over."""
 
         async def answer(index: int, name: str, read: Callable[[], bytes]) -> bytes:
@@ -110,7 +112,7 @@ class BatchCall:
             return self._good(index, name, outcomes)
 
         self.progress.items = len(entries)
-        asked = Asked(entries, served.config.rows, answer, self._bad)
+        asked = BatchOrder(entries, served.config.rows, answer, self._bad)
         return _Streamed(self, place, self.batches.lines(asked, caller), caller)
 
     def _good(self, index: int, name: str, outcomes: Outcomes) -> bytes:
@@ -152,7 +154,7 @@ class Lines(Response):
 class _Streamed(Lines):
     """Sends lines as they come; one cut short says so in its last line, as long as the client is there."""
 
-    def __init__(self, call: BatchCall, place: Place, lines: AsyncGenerator[bytes], caller: Caller) -> None:
+    def __init__(self, call: BatchCall, place: BatchPlace, lines: AsyncGenerator[bytes], caller: Caller) -> None:
         self.status_code, self.background = 200, None
         self.init_headers({"X-Accel-Buffering": "no", "Cache-Control": "no-store"})  # proxies hand on each line
         self._call, self._place, self._lines, self._caller = call, place, lines, caller
@@ -166,7 +168,7 @@ class _Streamed(Lines):
                 async for some in lines:
                     await send({"type": "http.response.body", "body": some, "more_body": True})
         except AdaptError as error:
-            wrong = error
+            wrong = error.copy()  # its traceback holds this frame, which must not hold it
         except TimeoutError:
             wrong = self._caller.too_late("answering the batch")
         except asyncio.CancelledError:  # uvicorn's, when the time of a stop is over

@@ -9,7 +9,9 @@ import asyncio
 import re
 import zlib
 from collections.abc import Collection
+from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from python_multipart.multipart import parse_options_header
 
@@ -19,9 +21,12 @@ from service.pool import Pool
 from service.settings import Settings
 from service.web.archives import BLOCK, Entry, bad, check_count, is_tar, of_tar, of_zip, text_of, too_large
 from service.web.caller import Caller
-from service.web.routes.bodies import Form
+from service.web.routes.forms import MultipartForm
 from service.web.spool import Spool
 from service.web.uploads import BUFFER_BYTES
+
+if TYPE_CHECKING:
+    from zlib import _Decompress
 
 FORM, ZIP, TAR, GZIP = "multipart/form-data", "application/zip", "application/x-tar", "application/gzip"
 TYPES = {
@@ -34,7 +39,8 @@ OTHERS = {
     b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar",
 }  # fmt: skip
 _BOUNDARY = re.compile(rb"--([0-9A-Za-z'()+_,\-./:=? ]{1,70})\r\nContent-", re.IGNORECASE)
-STEP = 1024 * 1024
+PIECE, STEP = 64 * 1024, 1024 * 1024
+"""Bytes that are unpacked at once, and bytes that they may come to at once."""
 OTHER_PARTS = 16
 """Parts of a form that are no files: a browser sends one for each input that was left empty."""
 
@@ -146,7 +152,7 @@ class BatchBody:
         return found
 
 
-class _ManyFiles(Form):
+class _ManyFiles(MultipartForm):
     """The files of a form, under any field names, side by side on the spool."""
 
     def __init__(
@@ -205,20 +211,34 @@ class _Inflating:
                     self._over = True  # what stands after the end is nobody's
                     return
                 self._begun = True
+            before, piece = self._stream.copy(), data[:PIECE]
             try:
-                found = self._stream.decompress(data, STEP)
+                found = self._stream.decompress(piece, STEP)
             except zlib.error:
                 self._damaged = True
+                self._keep(_up_to_the_damage(before, piece))
                 return
-            if self._spool.size + len(found) > self._limit:
-                raise BodyTooLarge(
-                    f"the body has over {self._limit} bytes once it is unpacked, the limit (max_batch_bytes); split it",
-                    field="max_batch_bytes", limit=self._limit,
-                )  # fmt: skip
-            self._spool.write(found)
-            data = self._stream.unconsumed_tail
+            self._keep(found)
+            data = self._stream.unconsumed_tail + data[PIECE:]
             if self._stream.eof:
-                data = self._stream.unused_data
+                data = self._stream.unused_data + data
                 self._stream, self._begun = zlib.decompressobj(31), False
             elif not data and len(found) < STEP:
                 return
+
+    def _keep(self, found: bytes) -> None:
+        if self._spool.size + len(found) > self._limit:
+            raise BodyTooLarge(
+                f"the body has over {self._limit} bytes once it is unpacked, the limit (max_batch_bytes); split it",
+                field="max_batch_bytes", limit=self._limit,
+            )  # fmt: skip
+        self._spool.write(found)
+
+
+def _up_to_the_damage(stream: _Decompress, piece: bytes) -> bytes:
+    """What can be unpacked of the piece: the library gives nothing at all of a call in which it finds damage."""
+    found = bytearray()
+    with suppress(zlib.error):
+        for place in range(len(piece)):
+            found += stream.decompress(piece[place : place + 1])
+    return bytes(found)

@@ -27,7 +27,7 @@ from service.exits import CUT_OFF, FAILED
 from service.supervisor import TRIES
 from tests import hanging
 from tests.children import ENGINE, FRONT_END
-from tests.houses import STARTED_S, WAIT, Kit, Process, photograph, problem, until
+from tests.houses import STARTED_S, WAIT, Kit, Process, client_of, photograph, problem, until
 from tests.killing import LOST, Client, Load, Rig, answers, kill, samples
 
 SETTINGS = {"MAX_QUEUE_ROWS": 48, "DRAIN_S": 1.0, "READY_FRESH_S": 0.2, "READY_TIMEOUT_S": 1.0, "MAX_UPLOADS": 16}
@@ -60,17 +60,19 @@ def engine(server: Process) -> psutil.Process:
 
 
 def ready(server: Process) -> httpx.Response:
-    return httpx.get(f"{server.url}/readyz", timeout=WAIT)
+    with client_of(server.url) as client:
+        return client.get("/readyz")
 
 
 def ask(server: Process, task: str = "t", deadline_ms: int = 20_000) -> httpx.Response:
     headers = {"X-Deadline-Ms": str(deadline_ms)}
-    url = f"{server.url}/v1/tasks/{task}/predict"
-    return httpx.post(url, content=photograph(), headers=headers, timeout=WAIT)
+    with client_of(server.url) as client:
+        return client.post(f"/v1/tasks/{task}/predict", content=photograph(), headers=headers)
 
 
 def gauge(server: Process, name: str) -> float:
-    return samples(httpx.get(f"{server.url}/metrics", timeout=WAIT).text, name)[name]
+    with client_of(server.url) as client:
+        return samples(client.get("/metrics").text, name)[name]
 
 
 def ended(processes: list[psutil.Process]) -> bool:

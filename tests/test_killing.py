@@ -39,6 +39,12 @@ SLACK_S = 2.5
 """For a busy machine."""
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a short name: the servers' sockets are in it, and the kernel takes 107 bytes of a path to one."""
+    return tmp_path_factory.mktemp("kill")
+
+
 @contextmanager
 def started(
     kit: Kit, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **settings: object
@@ -278,7 +284,7 @@ def test_front_ends_that_do_not_last_are_started_more_and_more_seldom(quiet: Pro
     (folder / "short").touch()
     try:
         quiet.family(FRONT_END)[0].kill()
-        assert until(lambda: "in 1 s, since it ends again and again" in quiet.output), quiet.output
+        assert until(lambda: "in 1 s, since it ends again and again" in quiet.output, STARTED_S), quiet.output
     finally:
         (folder / "short").unlink()
     assert until(lambda: quiet.output.rindex("is up again") > quiet.output.rindex("another one is")), quiet.output

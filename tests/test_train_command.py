@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 from adapters.config import VideoConfig, task_name
 from adapters.header import Header, read_header
 from adapters.limits import FileLimits
+from adapters.training import linear
 from adapters.training import run as training_run
 from adapters.training.calibration import Temperature
 from adapters.training.checkpoint import Checkpoint, CheckpointFile
@@ -40,6 +41,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_penalties() -> Iterator[None]:
+    """The search for the linear head's penalty would be half of each run; it has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "PENALTIES", (1.0, 0.1, 0.01))
+        patch.setattr(linear, "FOLDS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")

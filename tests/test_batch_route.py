@@ -362,14 +362,14 @@ def test_an_answer_that_nobody_reads_holds_little(kit: Kit, tmp_path: Path) -> N
     spec = Spec(sites(), len(labels), "avg", "trained")
     with house(kit.settings(data_dir=tmp_path / "data", batch_window_rows=4, send_timeout_s=60.0)) as made:
         made.put("t", kit.file(1, spec)[0]).raise_for_status()
-        content = archive([(str(place), photograph()) for place in range(400)], "tar")
+        content = archive([(str(place), photograph()) for place in range(200)], "tar")
         connection = raw(made, content, top_k=800)
         assert until(lambda: made.client.get("/v1/tasks/t").json()["requests"]["answered"] > 0)
 
         def stands() -> bool:
             before = made.client.get("/v1/tasks/t").json()["requests"]["answered"]
             threading.Event().wait(0.3)
-            return bool(before == made.client.get("/v1/tasks/t").json()["requests"]["answered"] < 300)
+            return bool(before == made.client.get("/v1/tasks/t").json()["requests"]["answered"] < 180)
 
         assert until(stands)
         assert made.local.engine.queued_rows == 0
@@ -438,19 +438,23 @@ def test_whatever_is_packed_and_damaged_has_lines_or_a_problem(
     assert not left_behind(home)
 
 
-def test_a_family_answers_in_order_while_another_task_is_asked(kit: Kit, tmp_path: Path) -> None:
-    """With real processes: a body sent bit by bit, the answer read as it comes, an engine that is killed meanwhile."""
+@pytest.mark.parametrize(
+    "kill", [False, pytest.param(True, marks=[pytest.mark.torture, pytest.mark.timeout(600)])], ids=["well", "killed"]
+)
+def test_a_family_answers_in_order_while_another_task_is_asked(kit: Kit, tmp_path: Path, kill: bool) -> None:
+    """With real processes: a body sent bit by bit, the answer read as it comes, and an engine that is killed midway."""
     backbone = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu"]
-    arguments = [*backbone, "--data-dir", str(tmp_path / "data"), "--front-ends", "2"]
-    files = [(f"{place}.jpg", photograph(place % 7)) for place in range(300)]
-    content = archive([*files[:100], ("bad.txt", b"x"), *files[100:]], "tar")
+    arguments = [*backbone, "--data-dir", str(tmp_path / "data"), "--front-ends", "1"]
+    files = [(f"{place}.jpg", photograph(place % 7)) for place in range(200)]
+    files.insert(70, ("bad.txt", b"x"))
+    content = archive(files, "tar")
     with Process(arguments, tmp_path / "log") as server:
         for task in ("t", "other"):
             server.client.put(f"/v1/tasks/{task}/adapter", content=kit.file(1)[0]).raise_for_status()
-        names, killed, asked_beside = [], False, 0
+        names: list[str] = []
         parts = (content[at : at + 100_000] for at in range(0, len(content), 100_000))
         with (
-            httpx.Client(base_url=server.url, timeout=90) as client,
+            httpx.Client(base_url=server.url, timeout=300) as client,
             client.stream("POST", BATCH, content=parts, headers={"Content-Type": "application/x-tar"}) as response,
         ):
             assert response.status_code == 200
@@ -458,13 +462,10 @@ def test_a_family_answers_in_order_while_another_task_is_asked(kit: Kit, tmp_pat
                 item = json.loads(line)
                 names.append(item.get("name"))
                 if len(names) in (20, 60):
-                    beside = server.client.post("/v1/tasks/other/predict", content=photograph())
-                    asked_beside += beside.status_code == 200
-                if len(names) == 150 and not killed:
-                    killed = True
+                    server.client.post("/v1/tasks/other/predict", content=photograph()).raise_for_status()
+                if len(names) == 100 and kill:
                     server.family("service.engine.process")[0].send_signal(signal.SIGKILL)
-        assert item == {"done": True, "items": 301, "failed": 1}
-        assert names[:-1] == [*(name for name, _ in files[:100]), "bad.txt", *(name for name, _ in files[100:])]
-        assert asked_beside == 2
+        assert item == {"done": True, "items": 201, "failed": 1}
+        assert names[:-1] == [name for name, _ in files]
         assert server.stop(signal.SIGTERM) == 0
     assert "Traceback" not in server.output

@@ -34,8 +34,8 @@ PROGRESS = "progress"
 """In the state of a batch call: what became of it, for its log line."""
 
 OnDone = Callable[[Sequence[str], int, float | None], None]
-"""Called with the tasks, the status and the seconds of each request that is counted; without seconds for one whose
-address never came.
+"""Called with the tasks, the status and the seconds of each request that is counted; without seconds for a batch
+call, and for one whose address never came.
 """
 
 
@@ -70,7 +70,8 @@ class RequestContext:
         finally:
             seconds, status = time.perf_counter() - start, status or 499
             if scope["path"].removeprefix(scope.get("root_path", "")).startswith(COUNTED):
-                self._on_done(state["tasks"], status, seconds)
+                # A batch call takes as long as it has items, which says nothing of how long requests take.
+                self._on_done(state["tasks"], status, None if PROGRESS in state else seconds)
             _log(scope, state, status, seconds)
 
     async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -86,7 +86,7 @@ class AsyncClient:
         max_bytes: int = MAX_BYTES,
         concurrency: int = CONCURRENCY,
         **options: Unpack[calls.BatchOptions],
-    ) -> AsyncIterator[BatchOutcome]:
+    ) -> AsyncGenerator[BatchOutcome, None]:
         """Ask a task about any number of paths, or names with bytes; yields outcomes in order, as ``Client.batch``."""
         terms = Terms(self.url, self._retries, max_items, max_bytes)
         calls.check(options, calls.BatchOptions)  # raises TypeError now rather than at the first outcome
@@ -186,7 +186,7 @@ class AsyncClient:
 
     async def _batch(
         self, cut: Iterator[Portion], task: str, concurrency: int, options: calls.BatchOptions
-    ) -> AsyncIterator[BatchOutcome]:
+    ) -> AsyncGenerator[BatchOutcome, None]:
         running: deque[tuple[asyncio.Task[None], Outcomes]] = deque()
         try:
             while True:

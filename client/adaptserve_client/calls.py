@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -119,7 +120,7 @@ def check(options: Mapping[str, Any], kind: type) -> None:
 
 
 def asked(options: BatchOptions) -> dict[str, Any]:
-    """``params``, ``headers`` and ``timeout`` of a request with these options. Raises TypeError for unknown ones."""
+    """``params``, ``headers`` and ``timeout`` of a request with these options. Raises TypeError, ValueError."""
     check(options, PredictOptions)
     given: dict[str, Any] = {**options}
     params = {
@@ -130,7 +131,9 @@ def asked(options: BatchOptions) -> dict[str, Any]:
     headers, timeout = {}, None
     deadline = given.get("deadline")
     if deadline is not None:
-        headers["X-Deadline-Ms"] = str(max(1, -int(-1000 * deadline // 1)))
+        if not 0 < deadline < math.inf:
+            raise ValueError(f"deadline is a number of seconds above 0, not {deadline}")
+        headers["X-Deadline-Ms"] = str(math.ceil(1000 * deadline))
         timeout = deadline + PATIENCE_S
     return {"params": params, "headers": headers, "timeout": timeout}
 

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -45,7 +45,7 @@ class Client:
 
     ``url``: else ADAPTSERVE_URL, else http://127.0.0.1:8000. ``api_key``: else ADAPTSERVE_API_KEY or ADAPTSERVE_KEY,
     else none. ``timeout``: seconds that a server may be silent. ``retries``: further tries after 429, 503 and a refused
-    or broken connection, when ``Retry-After`` says, else after 0.25, 0.5, 1, … seconds, less a random part.
+    or broken connection, after 0.25, 0.5, 1, … seconds less a random part, and not before ``Retry-After`` says.
 
     Every method raises the errors of ``adaptserve_client.errors``, and OSError for a file that cannot be read.
     """
@@ -92,7 +92,7 @@ class Client:
         max_bytes: int = MAX_BYTES,
         concurrency: int = CONCURRENCY,
         **options: Unpack[calls.BatchOptions],
-    ) -> Iterator[BatchOutcome]:
+    ) -> Generator[BatchOutcome, None, None]:
         """Ask a task about any number of paths, or names with bytes; yields outcomes in order, as they are done.
 
         What fails is an outcome with an ``error``; the others go on. A stream that the server cuts short is gone on
@@ -197,7 +197,7 @@ class Client:
 
     def _batch(
         self, cut: Iterator[Portion], task: str, concurrency: int, options: calls.BatchOptions
-    ) -> Iterator[BatchOutcome]:
+    ) -> Generator[BatchOutcome, None, None]:
         running: deque[_Running] = deque()
         try:
             while True:

@@ -117,7 +117,8 @@ class Portion:
             return 0.0 if self.left else None
         if not self.left:
             return None
-        cut = error is None and not self._complete
+        silent = any(item.index not in self._done and item.index not in self._refused for item in self._asked)
+        cut = error is None and (silent or not self._complete)
         if cut:
             told = "the answers ended before the last item's"
             error = self._why or NoAnswerError(told, url=self._terms.url, sent=True)

@@ -39,11 +39,9 @@ class Attempts:
         backoff = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**self._failed)
         asked = error.retry_after if isinstance(error, ProblemError) else None
         self._failed += 1
-        if asked is None:
-            return backoff * random.uniform(0.5, 1.0)  # noqa: S311
-        if asked > LONGEST_PAUSE_S:
+        if asked is not None and asked > LONGEST_PAUSE_S:
             return None
-        return asked + min(asked, backoff) * random.uniform(0.0, 0.5)  # noqa: S311
+        return max(asked or 0.0, backoff * random.uniform(0.5, 1.0))  # noqa: S311
 
     def _may_help(self, error: AdaptServeError) -> bool:
         if isinstance(error, OverloadedError | UnavailableError):

@@ -96,6 +96,8 @@ def files_of(paths: Sequence[str]) -> tuple[list[str], int]:
                 found[str(path)] = None
                 continue
             for inner in files_in(path):
+                if inner.exists() and not inner.is_file():
+                    continue  # a pipe or a socket would be waited for
                 if inner.suffix.lower() in PICTURES | CLIPS:
                     found[str(inner)] = None
                 else:

@@ -262,8 +262,9 @@ def _outcome(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, sc
     accepted = None if abstain is None else top[0].score >= abstain
     if extras.min_score:
         top = [label for label in top if label.score >= extras.min_score]
-    vectors = [view.vector for view in views if view.vector is not None]
-    vector = (vectors[0] if len(vectors) == 1 else np.mean(vectors, axis=0)) if extras.embedding else None
+    vector = None
+    if extras.embedding:
+        vector = np.mean([view.vector for view in views if view.vector is not None], axis=0)
     return Outcome(served, top, seen.bad_frames, last.queue_s, last.compute_s, accepted, vector)
 
 

@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     )
     max_clip_seconds: float = Field(MediaLimits.max_duration_s, gt=0, description="Duration of one clip, in seconds.")
     max_clip_packets: int = Field(MediaLimits.max_packets, ge=1, description="Compressed frames of one clip.")
+    max_windows: int = Field(
+        MediaLimits.max_windows, ge=1, le=MAX_CLIP_ROWS,
+        description="Windows of one clip that one request may ask; the queue must hold the frames of all of them.",
+    )  # fmt: skip
     max_clip_samples: int = Field(
         MediaLimits.max_samples, ge=1, description="Entries in the tables of an MP4, about 70 bytes of memory each."
     )

@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Literal, TypeVar
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from adapters.config import AdapterConfig
 from adapters.errors import AdaptError, WrongModality
-from adapters.media import sniff
+from adapters.media import Excerpt, Span, sniff
 from adapters.meta import BARE_FRAMES, bare_config
 from adapters.scores import Prediction, best, probabilities
 from service.engine.interface import Answer, Answering, Link
@@ -41,12 +41,13 @@ class Extras:
     """What an answer is asked beyond its best labels.
 
     Labels below ``min_score`` are left out; ``abstain`` stands in for the file's own threshold; ``embedding``: with the
-    task's pooled vector.
+    task's pooled vector; ``excerpt``: of a part of a clip, or of windows of it.
     """
 
     min_score: float = 0.0
     abstain: float | None = None
     embedding: bool = False
+    excerpt: Excerpt | None = None
 
 
 PLAIN = Extras()
@@ -57,7 +58,8 @@ class Outcome:
     """One version's answer; stages in seconds, ``queue_s`` with the time a cold adapter took to load.
 
     ``accepted``: whether the best score reaches the abstain threshold; None where there is none. ``vector`` (width,)
-    float32 is the mean over the views, if it was asked.
+    float32 is the mean over the views, if it was asked. ``windows`` are answers of their own, if they were asked; the
+    outcome is then of all of them, as if each were a view.
     """
 
     served: Served
@@ -67,6 +69,7 @@ class Outcome:
     compute_s: float
     accepted: bool | None = None
     vector: NDArray[np.float32] | None = None
+    windows: Sequence[tuple[Span, Outcome]] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,8 @@ class Answers:
     ) -> Outcomes:
         """All or nothing: the first failure is raised, with the task's name, and the other rows are taken back."""
         configs = [served.config for served in versions]
-        (decoded,) = await caller.wait([self._decoder.submit(body, configs, caller.left)], "decoding")
+        decoding = self._decoder.submit(body, configs, caller.left, extras.excerpt)
+        (decoded,) = await caller.wait([decoding], "decoding")
         decoded_ns = time.time_ns()
 
         def named(error: AdaptError, place: int) -> AdaptError:
@@ -133,7 +137,7 @@ class Answers:
         answers = await self._compute(versions, decoded.seen, caller, named, embed=extras.embedding)
         results = []
         for served, views, seen in zip(versions, answers, decoded.seen, strict=True):
-            make = partial(_outcome, served, views, seen, top_k, served.config.score, extras)
+            make = partial(_whole, served, views, seen, top_k, extras)
             results.append(make() if _small(served, views) else await asyncio.to_thread(make))
         return Outcomes(results, decoded.seconds, decoded_ns)
 
@@ -202,7 +206,8 @@ class Answers:
     ) -> list[list[Answer]]:
         """The answers to each version's views. Those that see the same pixels are asked for together."""
         answers: dict[int, list[Answering]] = {place: [] for place in range(len(versions))}
-        rows = sum(served.config.rows for served in versions if served.config.views > 1)
+        seen_by = zip(versions, decoded, strict=True)
+        rows = sum(len(seen.pixels) for served, seen in seen_by if len(seen.pixels) > served.config.frames)
         if rows:  # all views or none: those that found room would be computed for nothing
             await self._engine.check_room(rows, caller.deadline, ())
         try:
@@ -210,7 +215,7 @@ class Answers:
                 places = [place for place, other in enumerate(decoded) if other is seen]
                 items = [self._item(versions[place]) for place in places]
                 for number, view in enumerate(seen.pixels.views(versions[places[0]].config.frames)):
-                    picture = seen.digest + bytes([number]) if number else seen.digest
+                    picture = seen.digest + number.to_bytes(2, "little") if number else seen.digest
                     asked = self._engine.ask(items, view, caller.deadline, picture, embed=embed)
                     for place, answer in zip(places, asked, strict=True):
                         answers[place].append(answer)
@@ -233,6 +238,21 @@ def _small(served: Served, views: Sequence[Answer]) -> bool:
     return len(views) * len(served.config.labels) < LARGE_HEAD
 
 
+def _whole(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, extras: Extras) -> Outcome:
+    """The outcome, and that of each window; views lie crop by crop, in each window by window, in each view by view."""
+    how, spans = served.config.score, seen.spans
+    outcome = _outcome(served, views, seen, top_k, how, extras)
+    if extras.excerpt is None or extras.excerpt.window is None:
+        return outcome
+    crops, step = served.config.crops, served.config.views // served.config.crops
+    windows = []
+    for number, span in enumerate(spans):
+        firsts = ((crop * len(spans) + number) * step for crop in range(crops))
+        own = [view for first in firsts for view in views[first : first + step]]
+        windows.append((span, _outcome(served, own, seen, top_k, how, extras)))
+    return replace(outcome, windows=windows)
+
+
 def _outcome(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, score: str, extras: Extras) -> Outcome:
     logits = views[0].logits if len(views) == 1 else np.stack([view.logits for view in views])
     last = max(views, key=lambda view: view.queue_s + view.compute_s)
@@ -242,8 +262,9 @@ def _outcome(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, sc
     accepted = None if abstain is None else top[0].score >= abstain
     if extras.min_score:
         top = [label for label in top if label.score >= extras.min_score]
-    vectors = [view.vector for view in views if view.vector is not None]
-    vector = (vectors[0] if len(vectors) == 1 else np.mean(vectors, axis=0)) if extras.embedding else None
+    vector = None
+    if extras.embedding:
+        vector = np.mean([view.vector for view in views if view.vector is not None], axis=0)
     return Outcome(served, top, seen.bad_frames, last.queue_s, last.compute_s, accepted, vector)
 
 

@@ -47,7 +47,24 @@ class PredictAnswer(_Answer):
         exclude_if=lambda embedding: embedding is None,
         examples=[[0.12, -1.3]],
     )
+    windows: list[WindowAnswer] | None = Field(
+        None,
+        description="with `window`: an answer for each; `predictions` are then of their mean scores",
+        exclude_if=lambda windows: windows is None,
+    )
     bad_frames: int = Field(0, description="frames of the clip that had to be decoded and could not be", examples=[0])
+
+
+class WindowAnswer(_Answer):
+    """What a task says of a window of a clip."""
+
+    start: float = Field(description="seconds after the clip's first frame", examples=[0.0])
+    end: float = Field(description="likewise", examples=[2.0])
+    predictions: list[LabelScore] = Field(description="best first")
+    accepted: bool | None = Field(None, description="as of the whole", exclude_if=lambda accepted: accepted is None)
+    embedding: list[float] | None = Field(
+        None, description="as of the whole", exclude_if=lambda embedding: embedding is None
+    )
 
 
 class EmbedAnswer(_Answer):

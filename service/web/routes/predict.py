@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from adapters.config import MAX_FRAMES
+from adapters.media import Excerpt
 from service.engine.interface import Link
 from service.errors import BadRequest
 from service.settings import Settings
@@ -25,7 +26,7 @@ from service.web.caller import Caller
 from service.web.prediction import PLAIN, Answers, Extras, Outcome, Outcomes
 from service.web.routes.bodies import Memory, exchange, receive
 from service.web.routes.common import SHAPE, TaskName, checked_name, count_for, file_body, problems
-from service.web.schemas import EmbedAnswer, LabelScore, ManyAnswer, PredictAnswer
+from service.web.schemas import EmbedAnswer, LabelScore, ManyAnswer, PredictAnswer, WindowAnswer
 
 router = APIRouter(tags=["predict"])
 
@@ -46,6 +47,9 @@ _PROBLEMS = problems(404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
 TopK = Annotated[int, Query(ge=1, description="how many labels to return, best first; all if there are fewer")]
 
 
+Seconds = float | SkipJsonSchema[None]
+
+
 async def extras(
     min_score: Annotated[
         float, Query(ge=0, le=1, allow_inf_nan=False, description="leave out labels with a lower score, 0 to 1")
@@ -55,9 +59,18 @@ async def extras(
         Query(ge=0, le=1, allow_inf_nan=False, description=_ABSTAIN),
     ] = None,
     embedding: Annotated[bool, Query(description="answer with the vector that the task's head sees")] = False,
+    start: Annotated[Seconds, Query(description="of a clip: seconds after its first frame where to begin")] = None,
+    end: Annotated[Seconds, Query(description="of a clip: seconds after its first frame where to end")] = None,
+    window: Annotated[Seconds, Query(description="of a clip: an answer for each window of so many seconds")] = None,
+    stride: Annotated[Seconds, Query(description="seconds from window to window; `window` if not said")] = None,
 ) -> Extras:
-    """What is asked beyond the best labels."""
-    return Extras(min_score, abstain, embedding)
+    """What is asked beyond the best labels. Raises BadRequest."""
+    if start is end is window is stride is None:
+        return Extras(min_score, abstain, embedding)
+    try:
+        return Extras(min_score, abstain, embedding, Excerpt(start or 0.0, end, window, stride))
+    except ValueError as error:
+        raise BadRequest(str(error), field=str(error).split()[0]) from error
 
 
 TheExtras = Annotated[Extras, Depends(extras)]
@@ -252,6 +265,15 @@ def _server_timing(decode_s: float, queue_s: float, compute_s: float) -> str:
     return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items())
 
 
+def _said(outcome: Outcome) -> dict[str, Any]:
+    """What a whole answer and that of a window both have."""
+    return {
+        "predictions": [LabelScore(label=p.label, index=p.index, score=p.score) for p in outcome.predictions],
+        "accepted": outcome.accepted,
+        "embedding": None if outcome.vector is None else outcome.vector.tolist(),
+    }
+
+
 def wire(outcome: Outcome) -> PredictAnswer:
     """One task's answer as clients see it."""
     served = outcome.served
@@ -260,8 +282,9 @@ def wire(outcome: Outcome) -> PredictAnswer:
         version=served.version,
         digest=served.digest,
         modality=served.config.modality,
-        predictions=[LabelScore(label=p.label, index=p.index, score=p.score) for p in outcome.predictions],
         bad_frames=outcome.bad_frames,
-        accepted=outcome.accepted,
-        embedding=None if outcome.vector is None else outcome.vector.tolist(),
+        windows=None
+        if outcome.windows is None
+        else [WindowAnswer(start=start, end=end, **_said(own)) for (start, end), own in outcome.windows],
+        **_said(outcome),
     )

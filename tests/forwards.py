@@ -47,7 +47,7 @@ def xcit(model: Any, images: Tensor, added: Added, rest: Rest) -> Tensor:
 
 
 def hiera(model: Any, images: Tensor, added: Added, rest: Rest) -> Tensor:
-    x = model.unroll(model.patch_embed(images) + model.pos_embed)
+    x = model.unroll(model._pos_embed(model.patch_embed(images)))
     for index, block in enumerate(model.blocks):
         x = x + added("input", index, x)
         normed = block.norm1(x)

@@ -102,6 +102,23 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         "vit_small_patch14_dinov2",
         {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3, "init_values": 0.5},
     ),
+    "swiglu": ("eva02_base_patch14_224", {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "merged": (
+        "qwen3_vit_88m_merge",
+        {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "pos_embed_grid_size": 4, "out_features": 48},
+    ),
+    "abswin": (
+        "hiera_small_abswin_256",
+        {
+            "img_size": [64, 64],
+            "embed_dim": 24,
+            "num_heads": 1,
+            "stages": [1, 2],
+            "q_pool": 1,
+            "mask_unit_size": [4, 4],
+            "mask_unit_attn": [True, False],
+        },
+    ),
 }
 """Of a family above, for tests of their own."""
 

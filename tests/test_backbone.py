@@ -23,7 +23,7 @@ from adapters.forward.plan import plan_of
 from adapters.heads import pages_of
 from adapters.training.model import AdaptedModel
 from tests.forwards import FORWARDS, last_norm, norm_of_pooled
-from tests.models import FAMILIES, Spec, close, head_of, random_adapter, residual, small_backbone
+from tests.models import FAMILIES, OTHERS, Spec, close, head_of, random_adapter, residual, small_backbone
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -217,7 +217,7 @@ def test_every_site_and_pool_equals_the_reference(backbone: Backbone) -> None:
 
 def timms_own(backbone: Backbone) -> Any:
     """timm's model with the backbone's weights, and nothing of ours on it."""
-    architecture, args = FAMILIES[backbone.layout.model.split("+")[0]]
+    architecture, args = (FAMILIES | OTHERS)[backbone.layout.model.split("+")[0]]
     bare = timm.create_model(architecture, pretrained=False, num_classes=0, **args).eval()
     bare.load_state_dict(backbone.model.state_dict())
     return bare.requires_grad_(False)  # torch sums in another order for what may need a gradient
@@ -276,6 +276,28 @@ def test_a_training_step_has_gradients_at_every_site(backbone: Backbone) -> None
             assert parameter.grad.any(), name
     optimizer.step()
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@torch.inference_mode()
+def test_others_of_a_family(tmp_path: Path, name: str) -> None:
+    """timm's own without an adapter; with one, what hooks on timm's own modules make of it."""
+    backbone = small_backbone(tmp_path / name, name)
+    images, bare = normalised(backbone, pixels(backbone, 2)), timms_own(backbone)
+    features = backbone.features(images)
+    assert torch.equal(features.normed, bare.forward_features(images))
+    vector = backbone.pool(features, "backbone", "frozen")
+    assert torch.equal(vector, bare.forward_head(features.normed, pre_logits=True))
+    adapter = random_adapter(backbone, Spec((all_sites(backbone, "parallel"),)), 1)
+    bench, taps = Bench(backbone, [adapter]), dict[int, Tensor]()
+    for index, block in enumerate(blocks_of(bare, name)):
+        block.module.norm2.register_forward_pre_hook(lambda _m, args, i=index: taps.update({i: args[0]}))
+        block.module.register_forward_hook(
+            lambda _m, _a, out, i=index: out + residual(adapter, "parallel", i, taps[i]).reshape(out.shape)
+        )
+    expected = head_of(backbone, adapter, bare.forward_head(bare.forward_features(images), pre_logits=True))
+    found = bench.forward([bench.job(0, image[None]) for image in pixels(backbone, 2)])
+    close(torch.from_numpy(np.stack(found)), expected)
 
 
 @torch.inference_mode()

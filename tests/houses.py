@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,11 +140,14 @@ class Process:
         environment = {"ADAPTSERVE_DTYPE": "float32"} | os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-        assert until(lambda: self._url() is not None or self.process.poll() is not None, STARTED_S), self.output
-        assert self.process.poll() is None, self.output
-        self.url = self._url() or ""
-        self.client = client_of(self.url)
-        assert until(self._ready, 30), self.output
+        with ExitStack() as failed:
+            failed.callback(self._end)
+            assert until(lambda: self._url() is not None or self.process.poll() is not None, STARTED_S), self.output
+            assert self.process.poll() is None, self.output
+            self.url = self._url() or ""
+            self.client = failed.enter_context(client_of(self.url))
+            assert until(self._ready, 30), self.output
+            failed.pop_all()
 
     @property
     def output(self) -> str:
@@ -168,6 +171,9 @@ class Process:
     def __exit__(self, *_: object) -> None:
         """Nothing is left behind, also where a test failed."""
         self.client.close()
+        self._end()
+
+    def _end(self) -> None:
         self.process.kill()
         self.process.wait()
 

@@ -461,7 +461,7 @@ def full(retry_after: str = "2", status: int = 429) -> httpx.Response:
 def test_tries_follow_what_the_server_asks(of_made: Any, pauses: list[float]) -> None:
     made = answers(full(), full("0", 503), httpx.ConnectError("refused"), httpx.Response(200, json=GOOD))
     assert of_made(made).predict(b"x", task="t").best is None
-    assert pauses[0] == 2
+    assert 2 <= pauses[0] <= 2.5
     assert 0.25 <= pauses[1] <= 0.5
     assert 0.5 <= pauses[2] <= 1
 

@@ -41,7 +41,7 @@ class Attempts:
         self._failed += 1
         if asked is not None and asked > LONGEST_PAUSE_S:
             return None
-        return max(asked or 0.0, backoff * random.uniform(0.5, 1.0))  # noqa: S311
+        return max((asked or 0.0) * random.uniform(1.0, 1.25), backoff * random.uniform(0.5, 1.0))  # noqa: S311
 
     def _may_help(self, error: AdaptServeError) -> bool:
         if isinstance(error, OverloadedError | UnavailableError):

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     keys: str = Field("", description="Keys as `adaptserve keys create` prints them: hashes in a JSON list.")
     keys_file: str = Field("", description="File with the same JSON list; its keys are added to those above.")
     data_dir: Path = Field(Path("data"), description="Folder of the tasks and their versions.")
-    backbone: str = Field("demo", description="`demo`, a timm model name, or a folder in timm's hub layout.")
+    backbone: str = Field("demo", description="`demo`, a timm model name, or a folder of timm or transformers.")
     weights: str = Field(
         "",
         description="Empty for the model's own pretrained weights; a .safetensors or .pth file; "

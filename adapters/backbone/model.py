@@ -286,10 +286,11 @@ def load_backbone(
     dtype: str = "auto",
     image_size: int | str | Size | None = None,
 ) -> Backbone:
-    """Load and freeze a timm model.
+    """Load and freeze a timm model, or one of transformers as the timm model that computes the same.
 
-    ``name``: ``demo``, a timm model name, or a folder in timm's hub layout. ``weights``: empty for the model's own
-    pretrained weights, a ``.safetensors`` or ``.pth`` file, or ``random:SEED`` (tests and benchmarks only).
+    ``name``: ``demo``, a timm model name, a folder in timm's hub layout or of transformers, or ``hf-hub:owner/name``.
+    ``weights``: empty for the model's own pretrained weights, a ``.safetensors`` or ``.pth`` file in timm's,
+    transformers' or another known project's names, or ``random:SEED`` (tests and benchmarks only).
     ``device``: ``auto`` takes CUDA where there is one. ``dtype``: see ``resolve_dtype``. ``image_size``: 224, or height
     and width as ``(196, 322)`` or ``"196x322"``; the model's own where it is empty or None. Raises BackboneError.
     """

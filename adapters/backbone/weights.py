@@ -152,7 +152,7 @@ def _resolve(name: str) -> tuple[_Source, str]:
 
 
 def _hint(name: str) -> str:
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         return f"; on the Hugging Face hub it would be hf-hub:{name}"
     close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
     return f"; close: {', '.join(close)}" if close else "; see timm.list_models()"

@@ -43,7 +43,9 @@ def train(
     method: Annotated[
         Method, typer.Option(help="linear trains the head alone; vpt and full are for comparison.")
     ] = "adaptformer",
-    backbone: Annotated[str, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.")] = "demo",
+    backbone: Annotated[
+        str, typer.Option(help="demo, a timm model name, or a folder of timm or transformers.")
+    ] = "demo",
     weights: Annotated[str, typer.Option(help="A .safetensors or .pth file instead of the pretrained weights.")] = "",
     image_size: Annotated[
         str,

@@ -67,8 +67,7 @@ def examples(trial: Trial, backbone: Any) -> list[Asked]:
     data = read_data(plan, find_examples(root), adapter.config, Teller(sys.stderr))[1][1]
     logits = served_logits(adapter, backbone, data)
     return [
-        Asked(task_of(trial), root / one.path, one.label, one.scores)
-        for one in scored(logits, adapter.config, data)
+        Asked(task_of(trial), root / one.path, one.label, one.scores) for one in scored(logits, adapter.config, data)
     ]
 
 

@@ -15,7 +15,7 @@ from timm.layers import QuickGELU
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone, fingerprint_of, load_backbone
-from adapters.backbone.checkpoint import read
+from adapters.backbone.reading import read
 from adapters.errors import BackboneError
 from tests.models import FAMILIES, OTHERS, small_backbone
 from tests.test_backbone import normalised, pixels

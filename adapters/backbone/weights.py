@@ -9,9 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 import time
-import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,18 +18,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import hub
-from adapters.backbone.checkpoint import Comparison, compare, fingerprint_of, load, read
+from adapters.backbone.checkpoint import Comparison, compare, fingerprint_of, load
 from adapters.backbone.families import blocks_of
 from adapters.backbone.inputs import input_config
+from adapters.backbone.reading import read
 from adapters.backbone.sizes import patch_of, refuse_part_of_a_patch, refused, resample_as_given, squares_near
-from adapters.backbone.transformers_config import Described, Manner, described, manner_beside
+from adapters.backbone.source import Source, create, file_in, first_line, not_loaded, resolve
+from adapters.backbone.transformers_config import manner_beside
 from adapters.config import InputConfig, Size
 from adapters.errors import BackboneError
 
-DEMO_BACKBONE = Path(__file__).parent.parent / "demo" / "backbone"
-REACH_S = 2.0
-"""Time for the hub's first answer, unless HF_HUB_ETAG_TIMEOUT is set. Downloads have no such bound."""
 GUESS_S = 3.0
 """Time to look for the architecture that a refused checkpoint fits."""
 _MODULES = (
@@ -38,12 +35,6 @@ _MODULES = (
     "naflexvit", "vitamin",
 )  # fmt: skip
 _SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so", 1280: "huge"}
-_FOLDER_FILES = (
-    "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
-)  # fmt: skip
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_ADVICE = "give a local file with --weights, or use the shipped demo"
 
 
 class Built(NamedTuple):
@@ -62,33 +53,11 @@ class _Loaded(NamedTuple):
     resampled: str
 
 
-class _Source(NamedTuple):
-    """What timm is asked for: its ``name`` of a model, or of a ``folder``, in which the weights are.
-
-    ``told``: what the folder says of its model where that is not timm's own, and ``manner`` how it computes.
-    """
-
-    name: str
-    folder: Path | None = None
-    told: Described | None = None
-    manner: Manner | None = None
-
-    def create(self, size: Size | None, *, pretrained: bool) -> nn.Module:
-        """Raises whatever timm raises."""
-        args: dict[str, Any] = {"img_size": size} if size else {}
-        if self.told:
-            args = {**self.told.args, **args, "pretrained_cfg_overlay": dict(self.told.seen)}
-        model: nn.Module = timm.create_model(self.name, pretrained=pretrained, num_classes=0, **args)
-        if self.manner:
-            self.manner.give(model)
-        return model
-
-
 class _Plan(NamedTuple):
     """What is to be built. ``own``: the model without memory, at its own size. ``size``: another one, or None."""
 
     name: str
-    source: _Source
+    source: Source
     own: nn.Module
     size: Size | None
 
@@ -99,12 +68,12 @@ class _Plan(NamedTuple):
     def at(self, size: Size | None) -> nn.Module:
         """The model without memory, for pictures of that size. Raises BackboneError."""
         with torch.device("meta"):
-            return _create(self.name, self.source, size)
+            return create(self.name, self.source, size)
 
 
 def build_model(name: str, weights: str, size: Size | None = None) -> Built:
     """See ``load_backbone``. Raises BackboneError."""
-    source, label = _resolve(name)
+    source, label = resolve(name)
     seed = re.fullmatch(r"random:(\d{1,9})", weights)
     if not seed and weights.startswith("random"):
         raise BackboneError(f"weights '{weights}' must be random:SEED with a whole number", weights=weights)
@@ -125,55 +94,15 @@ def build_model(name: str, weights: str, size: Size | None = None) -> Built:
     return Built(label, input_config(loaded.model, plan.size), *loaded)
 
 
-def _resolve(name: str) -> tuple[_Source, str]:
-    """Where a name leads, and what the backbone is called. Raises BackboneError."""
-    if name == "demo":
-        return _Source(f"local-dir:{DEMO_BACKBONE}", DEMO_BACKBONE), name
-    folder = Path(name.removeprefix("local-dir:"))
-    if (folder / "config.json").is_file():
-        return _in_folder(folder, folder.name or folder.resolve().name)
-    # A published timm model is the same by either name, and so is what timm makes of it.
-    of_timm = re.fullmatch(r"(?:hf[-_]hub:)?timm/([\w.-]+)", name)
-    if of_timm and timm.is_model(of_timm[1].split(".")[0]):
-        name = of_timm[1]
-    elif on_hub := re.fullmatch(r"hf[-_]hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
-        try:
-            return _in_folder(hub.fetched(on_hub[1], on_hub[2], REACH_S), on_hub[1])
-        except hub.OutOfReach as error:
-            raise BackboneError(
-                f"{name} could not be loaded ({error}); give a local folder with its config.json and "
-                "model.safetensors, or use the shipped demo", model=name,
-            ) from error  # fmt: skip
-    if not timm.is_model(name.split(".")[0]):
-        raise BackboneError(
-            f"'{name}' is neither a timm model nor a folder with a config.json{_hint(name)}", model=name
-        )
-    return _Source(name), name
-
-
-def _hint(name: str) -> str:
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        return f"; on the Hugging Face hub it would be hf-hub:{name}"
-    close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
-    return f"; close: {', '.join(close)}" if close else "; see timm.list_models()"
-
-
-def _in_folder(folder: Path, label: str) -> tuple[_Source, str]:
-    told = described(folder, label)
-    if told is None:
-        return _Source(f"local-dir:{folder}", folder), label
-    return _Source(told.architecture, folder, told, told.manner), label
-
-
-def _planned(name: str, source: _Source, size: Size | None) -> _Plan:
+def _planned(name: str, source: Source, size: Size | None) -> _Plan:
     """Build the model without memory, so that nobody downloads what cannot be adapted, or cannot run at that size."""
     with torch.device("meta"):
-        model = _create(name, source)
+        model = create(name, source)
     blocks_of(model, name)
     try:
         own = input_config(model).size
     except (KeyError, TypeError, ValueError) as error:  # a config.json by hand
-        raise _not_loaded(name, f"its preprocessing cannot be read: {_first_line(error)}") from error
+        raise not_loaded(name, f"its preprocessing cannot be read: {first_line(error)}") from error
     if size is None or size == own:
         return _Plan(name, source, model, None)
     plan = _Plan(name, source, model, size)
@@ -182,54 +111,22 @@ def _planned(name: str, source: _Source, size: Size | None) -> _Plan:
         plan.at(size)
     except BackboneError as error:
         why = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        told = f"timm makes no such model ({type(why).__name__}: {_first_line(why)})"
+        told = f"timm makes no such model ({type(why).__name__}: {first_line(why)})"
         raise refused(name, own, size, told) from error
     return plan
-
-
-def _create(name: str, source: _Source, size: Size | None = None, *, pretrained: bool = False) -> nn.Module:
-    try:
-        with hub.within_reach(name, REACH_S) if pretrained else nullcontext(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about how timm resamples
-            return source.create(size, pretrained=pretrained)
-    except hub.OutOfReach as error:
-        raise _not_loaded(name, str(error)) from error
-    except Exception as error:  # timm, torch and the hub's client raise many kinds; each means: not this model, here
-        raise _not_loaded(name, f"{type(error).__name__}: {_first_line(error)}") from error
-
-
-def _not_loaded(name: str, why: str) -> BackboneError:
-    return BackboneError(f"{name} could not be loaded ({why}); {_ADVICE}", model=name)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
-
-
-def file_in(folder: Path, label: str) -> Path:
-    """The checkpoint in a folder of timm's or transformers' layout, or its parts' index, or the only one in it.
-
-    Raises BackboneError.
-    """
-    known = [folder / name for name in (*_FOLDER_FILES, *_INDICES) if (folder / name).is_file()]
-    others = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".pth", ".bin")]
-    if not known and len(others) != 1:
-        count = f"{len(others)} checkpoints and none" if others else "no checkpoint"
-        raise _not_loaded(label, f"the folder has {count} with a name such as {_FOLDER_FILES[0]}")
-    return (known or others)[0]
 
 
 def _random(plan: _Plan, seed: int, label: str) -> _Loaded:
     """Random weights of the model's own size, resampled as others are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _create(plan.name, plan.source)
+        model = create(plan.name, plan.source)
     return _filled(plan, model.state_dict(), label) if plan.size else _Loaded(model, fingerprint_of(model), "")
 
 
 def _pretrained(plan: _Plan) -> _Loaded:
     """timm's own weights at a size. Raises BackboneError."""
-    model = _create(plan.name, plan.source, pretrained=True)
+    model = create(plan.name, plan.source, pretrained=True)
     whole = fingerprint_of(model)
     if plan.size is None:
         return _Loaded(model, whole, "")
@@ -237,7 +134,7 @@ def _pretrained(plan: _Plan) -> _Loaded:
     if not found.fits:
         raise _unfit(plan, found, model.state_dict(), plan.name, None)
     del model  # there is room for one of them
-    model = _create(plan.name, plan.source, plan.size, pretrained=True)
+    model = create(plan.name, plan.source, plan.size, pretrained=True)
     here = fingerprint_of(model)
     return _Loaded(model, whole, "" if whole == here else here)
 
@@ -247,7 +144,7 @@ def _filled(plan: _Plan, state: Mapping[str, Any], label: str, path: Path | None
 
     Raises BackboneError with what is missing and what would be left over, or with sizes that the weights can run at.
     """
-    model = _create(plan.name, plan.source, plan.size)
+    model = create(plan.name, plan.source, plan.size)
     found = compare(model, state)
     if not found.fits:
         raise _unfit(plan, found, state, label, path)
@@ -326,7 +223,7 @@ def _architecture_of(state: Mapping[str, Any], near: str) -> str:
         if time.monotonic() > end:
             break
         with suppress(BackboneError), torch.device("meta"):
-            found = compare(_create(name, _Source(name)), state)
+            found = compare(create(name, Source(name)), state)
             if found.fits and not found.stretched:
                 return name
     return ""

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     keys: str = Field("", description="Keys as `adaptserve keys create` prints them: hashes in a JSON list.")
     keys_file: str = Field("", description="File with the same JSON list; its keys are added to those above.")
     data_dir: Path = Field(Path("data"), description="Folder of the tasks and their versions.")
-    backbone: str = Field("demo", description="`demo`, a timm model name, or a folder in timm's hub layout.")
+    backbone: str = Field("demo", description="`demo`, a timm model name, or a folder of timm or transformers.")
     weights: str = Field(
         "",
         description="Empty for the model's own pretrained weights; a .safetensors or .pth file; "
@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     )
     max_clip_seconds: float = Field(MediaLimits.max_duration_s, gt=0, description="Duration of one clip, in seconds.")
     max_clip_packets: int = Field(MediaLimits.max_packets, ge=1, description="Compressed frames of one clip.")
+    max_windows: int = Field(
+        MediaLimits.max_windows, ge=1, le=MAX_CLIP_ROWS,
+        description="Windows of one clip that one request may ask; the queue must hold the frames of all of them.",
+    )  # fmt: skip
     max_clip_samples: int = Field(
         MediaLimits.max_samples, ge=1, description="Entries in the tables of an MP4, about 70 bytes of memory each."
     )
@@ -187,6 +191,33 @@ class Settings(BaseSettings):
         ge=1,
         description="Bytes of one request in another server's protocol, as they came and as they are unpacked: "
         "several pictures, base64, gzip.",
+    )
+
+    max_items_per_batch: int = Field(
+        1000, ge=1, le=100_000, description="Pictures or clips in one batch call, a form, zip or tar of many."
+    )
+    max_batch_bytes: int = Field(
+        1024 * MIB,
+        ge=1,
+        description="Bytes of a batch call's body, and of what is unpacked of it; it lies on the disk, not in memory.",
+    )
+    max_batches: int = Field(
+        4, ge=1, le=256, description="Batch calls in progress at once at one front end; beyond it, 429."
+    )
+    batch_window_rows: int = Field(
+        64,
+        ge=1,
+        le=65_536,
+        description="Rows (pictures or frames) of one batch call that are read, decoded, computed or unread at a time; "
+        "fewer while the device is slow, so that others' requests pass.",
+    )
+    batch_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="Time for a batch call's answers, from the whole body on, in seconds; X-Deadline-Ms may say less.",
+    )
+    spool_dir: str = Field(
+        "", description="Folder for the bodies of batch calls while they are answered; empty: within the data folder."
     )
 
     max_connections: int = Field(1024, ge=1, description="Connections of one front end at once; beyond it, 503.")

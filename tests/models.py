@@ -93,6 +93,15 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         "vit_base_patch16_clip_quickgelu_224",
         {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3},
     ),
+    "siglip": (
+        "vit_base_patch16_siglip_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    ),
+    "deit": ("deit_base_distilled_patch16_224", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "dinov2_plain": (
+        "vit_small_patch14_dinov2",
+        {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3, "init_values": 0.5},
+    ),
     "swiglu": ("eva02_base_patch14_224", {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3}),
     "merged": (
         "qwen3_vit_88m_merge",

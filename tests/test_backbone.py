@@ -150,7 +150,10 @@ def reference(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
         return head_of(backbone, adapter, model.forward_head(last_norm(model, raw), pre_logits=True))
     tokens = (last_norm(model, raw) if config.norm == "frozen" else raw).flatten(1, -2)
     prefix = getattr(model, "num_prefix_tokens", 0)
-    pooled = tokens[:, 0] if config.pool == "cls" else tokens[:, prefix:].mean(1)
+    pooled = {"cls": tokens[:, 0], "avg": tokens[:, prefix:].mean(1)}.get(config.pool)
+    if pooled is None:
+        assert config.pool == "cls+avg"
+        pooled = torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], 1)
     if config.norm == "frozen" and (norm := norm_of_pooled(model)):
         pooled = norm(pooled)
     return head_of(backbone, adapter, pooled)

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adapters.backbone.checkpoint import compare, load, read
+from adapters.backbone.checkpoint import compare, load
+from adapters.backbone.reading import read
 from adapters.errors import BackboneError
 from tests.models import FAMILIES
 

@@ -17,15 +17,17 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from tests.archives import archive
 from tests.houses import CLIP, House, Kit, house, photograph
 from tests.media_samples import clip
 
 OPERATIONS = [
-    "POST /v1/tasks/{task}/predict", "POST /v1/predict", "PUT /v1/tasks/{task}/adapter", "GET /v1/tasks",
+    "POST /v1/tasks/{task}/predict", "POST /v1/predict", "POST /v1/tasks/{task}/batch",
+    "PUT /v1/tasks/{task}/adapter", "GET /v1/tasks",
     "GET /v1/tasks/{task}", "DELETE /v1/tasks/{task}", "GET /v1/tasks/{task}/versions",
     "GET /v1/tasks/{task}/versions/{version}", "DELETE /v1/tasks/{task}/versions/{version}",
     "GET /v1/tasks/{task}/versions/{version}/adapter", "POST /v1/tasks/{task}/versions/{version}/activate",
-    "GET /livez", "GET /readyz", "GET /metrics",
+    "GET /livez", "GET /readyz", "GET /metrics", "POST /v1/embed",
 ]  # fmt: skip
 OTHERS = [
     "GET /", "GET /v1/models", "GET /v1/models/{task}", "GET /v1/models/{task}/versions/{version}",
@@ -45,6 +47,8 @@ OTHERS = [
 """Of other servers' protocols; their bodies have tests of their own."""
 UNFIT = (positive_data_acceptance, not_a_server_error)
 """A picture is a string to the document: it cannot say which ones are fine. And a short deadline may pass: 504."""
+PARTS = {"start", "end", "window", "stride", "frames"}
+PREDICT = ("/v1/tasks/{task}/predict", "/v1/predict")
 FEW, FEWER = 15, 5
 TASKS = ("digits", "digits", "clips", "gone")
 
@@ -79,6 +83,7 @@ class Contract:
         kept = self.home.client.get("/v1/tasks/digits/versions").json()["versions"]
         real = {
             "task": st.sampled_from(TASKS),
+            "part": st.sampled_from([{}, {}, {}, {"start": 0.1}, {"window": 0.2}]),
             "version": st.sampled_from([version["version"] for version in kept]),
             "body": st.sampled_from([name for name in self._bodies if (" " in name) or not label.endswith("/adapter")]),
         }
@@ -92,12 +97,18 @@ class Contract:
         """The case with what is real in the place of what was made up; bytes are no string to schemathesis."""
         for name in real.keys() & case.path_parameters.keys():
             case.path_parameters[name] = real[name]
+        for name in PARTS & case.query.keys():  # few numbers are a part of a clip that has one
+            del case.query[name]
+        if case.path in PREDICT:
+            case.query.update(real["part"])
         if "task" in case.query:
             case.query["task"] = [real["task"]]
         if case.media_type == "application/json":
             case.body = _json(case.path, base64.b64encode(self._bodies[real["body"]]).decode())
         elif case.media_type not in (None, "multipart/form-data"):
             case.body = self._bodies[real["body"]]
+            if case.path.endswith("/batch"):
+                case.body = archive([("a", case.body), ("b", b"")], "zip")
         return case, (*UNFIT, negative_data_rejection)
 
 

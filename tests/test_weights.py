@@ -59,7 +59,12 @@ def test_a_model_that_cannot_be_adapted_is_one_line_before_its_weights_are_looke
     "config",
     [
         "{",
-        {"model_type": "vit"},
+        {"model_type": "bert"},
+        {"model_type": "vit", "hidden_act": "mish"},
+        {"model_type": "vit", "num_hidden_layers": 10**9},
+        {"model_type": "swin", "depths": []},
+        {"model_type": "clip", "vision_config": 3},
+        {"model_type": "timm_wrapper"},
         {"architecture": "no_such_model"},
         {"architecture": "vit_tiny_patch16_224", "model_args": {"no_such_argument": 1}},
         {"architecture": "vit_tiny_patch16_224", "model_args": {"features_only": True}},

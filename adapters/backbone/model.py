@@ -115,7 +115,12 @@ class Backbone:
             self._busy.release()
 
     def pool(self, features: Features, pool: str, norm: str) -> Tensor:
-        """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig)."""
+        """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig).
+
+        Of ``cls+avg`` it is (rows, 2 width).
+        """
+        if pool == "cls+avg":
+            return torch.cat([self.pool(features, one, norm) for one in ("cls", "avg")], 1)
         if pool == "backbone":
             return cast(Tensor, self.model.forward_head(features.normed, pre_logits=True))
         tokens = features.normed if norm == "frozen" else features.raw
@@ -245,7 +250,7 @@ class Backbone:
         }
         pools = ["backbone"]
         if self._trunk.norm is not None and features.normed.shape[1 if self._trunk.channels_first else -1] == width:
-            pools += (["cls"] if getattr(self.model, "cls_token", None) is not None else []) + ["avg"]
+            pools += ["cls", "avg", "cls+avg"] if getattr(self.model, "cls_token", None) is not None else ["avg"]
         return Layout(
             built.name, built.fingerprint, sum(p.numel() for p in self.model.parameters()), width, self.input.size,
             depth, sites, tuple(pools), self._trunk.prefix, built.resampled,
@@ -281,10 +286,11 @@ def load_backbone(
     dtype: str = "auto",
     image_size: int | str | Size | None = None,
 ) -> Backbone:
-    """Load and freeze a timm model.
+    """Load and freeze a timm model, or one of transformers as the timm model that computes the same.
 
-    ``name``: ``demo``, a timm model name, or a folder in timm's hub layout. ``weights``: empty for the model's own
-    pretrained weights, a ``.safetensors`` or ``.pth`` file, or ``random:SEED`` (tests and benchmarks only).
+    ``name``: ``demo``, a timm model name, a folder in timm's hub layout or of transformers, or ``hf-hub:owner/name``.
+    ``weights``: empty for the model's own pretrained weights, a ``.safetensors`` or ``.pth`` file in timm's,
+    transformers' or another known project's names, or ``random:SEED`` (tests and benchmarks only).
     ``device``: ``auto`` takes CUDA where there is one. ``dtype``: see ``resolve_dtype``. ``image_size``: 224, or height
     and width as ``(196, 322)`` or ``"196x322"``; the model's own where it is empty or None. Raises BackboneError.
     """

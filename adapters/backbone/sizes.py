@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.backbone.families import encoder_of, positions_are_patches
@@ -77,6 +79,21 @@ def grids_of(model: Any, raw: Mapping[str, Tensor]) -> tuple[Grid | None, Grid] 
     if ours.ndim == 3:
         mine = _grid_of(model, ours.shape[1] - prefix)
     return _told_grid(model, found[0].shape[1] - (1 if "register_tokens" in raw else prefix)), mine
+
+
+def resample_as_given(model: Any, raw: Mapping[str, Tensor], *, antialias: bool) -> None:
+    """Give a model a checkpoint's positions, resampled for its size as transformers does it, with or without
+    antialiasing; timm always uses it."""
+    old, new = grids_of(model, raw) or (None, None)
+    if old is None or model.pos_embed.ndim != 3:
+        return
+    rows, columns = old
+    given = raw["pos_embed"].float()
+    prefix, patches = given.tensor_split([given.shape[1] - rows * columns], dim=1)
+    square = patches.view(1, rows, columns, -1).permute(0, 3, 1, 2)
+    spread = F.interpolate(square, new, mode="bicubic", align_corners=False, antialias=antialias)
+    with torch.no_grad():
+        model.pos_embed.copy_(torch.cat([prefix, spread.flatten(2).transpose(1, 2)], 1))
 
 
 def native_size(model: Any, raw: Mapping[str, Tensor]) -> Size | None:

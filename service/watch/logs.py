@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 FIELDS = "adaptserve"
@@ -20,6 +21,15 @@ QUIET = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready",
 
 log = logging.getLogger("adaptserve.request")
 _encode = json.JSONEncoder(default=str).encode  # json.dumps makes an encoder for each call
+
+
+@dataclass
+class BatchProgress:
+    """What became of a batch call so far."""
+
+    items: int = 0
+    answered: int = 0
+    failed: int = 0
 
 
 class JsonLines(logging.Formatter):
@@ -65,13 +75,14 @@ def _unseen(message: str, error: BaseException | None) -> None:
 
 
 def request(
-    request_id: str, method: str, route: str | None, tasks: Sequence[str], key: str | None, status: int, seconds: float
-) -> None:
+    request_id: str, method: str, route: str | None, tasks: Sequence[str], key: str | None, status: int, seconds: float,
+    batch: BatchProgress | None = None,
+) -> None:  # fmt: skip
     """The line of one request. ``route`` is the path's template: what a client made up is not repeated."""
     level = logging.DEBUG if route in QUIET and status < 400 else logging.INFO
     if not log.isEnabledFor(level):
         return
-    fields = {
+    fields: dict[str, object] = {
         "request_id": request_id,
         "method": method,
         "route": route,
@@ -81,6 +92,18 @@ def request(
         "ms": round(1000 * seconds, 2),
     }
     text = "%s %s %s %d in %.1f ms for %s, request %s"
-    values = (method, route or "nowhere", ",".join(tasks) or "-", status, 1000 * seconds, key or "-", request_id)
+    values: tuple[object, ...] = (
+        method,
+        route or "nowhere",
+        ",".join(tasks) or "-",
+        status,
+        1000 * seconds,
+        key or "-",
+        request_id,
+    )
+    if batch is not None:
+        fields |= vars(batch)
+        text += ", %d items answered and %d failed of %d"
+        values += (batch.answered, batch.failed, batch.items)
     # Not ``log.log``, which walks the stack to find who called it, for every request.
     log.handle(log.makeRecord(log.name, level, "", 0, text, values, None, extra={FIELDS: fields}))

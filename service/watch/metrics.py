@@ -86,6 +86,10 @@ class Metrics:
             "adaptserve_uploads", "Uploads by outcome: created, same, refused or failed.", ["outcome"],
             registry=registry,
         )  # fmt: skip
+        self._items = Counter(
+            "adaptserve_batch_call_items", "Pictures and clips of batch calls by outcome: answered or failed.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
 
     def requested(self, tasks: Sequence[str], code: int, seconds: float | None) -> None:
         """A request about tasks ended; ``tasks`` that exist or UNKNOWN, none for calls that name no task.
@@ -120,6 +124,10 @@ class Metrics:
     def uploaded(self, outcome: str) -> None:
         """``created``, ``same``, ``refused`` (the client's fault) or ``failed`` (ours)."""
         self._uploads.labels(outcome).inc()
+
+    def item(self, outcome: str) -> None:
+        """One of a batch call's: ``answered`` or ``failed``."""
+        self._items.labels(outcome).inc()
 
     def render(self, now: Snapshot, build: Mapping[str, str]) -> bytes:
         """The text that Prometheus scrapes: of all processes of the server, where they share a folder of numbers.

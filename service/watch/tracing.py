@@ -16,6 +16,7 @@ from adapters.errors import AdaptError
 from adapters.version import installed_version
 from service.errors import status_of
 from service.settings import Settings
+from service.watch.logs import BatchProgress
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -67,6 +68,22 @@ class Tracing:
         span.set_attribute("error.type", type(error).__name__)
         if status >= 500:
             span.set_status(self._error)
+        span.end(end)
+
+    def batch(
+        self, request: Request, task: str, progress: BatchProgress, wrong: AdaptError | None, seconds: float
+    ) -> None:
+        """A batch call that took ``seconds``, in one span however many items it has; ``wrong`` has cut it short."""
+        end = time.time_ns()
+        span = self._request(request, end - _ns(seconds))
+        span.set_attribute("adaptserve.tasks", [task])
+        for name, value in vars(progress).items():
+            span.set_attribute(f"adaptserve.batch.{name}", value)
+        span.set_attribute("http.response.status_code", 200)
+        if wrong is not None:
+            span.set_attribute("error.type", type(wrong).__name__)
+            if status_of(wrong) >= 500:
+                span.set_status(self._error)
         span.end(end)
 
     def close(self) -> None:

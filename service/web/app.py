@@ -26,6 +26,7 @@ from service.watch.counts import Counting
 from service.watch.metrics import Metrics
 from service.web import problems, routes
 from service.web.addresses import Methods, PlainPath
+from service.web.batches import BatchRunner
 from service.web.budget import Budget
 from service.web.decoding import Decoder
 from service.web.door import Cors, KnownHost, KnownOrigin, Proxies
@@ -75,13 +76,17 @@ def front_end(
             max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting",
         )  # fmt: skip
         stack.callback(decoding.close)
-        decoder = Decoder(decoding, media_limits(settings), memory)
+        decoder = Decoder(decoding, media_limits(settings), memory, settings.max_queue_rows)
         decoder.warm_up(facts.input)
         # An upload has one job at a time, and one more to clear up after it.
         uploading = Pool(
             "upload", workers=settings.max_uploads, max_waiting=2 * settings.max_uploads, setting="max_uploads"
         )
         stack.callback(uploading.close)
+        spooling = Pool(
+            "batch", workers=settings.max_batches, max_waiting=2 * settings.max_batches, setting="max_batches"
+        )
+        stack.callback(spooling.close)
         app = FastAPI(
             title="AdaptServe",
             version=installed_version(),
@@ -96,11 +101,12 @@ def front_end(
         app.state.catalogue, app.state.counts, app.state.metrics = catalogue, counts, metrics
         app.state.answers = Answers(decoder, engine, catalogue)
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
+        app.state.batches = BatchRunner(engine, settings, spooling, decoding.workers)
         app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes")
         app.state.tracing = traces
         app.state.calls = Calls(app.state)
         _install(app, settings)
-        yield FrontEnd(app, _around(app, settings, keys, metrics), catalogue, (decoding, uploading))
+        yield FrontEnd(app, _around(app, settings, keys, metrics), catalogue, (decoding, uploading, spooling))
 
 
 def _install(app: FastAPI, settings: Settings) -> None:

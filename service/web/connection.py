@@ -51,8 +51,10 @@ class _Wire:
         self._head = b""
 
     def let_head_go(self) -> None:
-        """Nothing follows."""
-        if self._head:
+        """Nothing follows, or nobody is there for it."""
+        if self._transport.is_closing():
+            self._head = b""
+        elif self._head:
             self.write(b"")
 
     def is_closing(self) -> bool:

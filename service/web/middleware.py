@@ -30,9 +30,12 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 COUNTED = ("/v1/", "/v2/models", "/v2/repository", "/models", "/predictions")
 """How paths begin whose requests are in the metrics: all but those of who only asks whether the server is there."""
 
+PROGRESS = "progress"
+"""In the state of a batch call: what became of it, for its log line."""
+
 OnDone = Callable[[Sequence[str], int, float | None], None]
-"""Called with the tasks, the status and the seconds of each request that is counted; without seconds for one whose
-address never came.
+"""Called with the tasks, the status and the seconds of each request that is counted; without seconds for a batch
+call, and for one whose address never came.
 """
 
 
@@ -67,7 +70,8 @@ class RequestContext:
         finally:
             seconds, status = time.perf_counter() - start, status or 499
             if scope["path"].removeprefix(scope.get("root_path", "")).startswith(COUNTED):
-                self._on_done(state["tasks"], status, seconds)
+                # A batch call takes as long as it has items, which says nothing of how long requests take.
+                self._on_done(state["tasks"], status, None if PROGRESS in state else seconds)
             _log(scope, state, status, seconds)
 
     async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,7 +130,9 @@ def _log(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> No
     route, key = scope.get("route"), state.get("key")
     template = None if route is None else route.path
     holder = None if key is None or key is EVERYBODY else key.name
-    logs.request(state["request_id"], scope["method"], template, state["tasks"], holder, status, seconds)
+    logs.request(
+        state["request_id"], scope["method"], template, state["tasks"], holder, status, seconds, state.get(PROGRESS)
+    )
 
 
 def _request_id(scope: Scope) -> str:

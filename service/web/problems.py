@@ -44,8 +44,6 @@ class ProblemResponse(JSONResponse):
 
 def respond(error: AdaptError, request_id: str) -> ProblemResponse:
     """One of our errors as a response; the request id is its ``instance``."""
-    document = problem(error, f"urn:adaptserve:request:{request_id}")
-    document |= {"error": error.message, "request_id": request_id}
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -55,13 +53,24 @@ def respond(error: AdaptError, request_id: str) -> ProblemResponse:
         headers["WWW-Authenticate"] = 'Bearer realm="adaptserve"'
     if isinstance(error, RequestTimeout | Draining):
         headers["Connection"] = "close"  # what is slow would go on; a server that stops takes nothing more
-    return ProblemResponse(document, status_of(error), headers)
+    return ProblemResponse(document(error, request_id), status_of(error), headers)
+
+
+def document(error: AdaptError, request_id: str) -> dict[str, object]:
+    """The problem document of one of our errors."""
+    found = problem(error, f"urn:adaptserve:request:{request_id}")
+    return found | {"error": error.message, "request_id": request_id}
 
 
 def respond_plain(status: int, detail: str, request_id: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """A problem that is none of our classes: the framework's own, or an unforeseen one."""
+    return ProblemResponse(plain_document(status, detail, request_id), status, dict(headers or {}))
+
+
+def plain_document(status: int, detail: str, request_id: str) -> dict[str, object]:
+    """The problem document of such a one."""
     phrase = HTTPStatus(status).phrase
-    document = {
+    return {
         "type": "urn:adaptserve:problem:" + phrase.lower().replace(" ", "-"),
         "title": phrase.capitalize(),
         "status": status,
@@ -70,7 +79,6 @@ def respond_plain(status: int, detail: str, request_id: str, headers: Mapping[st
         "instance": f"urn:adaptserve:request:{request_id}",
         "request_id": request_id,
     }
-    return ProblemResponse(document, status, dict(headers or {}))
 
 
 def install(app: FastAPI) -> None:

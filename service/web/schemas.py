@@ -32,7 +32,53 @@ class PredictAnswer(_Answer):
     version: int = Field(examples=[3])
     digest: str = Field(description="sha256 of the adapter file that computed this", examples=[_DIGEST])
     modality: Literal["image", "video"]
+    predictions: list[LabelScore] = Field(description="best first; empty where `min_score` leaves none")
+    accepted: bool | None = Field(
+        None,
+        description="whether the best score reaches the task's abstain threshold, or the one asked; "
+        "left out where there is none",
+        exclude_if=lambda accepted: accepted is None,
+        examples=[True],
+    )
+    embedding: list[float] | None = Field(
+        None,
+        description="with `embedding=true`: the vector that the task's head sees, pooled and normed as its file says; "
+        "of a clip the mean over its frames and views",
+        exclude_if=lambda embedding: embedding is None,
+        examples=[[0.12, -1.3]],
+    )
+    windows: list[WindowAnswer] | None = Field(
+        None,
+        description="with `window`: an answer for each; `predictions` are then of their mean scores",
+        exclude_if=lambda windows: windows is None,
+    )
+    bad_frames: int = Field(0, description="frames of the clip that had to be decoded and could not be", examples=[0])
+
+
+class WindowAnswer(_Answer):
+    """What a task says of a window of a clip."""
+
+    start: float = Field(description="seconds after the clip's first frame", examples=[0.0])
+    end: float = Field(description="likewise", examples=[2.0])
     predictions: list[LabelScore] = Field(description="best first")
+    accepted: bool | None = Field(None, description="as of the whole", exclude_if=lambda accepted: accepted is None)
+    embedding: list[float] | None = Field(
+        None, description="as of the whole", exclude_if=lambda embedding: embedding is None
+    )
+
+
+class EmbedAnswer(_Answer):
+    """What the frozen backbone makes of a picture or clip, before any adapter."""
+
+    backbone: str = Field(examples=["vit_small_patch16_224"])
+    fingerprint: str = Field(description="of its weights", examples=[_DIGEST])
+    modality: Literal["image", "video"] = Field(description="what came")
+    frames: int = Field(description="over which the vector is the mean; 1 for a picture", examples=[1])
+    embedding: list[float] = Field(
+        description="of pixels prepared as the backbone was trained, pooled by timm's own forward_head before the "
+        "classifier; not of length 1",
+        examples=[[0.12, -1.3]],
+    )
     bad_frames: int = Field(0, description="frames of the clip that had to be decoded and could not be", examples=[0])
 
 
@@ -40,6 +86,13 @@ class ManyAnswer(_Answer):
     """The answers of several tasks, in the order asked."""
 
     results: list[PredictAnswer]
+
+
+class BatchItem(PredictAnswer):
+    """A line of a batch's answer: what `/predict` says, for one item."""
+
+    index: int = Field(description="the item's place in the batch, from 0", examples=[0])
+    name: str = Field(description="its file name, or its path in the archive", examples=["photos/seven.jpg"])
 
 
 class TaskCounts(_Answer):
@@ -145,3 +198,20 @@ class Problem(BaseModel):
     )
     instance: str = Field(examples=["urn:adaptserve:request:4bf92f3577b34da6"])
     request_id: str = Field(examples=["4bf92f3577b34da6"])
+
+
+class BatchFailure(_Answer):
+    """A line of a batch's answer: an item that `/predict` would have refused, and how."""
+
+    index: int = Field(examples=[1])
+    name: str = Field(examples=["photos/notes.txt"])
+    problem: Problem
+
+
+class BatchEnd(_Answer):
+    """The last line of a batch's answer."""
+
+    done: bool = Field(description="true: each item has its line; false: the answer was cut short, and `problem` why")
+    items: int = Field(description="in the whole batch", examples=[1000])
+    failed: int = Field(description="of those that have a line", examples=[1])
+    problem: Problem | None = Field(None, description="left out where `done` is true")

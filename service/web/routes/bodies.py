@@ -9,22 +9,18 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 from fastapi import Request
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.types import Message
 
 from adapters.errors import UnsupportedMedia
-from service.errors import BadRequest, BodyTooLarge, ClientGone, RequestTimeout
+from service.errors import BodyTooLarge, ClientGone, RequestTimeout
 from service.settings import Settings
 from service.web.budget import Budget
 from service.web.protocol import EXCHANGE, Exchange
-from service.web.routes.parameters import unknown
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+from service.web.routes.forms import OneFile, text_of_header
 
 MULTIPART_OVERHEAD = 64 * 1024
 """Bytes that a form may hold besides the file: boundaries, headers, other fields."""
@@ -111,7 +107,7 @@ async def _receive(
     request: Request, sink: Sink, settings: Settings, limit: int, limit_name: str, fields: Sequence[str], json: bool
 ) -> str | None:
     kind, options = parse_options_header(request.headers.get("content-type"))
-    form = _Form(options.get(b"boundary"), fields) if fields and kind == b"multipart/form-data" else None
+    form = OneFile(options.get(b"boundary"), fields) if fields and kind == b"multipart/form-data" else None
     room = _Room(limit, limit_name)
     whole = _Room(limit + MULTIPART_OVERHEAD, limit_name) if form else room
     claimed = request.headers.get("content-length", "")
@@ -127,7 +123,7 @@ async def _receive(
             await sink.write(chunk)
             continue
         whole.take(len(chunk))
-        for piece in form.feed(chunk):
+        for piece in form.taken(chunk):
             room.take(len(piece))
             await sink.write(piece)
     if form is not None:
@@ -140,7 +136,7 @@ async def _receive(
             field="body",
         )
     _, disposition = parse_options_header(request.headers.get("content-disposition"))
-    return _text(disposition.get(b"filename"))
+    return text_of_header(disposition.get(b"filename"))
 
 
 async def _chunks(request: Request, patience: _Patience) -> AsyncIterator[bytes]:
@@ -199,81 +195,3 @@ class _Room:
                 f"the body has {count} bytes or more, the limit is {self._limit} ({self._name}); send a smaller file",
                 field=self._name, limit=self._limit, value=count,
             )  # fmt: skip
-
-
-class _Form:
-    """A multipart form, fed in chunks; gives the data of its one part, which has one of the names."""
-
-    def __init__(self, boundary: bytes | None, fields: Sequence[str]) -> None:
-        if not boundary:
-            raise BadRequest("the Content-Type is multipart/form-data without a boundary; let your client set it")
-        self._fields = fields
-        self._found = self._ended = False
-        self.filename: str | None = None
-        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
-        self._pieces: list[bytes] = []
-        callbacks: MultipartCallbacks = {
-            "on_part_begin": self._part_begin,
-            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._header_end,
-            "on_headers_finished": self._headers_finished,
-            "on_part_data": self._part_data,
-            "on_end": self._end,
-        }
-        try:
-            self._parser = MultipartParser(boundary, callbacks)
-        except FormParserError as error:
-            raise BadRequest(f"the multipart boundary cannot be used: {error}") from error
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The part's bytes in this chunk."""
-        self._pieces.clear()
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise BadRequest(f"the multipart form does not parse: {error}", field="body") from error
-        return list(self._pieces)
-
-    def check_complete(self) -> None:
-        """Raise BadRequest unless the form ended and held the field."""
-        if not self._ended:
-            raise BadRequest("the multipart form ends before its closing boundary; send it again", field="body")
-        if not self._found:
-            names = " or ".join(f"'{name}'" for name in self._fields)
-            raise BadRequest(
-                f"the multipart form has no field at all; send the file as {names}",
-                field="body", expected=list(self._fields),
-            )  # fmt: skip
-
-    def _part_begin(self) -> None:
-        self._disposition = b""
-
-    def _header_end(self) -> None:
-        if bytes(self._header).lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
-        self._header.clear()
-        self._value.clear()
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        name = (_text(options.get(b"name")) or "")[:64]
-        if name not in self._fields:
-            sentence = unknown("form field", [name], self._fields)
-            raise BadRequest(
-                f"{sentence}; parameters go into the address, as ?top_k=3",
-                field=name, expected=list(self._fields), got=[name],
-            )  # fmt: skip
-        if self._found:
-            raise BadRequest(f"the multipart form holds more than one file (again: '{name}'); send one", field=name)
-        self._found, self.filename = True, _text(options.get(b"filename"))
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._pieces.append(data[start:end])
-
-    def _end(self) -> None:
-        self._ended = True
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace")

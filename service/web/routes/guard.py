@@ -25,7 +25,9 @@ def _of_task(path: str, calls: list[str]) -> list[str]:
 
 NEEDS: dict[tuple[str, str], Scope | None] = {
     ("POST", "/v1/tasks/{task}/predict"): "predict",
+    ("POST", "/v1/tasks/{task}/batch"): "predict",
     ("POST", "/v1/predict"): "predict",
+    ("POST", "/v1/embed"): "predict",
     ("GET", "/v1/tasks"): "predict",
     ("GET", "/v1/tasks/{task}"): "predict",
     ("GET", "/v1/tasks/{task}/versions"): "predict",

@@ -31,21 +31,24 @@ async def known_parameters(request: Request) -> None:
 
     Raises BadRequest.
     """
-    declared = _table(request.app).get((request.scope["route"].path, request.method))
-    if declared is None:
-        return
-    for name in declared.headers:
+    known = declared(request)
+    for name in known.headers:
         if len(request.headers.getlist(name)) > 1:
             raise BadRequest(f"header {name} came more than once; send it once", field=name)
     given = [name for name, _ in request.query_params.multi_items()]
-    if strange := [name for name in given if name not in declared.query]:
+    if strange := [name for name in given if name not in known.query]:
         raise BadRequest(
-            unknown("query parameter", strange, list(declared.query)),
-            field=strange[0][:64], expected=list(declared.query), got=[name[:64] for name in strange[:SHOWN]],
+            unknown("query parameter", strange, list(known.query)),
+            field=strange[0][:64], expected=list(known.query), got=[name[:64] for name in strange[:SHOWN]],
         )  # fmt: skip
     for name in given:
-        if not declared.query[name] and given.count(name) > 1:
+        if not known.query[name] and given.count(name) > 1:
             raise BadRequest(f"query parameter '{name}' came {given.count(name)} times; send it once", field=name)
+
+
+def declared(request: Request) -> Declared:
+    """What the endpoint of this request declares; nothing where /docs does not show it."""
+    return _table(request.app).get((request.scope["route"].path, request.method)) or Declared()
 
 
 def unknown(kind: str, names: Sequence[str], known: Sequence[str]) -> str:
@@ -73,12 +76,12 @@ def _read(document: dict[str, Any]) -> dict[tuple[str, str], Declared]:
     table = {}
     for path, calls in document["paths"].items():
         for method, call in calls.items():
-            table[path, method.upper()] = declared = Declared()
+            table[path, method.upper()] = found = Declared()
             for parameter in call.get("parameters", ()):
                 if parameter["in"] == "query":
                     shape = parameter["schema"]
                     kinds = [shape, *shape.get("anyOf", ())]
-                    declared.query[parameter["name"]] = any(kind.get("type") == "array" for kind in kinds)
+                    found.query[parameter["name"]] = any(kind.get("type") == "array" for kind in kinds)
                 elif parameter["in"] == "header":
-                    declared.headers.append(parameter["name"])
+                    found.headers.append(parameter["name"])
     return table

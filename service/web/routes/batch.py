@@ -1,0 +1,222 @@
+"""The batch endpoint: many pictures or clips in, a line of JSON for each out, in order, while the rest is computed.
+
+It does not know how a batch gets through; ``service.web.batches`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from pydantic.json_schema import SkipJsonSchema
+from starlette.types import Receive, Scope, Send
+
+from adapters.errors import AdaptError
+from service.errors import BadRequest, Draining
+from service.settings import Settings
+from service.store.catalogue import Catalogue, Served
+from service.watch.counts import Counting
+from service.watch.logs import BatchProgress
+from service.watch.metrics import Metrics
+from service.watch.tracing import Tracing
+from service.web.archives import Entry
+from service.web.batches import BatchOrder, BatchPlace, BatchRunner
+from service.web.caller import Caller
+from service.web.middleware import PROGRESS
+from service.web.prediction import Answers, Outcomes
+from service.web.problems import document, plain_document
+from service.web.routes.batch_body import GZIP, TAR, ZIP, BatchBody
+from service.web.routes.bodies import exchange, receive
+from service.web.routes.common import TaskName, problems
+from service.web.routes.parameters import declared
+from service.web.routes.predict import TOP_K, TopK, Version, wire
+from service.web.schemas import BatchEnd, BatchFailure, BatchItem
+
+log = logging.getLogger(__name__)
+router = APIRouter(tags=["predict"])
+
+PATH = "/v1/tasks/{task}/batch"
+NDJSON = "application/x-ndjson"
+_FILE = {"type": "string", "format": "binary"}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "Pictures, or clips, as a form with many files under any field names, as a zip, or as a tar, "
+        "which gzip may have packed. Which of them is found out from the bytes. Folders and hidden files are left out.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "additionalProperties": _FILE, "minProperties": 1},
+            },
+            **{kind: {"schema": _FILE} for kind in (ZIP, TAR, GZIP)},
+        },
+    },
+    "responses": {"200": {"content": {NDJSON: {"schema": {"type": "object"}}}}},
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = problems(404, 408, 413, 415, 422, 429, 500, 503, 504, 507) | {
+    200: {
+        "model": BatchItem | BatchFailure | BatchEnd,
+        "description": "A line for each item, in order; then one that says that all were answered. An answer without "
+        "that one was cut short.",
+    }
+}
+
+DeadlineMs = Annotated[
+    int | SkipJsonSchema[None],
+    Header(
+        alias="X-Deadline-Ms",
+        ge=1,
+        description="milliseconds that the whole answer is worth waiting for, once the body is sent",
+    ),
+]
+
+
+class BatchCall:
+    """One call from its body to its last line."""
+
+    def __init__(self, request: Request, task: str) -> None:
+        state = request.app.state
+        self.settings: Settings = state.settings
+        self.catalogue: Catalogue = state.catalogue
+        self.batches: BatchRunner = state.batches
+        self._answers: Answers = state.answers
+        self._counts: Counting = state.counts
+        self._metrics: Metrics = state.metrics
+        self._tracing: Tracing | None = state.tracing
+        self._request, self._task = request, task
+        self._request_id: str = request.state.request_id
+        self.progress = request.scope["state"][PROGRESS] = BatchProgress()
+
+    async def read(self, place: BatchPlace, caller: Caller) -> Sequence[Entry]:
+        """The body, and what is in it. The deadline counts from here, and ends when the client leaves."""
+        request, settings = self._request, self.settings
+        body = BatchBody(
+            request.headers.get("content-type"), declared(request).query, place.spool, self.batches.pool, settings
+        )
+        await receive(request, body, settings, limit=settings.max_batch_bytes, limit_name="max_batch_bytes", fields=())
+        caller.restart()
+        caller.watch(exchange(request).departed)
+        return await body.entries(caller)
+
+    def answered(
+        self, place: BatchPlace, entries: Sequence[Entry], served: Served, top_k: int, caller: Caller
+    ) -> Response:
+        """The answer, which gives the place back when it is over."""
+
+        async def answer(index: int, name: str, read: Callable[[], bytes]) -> bytes:
+            outcomes = await self._answers.predict(read, [served], top_k, caller)
+            return self._good(index, name, outcomes)
+
+        self.progress.items = len(entries)
+        asked = BatchOrder(entries, served.config.rows, answer, self._bad)
+        return _Streamed(self, place, self.batches.lines(asked, caller), caller)
+
+    def _good(self, index: int, name: str, outcomes: Outcomes) -> bytes:
+        self._counts.answered([self._task])
+        self._metrics.staged(outcomes.decode_s, outcomes.queue_s, outcomes.compute_s)
+        self._metrics.item("answered")
+        self.progress.answered += 1
+        return _line(index, name, wire(outcomes.results[0]).model_dump_json())
+
+    def _bad(self, index: int, name: str, error: Exception) -> bytes:
+        self._counts.failed([self._task])
+        self._metrics.item("failed")
+        self.progress.failed += 1
+        if isinstance(error, AdaptError):
+            problem = document(error, self._request_id)
+        else:
+            log.error("request %s: item %d of a batch failed", self._request_id, index, exc_info=error)
+            detail = f"the server made a mistake; its log has the details under {self._request_id}"
+            problem = plain_document(500, detail, self._request_id)
+        return _line(index, name, _json({"problem": problem}))
+
+    def end(self, wrong: AdaptError | None, caller: Caller) -> bytes:
+        """The last line. ``wrong``: what has cut the answer short."""
+        progress = self.progress
+        if self._tracing is not None:
+            self._tracing.batch(self._request, self._task, progress, wrong, caller.spent)
+        told: dict[str, object] = {"done": wrong is None, "items": progress.items, "failed": progress.failed}
+        if wrong is not None:
+            told["problem"] = document(wrong, self._request_id)
+        return _json(told).encode() + b"\n"
+
+
+class Lines(Response):
+    """JSON, an object a line."""
+
+    media_type = NDJSON
+
+
+class _Streamed(Lines):
+    """Sends lines as they come; one cut short says so in its last line, as long as the client is there."""
+
+    def __init__(self, call: BatchCall, place: BatchPlace, lines: AsyncGenerator[bytes], caller: Caller) -> None:
+        self.status_code, self.background = 200, None
+        self.init_headers({"X-Accel-Buffering": "no", "Cache-Control": "no-store"})  # proxies hand on each line
+        self._call, self._place, self._lines, self._caller = call, place, lines, caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """The whole answer. What it holds is given back at its deadline, however slowly it is read."""
+        wrong: AdaptError | None = None
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with asyncio.timeout(self._caller.left), aclosing(self._lines) as lines:
+                async for some in lines:
+                    await send({"type": "http.response.body", "body": some, "more_body": True})
+        except AdaptError as error:
+            wrong = error.copy()  # its traceback holds this frame, which must not hold it
+        except TimeoutError:
+            wrong = self._caller.too_late("answering the batch")
+        except asyncio.CancelledError:  # uvicorn's, when the time of a stop is over
+            wrong = Draining("the server has stopped and did not wait for the rest of this batch (drain_s)")
+        finally:
+            self._place.leave()
+        last = self._call.end(wrong, self._caller)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+@router.post(PATH, openapi_extra=_BODY, responses=_RESPONSES, response_class=Lines)
+async def batch(
+    request: Request, task: TaskName, top_k: TopK = TOP_K, version: Version = None, deadline_ms: DeadlineMs = None
+) -> Response:
+    """Classify many pictures or clips: a line of JSON for each, in order, sent as soon as it is there.
+
+    An item that cannot be answered is a line with its problem. One version answers for all.
+    """
+    call = BatchCall(request, task)
+    caller = Caller(_seconds(call.settings, deadline_ms))
+    call.catalogue.repository.version(task, version)
+    place = await call.batches.enter()
+    try:
+        entries = await call.read(place, caller)
+        await call.catalogue.catch_up()
+        served = await call.catalogue.resolve(task, version)
+        return call.answered(place, entries, served, top_k, caller)
+    except BaseException:
+        place.leave()
+        raise
+
+
+def _seconds(settings: Settings, deadline_ms: int | None) -> float:
+    """How long a batch may take. Raises BadRequest."""
+    limit = settings.batch_timeout_s
+    if deadline_ms is None:
+        return limit
+    if deadline_ms > 1000 * limit:
+        raise BadRequest(
+            f"X-Deadline-Ms is {deadline_ms}, the limit for a batch is {1000 * limit:g} (batch_timeout_s)",
+            field="X-Deadline-Ms", limit=1000 * limit, value=deadline_ms,
+        )  # fmt: skip
+    return deadline_ms / 1000
+
+
+def _line(index: int, name: str, members: str) -> bytes:
+    """A line with those members, which are an object as JSON, after the item's place and name."""
+    return f"{_json({'index': index, 'name': name})[:-1]},{members[1:]}\n".encode()
+
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

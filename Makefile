@@ -24,6 +24,7 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
+WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -36,7 +37,7 @@ serve: .venv/.serve  ## run the server (HOST=127.0.0.1 PORT=8000 ARGS="more opti
 	@exec $(BIN)/adaptserve serve --host $(HOST) --port $(PORT) $(ARGS)
 
 test: .venv/.test  ## quick tests; those that need a GPU are skipped where there is none (ARGS="tests/test_x.py -k name")
-	@$(BIN)/python -m pytest -rs -m "not torture" $(ARGS)
+	@$(BIN)/python -m pytest -rs -m "not torture" $(or $(ARGS),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 torture: .venv/.test  ## long tests that try to break the server
 	@$(BIN)/python -m pytest -rsP -m torture --timeout 3600 $(ARGS)
@@ -59,7 +60,7 @@ demo: .venv/.test  ## score the shipped demo tasks on their held-out examples
 	@$(BIN)/python -m adapters.training.demo --score $(ARGS)
 
 clean:  ## remove the environment and the tools' caches
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv build dist *.egg-info client/build client/dist client/*.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"AdaptServe needs Python 3.11 or later, and $(PYTHON) is {v.major}.{v.minor}: call make PYTHON=python3.11" if v < (3, 11) else 0)'

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from adapters.errors import AdaptError
     from adapters.file import Adapter
     from adapters.limits import MediaLimits
-    from adapters.predictor import Predictor, Result
+    from adapters.predictor import Predictor
+    from adapters.result import Result
     from adapters.scores import Prediction
 
 __all__ = ["AdaptError", "Adapter", "Backbone", "MediaLimits", "Prediction", "Predictor", "Result", "load_backbone"]
 _HOMES = {
     "AdaptError": "errors", "Adapter": "file", "Backbone": "backbone", "MediaLimits": "limits",
-    "Prediction": "scores", "Predictor": "predictor", "Result": "predictor", "load_backbone": "backbone",
+    "Prediction": "scores", "Predictor": "predictor", "Result": "result", "load_backbone": "backbone",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ MAX_STRIDE = 1024
 MAX_VIEWS = 64
 MAX_CLIP_ROWS = 512
 """Rows of all views of one clip; the frames of one view go in one batch, those of others in others."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 MIN_SIDE, MAX_SIDE = 8, 2048
 """Pixels along each side of what a backbone takes."""
 
@@ -31,7 +32,7 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """In the order of the numbers that a batch's table has for them."""
 Tokens = Literal["all", "patches"]
 Modality = Literal["image", "video"]
-Pool = Literal["backbone", "cls", "avg"]
+Pool = Literal["backbone", "cls", "avg", "cls+avg"]
 Norm = Literal["frozen", "trained", "none"]
 HeadKind = Literal["mean", "frames", "attention"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -198,9 +199,14 @@ class AdapterConfig(_Frozen):
     """The JSON under the metadata key ``adaptserve``.
 
     ``pool``: how tokens become one vector. ``backbone`` is timm's own ``forward_head`` before the
-    classifier; ``cls`` and ``avg`` (mean of the patch tokens) choose it. ``norm``: ``frozen`` pools
+    classifier; ``cls`` and ``avg`` (mean of the patch tokens) choose it. ``cls+avg`` is both, one behind the other,
+    for a head of twice the width, as Hugging Face's classifier on DINOv2 is. ``norm``: ``frozen`` pools
     after the backbone's last norm; ``trained`` pools before it and applies the file's own LayerNorm; ``none`` pools
     before it and applies nothing, as Hugging Face's classifier on CLIP does.
+
+    ``temperature``: what logits are divided by before they become scores, so that these say how often they are right
+    (Guo et al. 2017); it never changes the order of a picture's labels. ``abstain``: the best label's score below which
+    an answer is not to be relied on; None where the file takes no stand.
     """
 
     format: Literal[1] = 1
@@ -211,6 +217,8 @@ class AdapterConfig(_Frozen):
         Field(min_length=1, max_length=MAX_CLASSES),
     ]
     score: Literal["softmax", "sigmoid"] = "softmax"
+    temperature: float = Field(1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, allow_inf_nan=False, exclude_if=_is_one)
+    abstain: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     base: BaseModelConfig
     sites: Annotated[tuple[SiteConfig, ...], Field(max_length=16)] = ()
     pool: Pool = "backbone"
@@ -233,7 +241,16 @@ class AdapterConfig(_Frozen):
             raise ValueError("'temporal' sites need modality 'video'")
         if self.norm != "frozen" and self.pool == "backbone":
             raise ValueError(f"norm '{self.norm}' needs pool 'cls' or 'avg'")
+        if self.norm == "trained" and self.twice:
+            raise ValueError("pool 'cls+avg' needs norm 'frozen' or 'none'")
+        if self.head != "mean" and self.twice:
+            raise ValueError(f"video.head '{self.head}' needs a pool of one vector, not 'cls+avg'")
         return self
+
+    @property
+    def twice(self) -> bool:
+        """Whether the head takes two vectors of the backbone's width."""
+        return self.pool == "cls+avg"
 
     @property
     def frames(self) -> int:

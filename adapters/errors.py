@@ -8,7 +8,8 @@ AdaptError
 │   ├── UnsupportedMedia     not a picture or clip in a format we read
 │   ├── BrokenMedia          a known format that does not decode
 │   ├── MediaTooLarge        more bytes, pixels, frames or seconds than the limits allow
-│   └── WrongModality        a clip for a task that takes pictures, or the reverse
+│   ├── WrongModality        a clip for a task that takes pictures, or the reverse
+│   └── OutsideClip          a part of a clip was asked that it does not have
 ├── AdapterError
 │   ├── NotAnAdapter         not a safetensors file at all (a pickle, a picture, ...)
 │   ├── BrokenAdapter        safetensors, but truncated, wrongly named, wrongly shaped, not finite
@@ -71,6 +72,10 @@ class MediaTooLarge(MediaError):
 
 class WrongModality(MediaError):
     """A clip came for a task that takes pictures, or the reverse."""
+
+
+class OutsideClip(MediaError):
+    """A part of a clip was asked that it does not have."""
 
 
 class AdapterError(AdaptError):

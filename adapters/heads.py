@@ -6,7 +6,8 @@ the frames, of a score with a learnt position, weighs values with learnt positio
 token's attention over the projected frames (STEP, arXiv 2503.24298), its constant query multiplied into the keys.
 
 It knows no torch. A bank holds every head in pages of ``PAGE`` lines as wide as the pooled vector: those of the
-classes, and behind them, for a head that sees time, groups of pages that make a job's vector of its frames.
+classes, and behind them, for a head that sees time, groups of pages that make a job's vector of its frames. A head of
+two vectors, of pool ``cls+avg``, has behind its pages for the first as many for the second.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def head_shapes(config: AdapterConfig, width: int) -> dict[str, Shape]:
     """Name and shape of every tensor of the head. Raises BrokenAdapter where the backbone's ``width`` is too small."""
     classes, frames, video = len(config.labels), config.frames, config.video
     shapes: dict[str, Shape] = {}
-    into = width
+    into = 2 * width if config.twice else width
     if video is not None and video.head == "frames":
         _check("video.head_rank" if video.head_rank else "labels", video.head_rank or classes, width)
         into = frames * width
@@ -81,7 +82,8 @@ def group_pages(head: HeadKind, frames: int) -> int:
 
 def pages_of(config: AdapterConfig) -> int:
     """All pages of a task's head."""
-    return class_pages(len(config.labels)) + groups_of(config) * group_pages(config.head, config.frames)
+    own = class_pages(len(config.labels))
+    return (2 * own if config.twice else own) + groups_of(config) * group_pages(config.head, config.frames)
 
 
 def rank_of_head(width: int, frames: int, classes: int, parameters: int) -> int:

@@ -132,9 +132,9 @@ def oversized(
     """Why a server with these bounds would refuse the config; nothing where it would not."""
     rank = max((site.rank for site in config.sites), default=0)
     head: tuple[str, str, int, int] = ("labels", "{} classes", len(config.labels), max_classes)
-    if config.head != "mean":  # in the memory that the classes of a server's largest plain head take
-        head = ("video.head", "a head as large as one of {} classes", PAGE * pages_of(config),
-                PAGE * class_pages(max_classes))  # fmt: skip
+    if config.head != "mean" or config.twice:  # in the memory that a server's largest plain head takes
+        field = "pool" if config.twice else "video.head"
+        head = (field, "a head as large as one of {} classes", PAGE * pages_of(config), PAGE * class_pages(max_classes))
     views, clip = config.views, ("max_clip_frames",)
     for field, what, value, limit, settings in (
         ("sites.rank", "rank {}", rank, max_rank, ("max_rank",)),

@@ -85,6 +85,7 @@ class MediaLimits:
     max_clip_pixels: pixels of all the frames returned for one clip, 3 bytes each.
     max_duration_s: seconds from the first frame of a clip to the end of its last.
     max_packets: compressed frames in a clip.
+    max_windows: windows of one clip that are answered apart.
     max_samples: entries in the sample tables of an MP4's video, times edits (about 70 bytes of memory each).
     max_scan_pixels: pixels times scans of a progressive JPEG, each scan being a pass over all pixels.
     decode_timeout_s: wall seconds for one body, looked at between reads, packets and frames.
@@ -100,6 +101,7 @@ class MediaLimits:
     max_clip_pixels: int = 150_000_000
     max_duration_s: float = 600.0
     max_packets: int = 100_000
+    max_windows: int = 32
     max_samples: int = 1_000_000
     max_scan_pixels: int = 1_000_000_000
     decode_timeout_s: float = 10.0

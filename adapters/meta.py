@@ -5,9 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.config import Activation, AdapterConfig, HeadKind, Pool, SiteName
+from adapters.config import (
+    Activation,
+    AdapterConfig,
+    BaseModelConfig,
+    HeadKind,
+    InputConfig,
+    Pool,
+    SiteName,
+    VideoConfig,
+)
 from adapters.heads import class_pages, group_pages, groups_of
 from adapters.layout import Layout
+
+BARE_FRAMES = 8
+"""Of a clip, for the bare backbone, unless others are asked."""
+
+
+def bare_config(layout: Layout, seen: InputConfig, frames: int | None) -> AdapterConfig:
+    """What the bare backbone takes, as an adapter would say it: a picture, or a clip of so many frames."""
+    return AdapterConfig(
+        task="backbone",
+        modality="image" if frames is None else "video",
+        labels=("backbone",),
+        base=BaseModelConfig(model=layout.model, fingerprint=layout.fingerprint),
+        input=seen,
+        video=None if frames is None else VideoConfig(frames=frames),
+    )
 
 
 @dataclass(frozen=True)
@@ -36,14 +60,27 @@ class AdapterMeta:
     patches: frozenset[SiteName] = frozenset()
 
     @property
+    def twice(self) -> bool:
+        """Whether the head takes two vectors, ``cls`` and ``avg``."""
+        return self.pool == "cls+avg"
+
+    @property
     def class_pages(self) -> int:
         """Pages of the head's last map."""
         return class_pages(self.classes)
 
     @property
     def pages(self) -> int:
-        """All pages of the head: those of the classes, and then those of the groups."""
-        return self.class_pages + self.groups * group_pages(self.head, self.frames)
+        """All pages of the head: those of the classes, for each of its vectors, and then those of the groups."""
+        return self.class_pages * (2 if self.twice else 1) + self.groups * group_pages(self.head, self.frames)
+
+    @classmethod
+    def bare(cls, layout: Layout, seen: InputConfig, frames: int = 1) -> AdapterMeta:
+        """Of no adapter: the backbone's own pooled vector of what it ``seen`` as it was trained to."""
+        return cls(
+            "", "image", frames, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0,
+            first=layout.blocks, normalisation=(*seen.mean, *seen.std),
+        )  # fmt: skip
 
     @classmethod
     def of(cls, config: AdapterConfig, layout: Layout, *, digest: str, parameters: int) -> AdapterMeta:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from dataclasses import replace
+from functools import cache, partial
 from os import PathLike
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,50 +34,12 @@ from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.limits import BATCH_ROWS, MEDIA_SETTINGS, MediaLimits, variable
 from adapters.media import Frames, Pixels, Preprocess, Source, geometry, rows, seen_by, take
-from adapters.scores import Prediction, best, probabilities
+from adapters.meta import AdapterMeta, bare_config
+from adapters.result import Result
 
 Input = TypeVar("Input")
 Tasks = str | Iterable[str] | None
 """One task for every input, or a task for each; None where only one is held."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Result:
-    """What one task says of one input.
-
-    ``logits`` (classes,) float32; ``scores`` (classes,) float64, the softmax over the classes or each one's own
-    sigmoid, as the adapter's ``score`` says; both in the order of ``labels``, and not to be written. Where a task looks
-    at a clip several times, ``logits`` is (views, classes), and ``scores`` the mean of the views'. ``bad_frames``:
-    frames of a clip that did not decode, in whose place others stand.
-    """
-
-    task: str
-    labels: tuple[str, ...]
-    score: Literal["softmax", "sigmoid"]
-    logits: NDArray[np.float32]
-    bad_frames: int = 0
-
-    def __repr__(self) -> str:
-        return f"Result(task={self.task!r}, best={self.best!r}, classes={len(self.labels)})"
-
-    @cached_property
-    def scores(self) -> NDArray[np.float64]:
-        found = probabilities(self.logits, self.score)
-        found.setflags(write=False)
-        return found
-
-    @cached_property
-    def best(self) -> Prediction:
-        """The label with the highest score, the first of equal ones."""
-        return self.top_k(1)[0]
-
-    def top_k(self, k: int = 5) -> list[Prediction]:
-        """The ``k`` highest, best first; all of them if there are fewer."""
-        return best(self.logits, self.labels, self.score, k)
-
-    def above(self, threshold: float = 0.5) -> list[Prediction]:
-        """Every label with at least that score, best first: the answer of a task with many labels at once."""
-        return [found for found in self.top_k(len(self.labels)) if found.score >= threshold]
 
 
 class _Asked(NamedTuple):
@@ -131,7 +93,7 @@ class Predictor:
             held[name] = adapter
         self._bank = SimpleBank(
             backbone.layout, held, dtype=backbone.dtype, device=backbone.device, slots=slots,
-            rank=1 if held else backbone.layout.slot_rank(),
+            rank=1 if held else backbone.layout.slot_rank(), seen=backbone.input,
         )  # fmt: skip
         self._forward = BankedForward(backbone, self._bank.slabs, cuda_graphs=cuda_graphs)
 
@@ -192,6 +154,32 @@ class Predictor:
         """Logits as in ``Result``, of inputs that are decoded and resized already: uint8 (rows, 3, height, width)."""
         asked = (self._fitting(one, task, self.adapter(task)) for one, task in self._pairs(pixels, tasks))
         return [logits for _, logits in self._computed(asked)]
+
+    def embed(self, source: Source, task: str | None = None, frames: int | None = None) -> NDArray[np.float32]:
+        """One vector (width,) of a picture or clip: what a task's head sees of it, else the bare backbone's own.
+
+        A task's is pooled and normed as its file says, the mean over the frames and views of a clip. Without a task it
+        is timm's own ``forward_features`` and ``forward_head`` before the classifier, of pixels as the backbone was
+        trained on; ``frames`` are taken from a clip, of which it is the mean, and None is for a picture.
+        """
+        if task is None:
+            config = bare_config(self.backbone.layout, self.backbone.input, frames)
+            adapter = Adapter(config, {}, "")
+        else:
+            adapter = self.adapter(task)
+        asked = self._see(source, [(task or "", adapter)])[0]
+        vectors = np.stack([self._run_embedding(view) for view in asked.views()])
+        mean: NDArray[np.float32] = vectors.mean(0)
+        return mean
+
+    def _run_embedding(self, one: _Asked) -> NDArray[np.float32]:
+        with self._turn:
+            job = self._job(one) if one.task else Job(one.pixels, 0, (0,), self._bare(len(one.pixels)))
+            running = self._forward.run(self._forward.prepare([replace(job, embed=True)]))
+            return running.vectors()[0]
+
+    def _bare(self, frames: int) -> AdapterMeta:
+        return AdapterMeta.bare(self.backbone.layout, self.backbone.input, frames)
 
     def _checked(self, adapter: Adapter, name: str) -> str:
         """The name, for an adapter that can be held and a name that can be asked."""
@@ -265,7 +253,9 @@ class Predictor:
                 raise BrokenAdapter(f"task '{one.task}' computed scores that are not finite numbers", task=one.task)
             logits.setflags(write=False)
             config = one.adapter.config
-            yield Result(one.task, config.labels, config.score, logits, one.bad_frames)
+            yield Result(
+                one.task, config.labels, config.score, logits, one.bad_frames, config.temperature, config.abstain
+            )
 
     def _computed(self, asked: Iterable[_Asked]) -> Iterator[tuple[_Asked, NDArray[np.float32]]]:
         """Whatever comes, its views in one batch or several."""
@@ -291,10 +281,10 @@ class Predictor:
 
     def _run(self, batch: Sequence[_Asked]) -> list[NDArray[np.float32]]:
         with self._turn:
-            jobs = []
-            for task, adapter, pixels, picture, _ in batch:
-                if self._bank.adapters.get(task) is not adapter:
-                    raise UnknownTask(f"task '{task}' was removed or replaced before its turn came", task=task)
-                held = self._bank[task]
-                jobs.append(Job(pixels, held.slot, held.pages, held.meta, picture))
-            return self._forward(jobs)
+            return self._forward([self._job(one) for one in batch])
+
+    def _job(self, one: _Asked) -> Job:
+        if self._bank.adapters.get(one.task) is not one.adapter:
+            raise UnknownTask(f"task '{one.task}' was removed or replaced before its turn came", task=one.task)
+        held = self._bank[one.task]
+        return Job(one.pixels, held.slot, held.pages, held.meta, one.picture)

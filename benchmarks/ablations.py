@@ -1,19 +1,19 @@
-"""What AdaptFormer's choices are worth: rank, blocks, scale, and where the residual is added; one seed.
+"""What AdaptFormer's choices are worth: rank, blocks, scale, and where the residual is added.
 
-``python -m benchmarks.ablations`` changes one choice at a time, draws docs/ablations.svg and puts the numbers into
-docs/RESULTS.md. The learning rate is AdaptFormer's of ``benchmarks.methods``, which must have run before.
+``python -m benchmarks.ablations --data FOLDER`` changes one choice at a time on photographs of hands and a real ViT-S,
+draws docs/ablations.svg and puts the numbers into docs/RESULTS.md. Learning rate and steps are AdaptFormer's of
+``benchmarks.pictures``, which must have run before.
 """
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.figure import Panel, figure
-from benchmarks.ledger import RESULTS, Ledger
-from benchmarks.methods import DIGITS, Pace, choose, place
-from benchmarks.page import PAGE, Table, put
+from benchmarks.page import PAGE, Table
+from benchmarks.pictures import BATCH, RANKS, SETS, STEPS, choose
+from benchmarks.tables import Bench, spread
 from benchmarks.trial import Trial
 
 FIGURE = PAGE.with_name("ablations.svg")
@@ -30,47 +30,58 @@ class Choice:
 
 
 CHOICES = (
-    Choice("rank", (("1", {"rank": 1}), ("4", {"rank": 4}), ("16", DEFAULTS), ("64", {"rank": 64}))),
-    Choice("blocks", (("first half", {"blocks": "0-2"}), ("last half", {"blocks": "3-5"}), ("all", DEFAULTS))),
-    Choice("scale", (("0.1", DEFAULTS), ("0.5", {"scale": 0.5}), ("1", {"scale": 1.0}),
+    Choice("rank", (("2", {"rank": 2}), ("8", {"rank": 8}), ("32", DEFAULTS), ("64", {"rank": 64}))),
+    Choice("blocks", (("first half", {"blocks": "0-5"}), ("last half", {"blocks": "6-11"}), ("all", DEFAULTS))),
+    Choice("scale", (("0.1", {"scale": 0.1}), ("0.5", {"scale": 0.5}), ("1", DEFAULTS),
                      ("learnt", {"learn_scale": True}))),
     Choice("where", (("parallel", DEFAULTS), ("after MLP", {"site": "sequential"}), ("block end", {"site": "output"}))),
 )  # fmt: skip
 
 
-def trial(options: dict[str, Any], lr: float, pace: Pace) -> Trial:
-    # The scale's default is written out in no key, so that the trials of ``benchmarks.methods`` serve here too.
-    return Trial("digits", "adaptformer", lr=lr, epochs=pace.epochs, batch=pace.batch, **options)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each (default 2)")
-    args = parser.parse_args()
-    methods = Ledger(RESULTS / "methods.json", "python -m benchmarks.methods")
-    pace = Pace()
-    lr = choose(methods, args.jobs, pace)[DIGITS[3].rates_of]
-    ledger = Ledger(RESULTS / "ablations.json", "python -m benchmarks.ablations", also=methods)
-    ledger.run("ablations", [trial(options, lr, pace) for c in CHOICES for _, options in c.alternatives], args.jobs)
-    rows, panels = [], []
-    for choice in CHOICES:
-        found = [(name, ledger[trial(options, lr, pace)], options is DEFAULTS) for name, options in choice.alternatives]
-        panels.append(Panel(choice.name, tuple((name, r["accuracy"], default) for name, r, default in found)))
-        rows += [
-            (f"{choice.name}: {name}{' (default)' if default else ''}", f"{r['accuracy']:.2%}", f"{r['parameters']:,}",
-             f"{r['share']:.2%}")
-            for name, r, default in found
-        ]  # fmt: skip
-    FIGURE.write_text(figure(panels, LABEL))
-    learnt = ", ".join(f"{scale:g}" for scale in ledger[trial({"learn_scale": True}, lr, pace)]["scales"])
-    put(
+    bench = Bench("ablations", __doc__)
+    pictures = bench.ledger_of("pictures")
+    bench.ledger = pictures
+    lr = choose(bench)["adaptformer"]
+    bench.ledger = bench.ledger_of("ablations", also=pictures)
+    default = Trial(SETS[0], "adaptformer", steps=STEPS, batch=BATCH, lr=lr, rank=RANKS[1])
+
+    def trial(options: dict[str, Any]) -> Trial:
+        # Fewer blocks get a higher rank, for the same number of parameters.
+        return replace(default, **({"rank": 2 * RANKS[1]} if "blocks" in options else {}) | options)
+
+    alternatives = [(choice, name, options) for choice in CHOICES for name, options in choice.alternatives]
+    for seed in bench.seeds:
+        bench.run(f"ablations, seed {seed}", [replace(trial(options), seed=seed) for _, _, options in alternatives])
+    rows: list[tuple[str, ...]] = []
+    points: dict[str, list[tuple[str, float, bool]]] = {}
+    for choice, name, options in alternatives:
+        found = bench.results(trial(options))
+        if not found:
+            continue
+        points.setdefault(choice.name, []).append(
+            (name, sum(one["accuracy"] for one in found) / len(found), options is DEFAULTS)
+        )
+        rows.append((
+            f"{choice.name}: {name}{' (default)' if options is DEFAULTS else ''}", spread(found),
+            f"{found[0]['parameters']:,}", f"{found[0]['share']:.2%}", f"{min(r['cpu_seconds'] for r in found):,.0f}",
+        ))  # fmt: skip
+    if not bench.options.quick:
+        FIGURE.write_text(figure([Panel(name, tuple(found)) for name, found in points.items()], LABEL))
+    bench.put(
         "ablations",
         f"![{LABEL}]({FIGURE.name})\n\n"
-        f"{place(ledger.machine, args.jobs)}; AdaptFormer on digits, one seed, {pace.epochs} epoch of batches of "
-        f"{pace.batch}, learning rate {lr:g}. The learnt scales, block by block, ended at {learnt}.",
-        Table(("choice", "accuracy", "trained parameters", "of the backbone"), tuple(rows)),
+        f"{bench.place()}; AdaptFormer on {SETS[0]}, {STEPS} steps of {BATCH}, highest learning rate {lr:g}, "
+        f"{len(bench.seeds)} seeds.{_scales(bench, trial({'learn_scale': True}))}",
+        Table(("choice", "accuracy", "trained parameters", "of the backbone", "CPU seconds"), tuple(rows)),
     )
+
+
+def _scales(bench: Bench, learnt: Trial) -> str:
+    found = bench.results(learnt)
+    if not found:
+        return ""
+    return f" The learnt scales, block by block, ended at {', '.join(f'{scale:g}' for scale in found[0]['scales'])}."
 
 
 if __name__ == "__main__":

@@ -23,11 +23,10 @@ from rich.progress import track
 
 from benchmarks.ledger import RESULTS, write_json
 from benchmarks.page import Table, put
-from benchmarks.sets import ALL, CHOSEN_ON, KEPT_ASIDE, Set, unpack
-from benchmarks.trial import ROOT
+from benchmarks.sets import ALL, CHOSEN_ON, KEPT_ASIDE, Set, unpack, written
+from benchmarks.trial import ROOT, WORK
 
 FILE = RESULTS / "defaults.json"
-WORK = Path(tempfile.gettempdir()) / "adaptserve-sets"
 METHODS = ("linear", "adaptformer")
 
 
@@ -49,12 +48,11 @@ def one(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        chosen.write(WORK, folder / "data")
 
         def trained(method: str) -> Trained:
             recipe = Recipe("t", method)  # type: ignore[arg-type]
             plan = TrainingPlan(
-                folder / "data", folder / f"{method}.safetensors", recipe, FitConfig(crop=CROP), report=False
+                written(chosen.name, WORK), folder / f"{method}.safetensors", recipe, FitConfig(crop=CROP), report=False
             )
             return train(plan, backbone, Teller(sys.stderr))
 

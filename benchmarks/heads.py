@@ -57,7 +57,7 @@ def measure(width: int, jobs: int, tasks: int, classes: int, rounds: int) -> tup
     weights = [slabs.pages[1 + task * count :][:count].reshape(-1, width) for task in range(tasks)]
 
     def ours() -> object:
-        return scores_of(vectors, slabs, table)
+        return scores_of(vectors, slabs, table.heads, table.places)
 
     def plain() -> object:
         return [F.linear(vectors[task::tasks], weight) for task, weight in enumerate(weights)]
@@ -88,7 +88,7 @@ def clips(width: int, head: HeadKind, mix: tuple[int, int, int, int], rounds: in
 
 
 def _logits(rows: Tensor, slabs: Slabs, key: BatchKey, table: Table[Tensor]) -> Tensor:
-    return scores_of(vectors_of(rows, slabs, key, table, None), slabs, table)
+    return scores_of(vectors_of(rows, slabs, key, table, None), slabs, table.heads, table.places)
 
 
 def main() -> None:

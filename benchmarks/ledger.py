@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.common import machine
-from benchmarks.trial import ROOT, Trial, run
+from benchmarks.trial import ROOT, Trial
 
 RESULTS = ROOT / "benchmarks" / "results"
 Result = dict[str, Any]
@@ -26,7 +26,7 @@ class Ledger:
     """Results by trial, kept in ``path``: replaced whole after each trial. Those of ``also`` need not run again."""
 
     def __init__(self, path: Path, command: str, also: Ledger | None = None) -> None:
-        self._path, self._also = path, also
+        self.path, self._also = path, also
         self._held: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"trials": {}}
         self._held |= {"command": command, "machine": self._held.get("machine") or machine(torch.device("cpu"))}
 
@@ -45,7 +45,7 @@ class Ledger:
         found: Result = self._held["trials"][trial.key]
         return found
 
-    def run(self, title: str, trials: Iterable[Trial], jobs: int, runner: Callable[[Trial], Result] = run) -> None:
+    def run(self, title: str, trials: Iterable[Trial], jobs: int, runner: Callable[[Trial], Result]) -> None:
         """Run what is not there yet, ``jobs`` at a time. Raises RuntimeError at the first that fails."""
         wanted = list(dict.fromkeys(trials))
         missing = [t for t in wanted if t not in self]
@@ -62,11 +62,11 @@ class Ledger:
                 raise
 
     def _add(self, trial: Trial, result: Result) -> None:
-        fingerprint = result.pop("fingerprint")
-        if self._held.setdefault("fingerprint", fingerprint) != fingerprint:
-            raise RuntimeError(f"{self._path} holds results of another backbone; delete it to begin anew")
+        fingerprint, held = result.pop("fingerprint"), self._held.setdefault("fingerprints", {})
+        if held.setdefault(trial.backbone, fingerprint) != fingerprint:
+            raise RuntimeError(f"{self.path} holds results of another backbone; delete it to begin anew")
         self._held["trials"][trial.key] = result
-        write_json(self._path, self._held)
+        write_json(self.path, self._held)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+import os
 import string
 import tarfile
 from collections.abc import Callable
@@ -182,6 +183,18 @@ KEPT_ASIDE = (
     Set("down or up", "sitdown, standup: thermal clips, by person", actions=PAIR),
 )
 ALL = CHOSEN_ON + KEPT_ASIDE
+SEVEN = Set("seven actions", "of people in thermal clips, by person", actions=(*FOUR, "fall", "lie", "walk"))
+
+
+def written(name: str, data: Path) -> Path:
+    """The set as a folder, from the unpacked archives in ``data``; written once."""
+    chosen = next(each for each in (*ALL, SEVEN) if each.name == name)
+    folder = data / "written" / name.replace(" ", "_")
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part{os.getpid()}")
+        chosen.write(data, part)
+        part.rename(folder)
+    return folder
 
 
 def unpack(archives: Path, folder: Path) -> None:

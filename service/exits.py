@@ -6,5 +6,7 @@ USAGE = 2
 """The command line itself is wrong."""
 DEVICE_LOST = 3
 """A server's device computes no more."""
+INTERRUPTED = 130
+"""Ctrl-C, as shells have it."""
 CUT_OFF = 4
 """A server was told to stop and something in it hung, so that it was ended."""

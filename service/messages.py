@@ -22,6 +22,10 @@ RESIDENTS = "residents"
 """Told: the digests that came into slots, and those that left."""
 
 
+BARE = "bare backbone"
+"""Stands for a digest where no adapter is meant; an adapter's is 64 digits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """A version that is to answer: its task's name, its digest, and the files that hold its bytes, likeliest first."""
@@ -38,13 +42,17 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class Ask(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """One input, by its rows of the front end's pixels, for some versions, each answered by its place in ``items``."""
+    """One input, by its rows of the front end's pixels, for some versions, each answered by its place in ``items``.
+
+    ``embed``: with their pooled vectors.
+    """
 
     number: int
     rows: list[int]
     picture: bytes
     deadline: float
     items: list[Item]
+    embed: bool = False
 
 
 class Cancel(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -63,7 +71,7 @@ class Call(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class Answered(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """Logits as float32 bytes, and where the time went, in seconds."""
+    """Logits as float32 bytes, and where the time went, in seconds; the pooled vector likewise, empty if not asked."""
 
     number: int
     item: int
@@ -71,6 +79,7 @@ class Answered(msgspec.Struct, tag=True, array_like=True, frozen=True):
     queue_s: float
     compute_s: float
     batch_rows: int
+    vector: bytes = b""
 
 
 class Failed(msgspec.Struct, tag=True, array_like=True, frozen=True):

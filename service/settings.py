@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     keys: str = Field("", description="Keys as `adaptserve keys create` prints them: hashes in a JSON list.")
     keys_file: str = Field("", description="File with the same JSON list; its keys are added to those above.")
     data_dir: Path = Field(Path("data"), description="Folder of the tasks and their versions.")
-    backbone: str = Field("demo", description="`demo`, a timm model name, or a folder in timm's hub layout.")
+    backbone: str = Field("demo", description="`demo`, a timm model name, or a folder of timm or transformers.")
     weights: str = Field(
         "",
         description="Empty for the model's own pretrained weights; a .safetensors or .pth file; "
@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     )
     max_clip_seconds: float = Field(MediaLimits.max_duration_s, gt=0, description="Duration of one clip, in seconds.")
     max_clip_packets: int = Field(MediaLimits.max_packets, ge=1, description="Compressed frames of one clip.")
+    max_windows: int = Field(
+        MediaLimits.max_windows, ge=1, le=MAX_CLIP_ROWS,
+        description="Windows of one clip that one request may ask; the queue must hold the frames of all of them.",
+    )  # fmt: skip
     max_clip_samples: int = Field(
         MediaLimits.max_samples, ge=1, description="Entries in the tables of an MP4, about 70 bytes of memory each."
     )

@@ -1,10 +1,18 @@
-"""What every test run shares: few threads, no network, a reason for each skipped GPU test, and one small backbone."""
+"""What every test run shares: few threads, no network, a reason for each skipped GPU test, and one small backbone.
+
+`make test` runs two files at a time, each in a worker process of its own. A test marked ``alone`` measures time, so
+no other test runs beside it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,8 +20,9 @@ import pytest
 if TYPE_CHECKING:
     from tests.houses import Kit
 
-# Before torch is imported: as many threads as the smallest machine has, so that parallel runs do not starve each other.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# Before torch is imported: all workers together have as many threads as the smallest machine, and starve nobody.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")
 # Child processes inherit it; weights come from the tests themselves.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -43,6 +52,29 @@ def _is_local(host: str) -> bool:
 
 
 sys.addaudithook(_refuse_network)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Workers share the machine test by test, with what a test sets up and takes down; the wait is not the test's."""
+    if not WORKER:
+        return (yield)
+    run = Path(item.config.option.basetemp).parent  # that of all workers
+    with machine(run, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextmanager
+def machine(run: Path, *, alone: bool) -> Iterator[None]:
+    """Shared, or held by one; who waits to be alone waits at the gate, past which nobody else comes meanwhile."""
+    with (run / "machine").open("a") as held, (run / "gate").open("a") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(held, fcntl.LOCK_UN)  # not by closing alone: a process that the test forked may have it too
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def house(settings: Settings) -> Iterator[House]:
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         try:
-            with httpx.Client(base_url=url, timeout=WAIT) as client:
+            with client_of(url) as client:
                 yield House(url, client, settings, home.engine, home.front_end)
         finally:
             server.should_exit = True
@@ -140,11 +140,14 @@ class Process:
         environment = {"ADAPTSERVE_DTYPE": "float32"} | os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-        assert until(lambda: self._url() is not None or self.process.poll() is not None, STARTED_S), self.output
-        assert self.process.poll() is None, self.output
-        self.url = self._url() or ""
-        self.client = httpx.Client(base_url=self.url, timeout=WAIT)
-        assert until(self._ready, 30), self.output
+        with ExitStack() as failed:
+            failed.callback(self._end)
+            assert until(lambda: self._url() is not None or self.process.poll() is not None, STARTED_S), self.output
+            assert self.process.poll() is None, self.output
+            self.url = self._url() or ""
+            self.client = failed.enter_context(client_of(self.url))
+            assert until(self._ready, 30), self.output
+            failed.pop_all()
 
     @property
     def output(self) -> str:
@@ -168,6 +171,9 @@ class Process:
     def __exit__(self, *_: object) -> None:
         """Nothing is left behind, also where a test failed."""
         self.client.close()
+        self._end()
+
+    def _end(self) -> None:
         self.process.kill()
         self.process.wait()
 
@@ -182,6 +188,11 @@ class Process:
             return False
 
 
+def client_of(url: str) -> httpx.Client:
+    """With connections of its own, and without what httpx prepares for https: that takes 30 ms."""
+    return httpx.Client(base_url=url, timeout=WAIT, verify=False)
+
+
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
@@ -190,10 +201,10 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def until(condition: Callable[[], bool], seconds: float = WAIT) -> bool:
-    """Poll until true, at most ``seconds``."""
-    end, pause = time.monotonic() + seconds, threading.Event()
-    while not condition() and time.monotonic() < end:
-        pause.wait(0.01)
+    """Poll until true, at most ``seconds``; ever more seldom, since it takes the processor from what is waited for."""
+    start, pause = time.monotonic(), threading.Event()
+    while not condition() and (waited := time.monotonic() - start) < seconds:
+        pause.wait(min(max(waited / 10, 0.01), 0.1))
     return condition()
 
 

@@ -107,10 +107,10 @@ class Client:
 
 
 class Load:
-    """The clients; ``with`` runs them, each on a thread of its own."""
+    """The clients; ``with`` runs them, each on a thread of its own, with a pause after each piece of work."""
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig, self._stop = rig, threading.Event()
+    def __init__(self, rig: Rig, pause_s: float) -> None:
+        self.rig, self._pause_s, self._stop = rig, pause_s, threading.Event()
         self._files = [rig.kit.file(seed) for seed in range(FILES)]
         self._clip_file = rig.kit.file(1, CLIP)[0]
         self._picture, self._clip = photograph(size=(300, 200)), clip()
@@ -142,7 +142,7 @@ class Load:
     def _run(self, name: str, work: Callable[[Client, random.Random], None], seed: int) -> None:
         client, dice = Client(self.rig, name), random.Random(seed)
         try:
-            while not self._stop.is_set():
+            while not self._stop.wait(self._pause_s):
                 work(client, dice)
         except Exception as error:  # a client that ended quietly would prove nothing
             self.rig.complain(f"{name} ended: {error!r}")

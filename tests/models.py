@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import to_2tuple
 from torch import Tensor
 
 from adapters.backbone import Backbone, load_backbone
@@ -36,11 +37,99 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"img_size": 32, "embed_dim": 24, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4},
     ),
     "relpos": ("vit_relpos_small_patch16_224", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "cait": (
+        "cait_xxs24_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "init_values": 0.5},
+    ),
+    "xcit": ("xcit_tiny_12_p16_224", {"img_size": 48, "embed_dim": 48, "depth": 2, "num_heads": 3, "eta": 0.5}),
+    "hiera": (
+        "hiera_tiny_224",
+        {
+            "img_size": [32, 32],
+            "embed_dim": 24,
+            "num_heads": 1,
+            "stages": [1, 2],
+            "q_pool": 1,
+            "mask_unit_size": [4, 4],
+            "mask_unit_attn": [True, False],
+        },
+    ),
+    "hieradet": (
+        "sam2_hiera_tiny",
+        {
+            "embed_dim": 24,
+            "num_heads": 1,
+            "stages": [1, 1, 2, 1],
+            "global_att_blocks": [3],
+            "window_spec": [4, 2, 3, 1],
+        },
+    ),
+    "sam": (
+        "samvit_base_patch16",
+        {
+            "img_size": 48,
+            "patch_size": 8,
+            "embed_dim": 48,
+            "depth": 2,
+            "num_heads": 3,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+            "neck_chans": 32,
+        },
+    ),
+    "qwen3": (
+        "qwen3_vit_88m",
+        {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "pos_embed_grid_size": 4},
+    ),
+    "deepseek": (
+        "deepseek_vit_412m",
+        {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    ),
 }
+OWN_SIZE = 64
+"""Pixels a side, of those that are not told their size."""
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip": (
         "vit_base_patch16_clip_quickgelu_224",
         {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3},
+    ),
+    "siglip": (
+        "vit_base_patch16_siglip_224",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    ),
+    "deit": ("deit_base_distilled_patch16_224", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "dinov2_plain": (
+        "vit_small_patch14_dinov2",
+        {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3, "init_values": 0.5},
+    ),
+    "swiglu": ("eva02_base_patch14_224", {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3}),
+    "merged": (
+        "qwen3_vit_88m_merge",
+        {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "pos_embed_grid_size": 4, "out_features": 48},
+    ),
+    "samnorm": (
+        "samvit_base_patch16_224",
+        {
+            "img_size": 32,
+            "patch_size": 8,
+            "embed_dim": 48,
+            "depth": 2,
+            "num_heads": 3,
+            "window_size": 3,
+            "global_attn_indexes": [1],
+        },
+    ),
+    "abswin": (
+        "hiera_small_abswin_256",
+        {
+            "img_size": [64, 64],
+            "embed_dim": 24,
+            "num_heads": 1,
+            "stages": [1, 2],
+            "q_pool": 1,
+            "mask_unit_size": [4, 4],
+            "mask_unit_attn": [True, False],
+        },
     ),
 }
 """Of a family above, for tests of their own."""
@@ -50,8 +139,8 @@ def small_backbone(folder: Path, family: str = "vit", device: str = "cpu", dtype
     """A family's real architecture with a few small blocks and weights from seed 0, large enough to matter."""
     architecture, args = (FAMILIES | OTHERS)[family]
     folder.mkdir(parents=True, exist_ok=True)
-    size = args["img_size"]
-    cfg = {"input_size": [3, size, size], "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3], "crop_pct": 0.9}
+    height, width = to_2tuple(args.get("img_size", OWN_SIZE))
+    cfg = {"input_size": [3, height, width], "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3], "crop_pct": 0.9}
     (folder / "config.json").write_text(
         json.dumps({"architecture": architecture, "num_classes": 0, "model_args": args, "pretrained_cfg": cfg})
     )

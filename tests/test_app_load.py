@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
 from service.settings import Settings
-from tests.houses import WAIT, House, Kit, house, photograph, problem, scores_of, sites, until
+from tests.houses import WAIT, House, Kit, client_of, house, photograph, problem, scores_of, sites, until
 from tests.models import Spec
 
 
@@ -127,7 +126,7 @@ def test_answers_stay_right_while_their_tasks_are_replaced(kit: Kit, tmp_path: P
             made.put(f"task-{i}", files[i][0]).raise_for_status()
 
         def ask(number: int) -> None:
-            with httpx.Client(base_url=made.url, timeout=WAIT) as client:
+            with client_of(made.url) as client:
                 turn = number
                 while not stop.is_set():
                     turn += 3
@@ -135,7 +134,7 @@ def test_answers_stay_right_while_their_tasks_are_replaced(kit: Kit, tmp_path: P
                     (answers if response.status_code == 200 else failures).append(response.json())
 
         def replace() -> None:
-            with httpx.Client(base_url=made.url, timeout=WAIT) as client:
+            with client_of(made.url) as client:
                 turn = 0
                 while not stop.wait(0.1):
                     for i in range(3):

@@ -53,6 +53,19 @@ def test_what_a_viewer_shows_is_what_is_answered(server: Process) -> None:
         assert ask(server, body).json()["predictions"] == shown, name
 
 
+def test_vectors_come_from_the_engines_process(server: Process) -> None:
+    """Through its messages: the backbone's, and a task's beside its labels."""
+    body = encode(NINE, "PNG")
+    bare = server.client.post("/v1/embed", content=body).raise_for_status().json()
+    params = {"top_k": 10, "embedding": True}
+    own = server.client.post("/v1/tasks/digits/predict", content=body, params=params).json()
+    assert len(bare["embedding"]) == len(own["embedding"]) > 100
+    assert np.corrcoef(bare["embedding"], own["embedding"])[0, 1] < 0.999
+    assert own["predictions"] == ask(server, body).json()["predictions"]
+    again = server.client.post("/v1/embed", content=body).json()
+    assert bare == again
+
+
 def test_a_motion_photograph_is_its_photograph(server: Process) -> None:
     photograph = encode(NINE.convert("RGB"), "JPEG", progressive=True)
     alone = ask(server, photograph).json()["predictions"]

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbone import Backbone, resolve_dtype
+from adapters.backbone.families import blocks_of
 from adapters.bank import Slabs, pack
 from adapters.config import ACTIVATIONS, SiteConfig
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward, Job
 from adapters.forward.plan import plan_of
 from adapters.heads import pages_of
-from tests.models import FAMILIES, Spec, close, head_of, random_adapter, residual, small_backbone
+from adapters.training.model import AdaptedModel
+from tests.forwards import FORWARDS, last_norm, norm_of_pooled
+from tests.models import FAMILIES, OTHERS, Spec, close, head_of, random_adapter, residual, small_backbone
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -63,7 +66,7 @@ class Bench:
 
 def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
     """The backbone's forward with every block written out by hand; tokens before the last norm."""
-    added = partial(residual, adapter, prefix=getattr(backbone.model, "num_prefix_tokens", 0))
+    added = partial(residual, adapter, prefix=backbone.layout.prefix_tokens or 0)
 
     def rest(block: Any, index: int, x: Tensor, pre_norm: bool) -> Tensor:
         """From x' on: MLP with its sequential and LoRA sites, then the residuals at the block's end."""
@@ -73,7 +76,7 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
         branch = branch + added("sequential", index, branch)
         if not pre_norm:
             branch = block.norm2(branch)
-        gamma = getattr(block, "gamma_2", None)
+        gamma = getattr(block, "gamma_2", getattr(block, "gamma2", None))
         branch = branch * gamma if gamma is not None else getattr(block, "ls2", nn.Identity())(branch)
         out = post + branch + added("parallel", index, post)
         out = out + added("output", index, out)
@@ -90,8 +93,9 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
         return module.fc2(hidden) + added("fc2", index, hidden)
 
     model, x = backbone.model, images
+    if forward := FORWARDS.get(type(model).__name__):
+        return forward(model, x, added, partial(rest, pre_norm=True))
     x = model.patch_embed(x)
-    extra: dict[str, Any] = {}
     kind = type(backbone._blocks[0].module).__name__
     if "Swin" in kind:
         index = 0
@@ -106,6 +110,20 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
                 x = rest(block, index, x, normed_first)
                 index += 1
         return x
+    x, extra = tokens_of(model, x, kind)
+    for index, block in enumerate(model.blocks):
+        x = x + added("input", index, x)
+        attended = block.attn(block.norm1(x), **extra)
+        attended = attended + added("attn", index, attended)
+        gamma = getattr(block, "gamma_1", None)
+        attended = attended * gamma if gamma is not None else getattr(block, "ls1", nn.Identity())(attended)
+        x = rest(block, index, x + attended, pre_norm=True)
+    return x
+
+
+def tokens_of(model: Any, x: Tensor, kind: str) -> tuple[Tensor, dict[str, Any]]:
+    """From patches to what the first block takes, and what every block's attention is given beside it."""
+    extra: dict[str, Any] = {}
     if kind == "EvaBlock":
         x, rope = model._pos_embed(x)
         extra = {"rope": rope}
@@ -120,14 +138,7 @@ def reference_tokens(backbone: Backbone, adapter: Adapter, images: Tensor) -> Te
         extra = {"shared_rel_pos": shared}
     else:
         x = model.norm_pre(model._pos_embed(x))
-    for index, block in enumerate(model.blocks):
-        x = x + added("input", index, x)
-        attended = block.attn(block.norm1(x), **extra)
-        attended = attended + added("attn", index, attended)
-        gamma = getattr(block, "gamma_1", None)
-        attended = attended * gamma if gamma is not None else getattr(block, "ls1", nn.Identity())(attended)
-        x = rest(block, index, x + attended, pre_norm=True)
-    return x
+    return x, extra
 
 
 def reference(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
@@ -136,17 +147,16 @@ def reference(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
     raw = reference_tokens(backbone, adapter, normalised(backbone, images))
     config = adapter.config
     if config.pool == "backbone":
-        return head_of(backbone, adapter, model.forward_head(model.norm(raw), pre_logits=True))
-    tokens = (model.norm(raw) if config.norm == "frozen" else raw).flatten(1, -2)
+        return head_of(backbone, adapter, model.forward_head(last_norm(model, raw), pre_logits=True))
+    tokens = (last_norm(model, raw) if config.norm == "frozen" else raw).flatten(1, -2)
     prefix = getattr(model, "num_prefix_tokens", 0)
-    pooled = tokens[:, 0] if config.pool == "cls" else tokens[:, prefix:].mean(1)
-    if config.norm == "frozen" and isinstance(model.norm, nn.Identity):
-        pooled = model.fc_norm(pooled)
+    pooled = {"cls": tokens[:, 0], "avg": tokens[:, prefix:].mean(1)}.get(config.pool)
+    if pooled is None:
+        assert config.pool == "cls+avg"
+        pooled = torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], 1)
+    if config.norm == "frozen" and (norm := norm_of_pooled(model)):
+        pooled = norm(pooled)
     return head_of(backbone, adapter, pooled)
-
-
-def name_of(backbone: Backbone, wanted: nn.Module) -> str:
-    return next(name for name, module in backbone.model.named_modules() if module is wanted)
 
 
 def all_sites(
@@ -159,9 +169,7 @@ def all_sites(
 @torch.inference_mode()
 def test_hooks_without_an_adapter_change_nothing(backbone: Backbone) -> None:
     images = normalised(backbone, pixels(backbone, 3))
-    architecture, args = FAMILIES[backbone.layout.model.split("+")[0]]
-    bare = timm.create_model(architecture, pretrained=False, num_classes=0, **args).eval()
-    bare.load_state_dict(backbone.model.state_dict())
+    bare = timms_own(backbone)
     features = backbone.features(images)
     assert torch.equal(features.normed, bare.forward_features(images))
     vector = backbone.pool(features, "backbone", "frozen")
@@ -207,36 +215,92 @@ def test_every_site_and_pool_equals_the_reference(backbone: Backbone) -> None:
                 )
 
 
+def timms_own(backbone: Backbone) -> Any:
+    """timm's model with the backbone's weights, and nothing of ours on it."""
+    architecture, args = (FAMILIES | OTHERS)[backbone.layout.model.split("+")[0]]
+    bare = timm.create_model(architecture, pretrained=False, num_classes=0, **args).eval()
+    bare.load_state_dict(backbone.model.state_dict())
+    return bare.requires_grad_(False)  # torch sums in another order for what may need a gradient
+
+
+def add_lora(attn: Any, name: str, weight: Tensor, bias: Tensor) -> None:
+    """Add to the Linear of a site, or to its third of the fused one, whose biases may stand apart."""
+    linear = getattr(attn, f"{name}_proj", None) or (attn.proj if name == "proj" else attn.qkv)
+    thirds = ("q", "k", "v")
+    start = thirds.index(name) * (linear.out_features // 3) if name in thirds and linear is attn.qkv else 0
+    linear.weight[start : start + len(weight)] += weight
+    if linear is attn.qkv and getattr(attn, "q_bias", None) is not None:
+        apart = [getattr(attn, f"{third}_bias") for third in (thirds if name == "qkv" else name)]
+        for own, added in zip(apart, bias.chunk(len(apart)), strict=True):
+            own.add_(added)
+        return
+    if linear.bias is None:
+        linear.bias = nn.Parameter(torch.zeros(linear.out_features), requires_grad=False)
+    linear.bias[start : start + len(bias)] += bias
+
+
 @torch.inference_mode()
 def test_lora_on_attention_equals_changed_weights(backbone: Backbone) -> None:
-    """LoRA without an activation is a change of the Linear's weight and bias: make it, run timm, compare."""
+    """LoRA without an activation is a change of the Linear's weight and bias: make it in timm's own, compare."""
     images = pixels(backbone, 2)
-    for i, name in enumerate(n for n in backbone.layout.sites if n in ("qkv", "q", "k", "v", "proj")):
+    names = [name for name in backbone.layout.sites if name in ("qkv", "q", "k", "v", "proj")]
+    assert {"q", "k", "v", "proj"} <= set(names)
+    for i, name in enumerate(names):
         adapter = random_adapter(backbone, Spec((all_sites(backbone, name, act="none"),)), i, size=0.2)
         bench = Bench(backbone, [adapter])
         found = torch.from_numpy(np.stack(bench.forward([bench.job(0, images[:1]), bench.job(0, images[1:])])))
-        state = {k: v.clone() for k, v in backbone.model.state_dict().items()}
-        for b, block in enumerate(backbone._blocks):
-            attn, t = block.module.attn, adapter.tensors
-            linear = getattr(attn, f"{name}_proj", None) or (attn.proj if name == "proj" else attn.qkv)
-            weight = 0.6 * t[f"{name}.{b}.up.weight"] @ t[f"{name}.{b}.down.weight"]
-            bias = 0.6 * (t[f"{name}.{b}.up.weight"] @ t[f"{name}.{b}.down.bias"] + t[f"{name}.{b}.up.bias"])
-            third = linear.out_features // 3
-            start = {"k": third, "v": 2 * third}.get(name, 0) if linear.out_features > len(bias) else 0
-            if linear.bias is None:
-                linear.bias = nn.Parameter(torch.zeros(linear.out_features), requires_grad=False)
-            linear.weight[start : start + len(bias)] += weight
-            linear.bias[start : start + len(bias)] += bias
-        head = {k: v for k, v in adapter.tensors.items() if k.startswith("head.")}
-        vector = backbone.model.forward_head(
-            backbone.model.forward_features(normalised(backbone, images)), pre_logits=True
+        bare, t = timms_own(backbone), adapter.tensors
+        for b, block in enumerate(blocks_of(bare, "timm's own")):
+            up = 0.6 * t[f"{name}.{b}.up.weight"]
+            bias = up @ t[f"{name}.{b}.down.bias"] + 0.6 * t[f"{name}.{b}.up.bias"]
+            add_lora(block.module.attn, name, up @ t[f"{name}.{b}.down.weight"], bias)
+        vector = bare.forward_head(bare.forward_features(normalised(backbone, images)), pre_logits=True)
+        close(found, head_of(backbone, adapter, vector))
+
+
+def test_a_training_step_has_gradients_at_every_site(backbone: Backbone) -> None:
+    """At all of them together, in every block; nothing of the backbone's own changes."""
+    sites = tuple(all_sites(backbone, name, act="none") for name in backbone.layout.sites if name != "qkv")
+    model = AdaptedModel(backbone, random_adapter(backbone, Spec(sites), 0).config)
+    with torch.no_grad():
+        for parameter in model.residuals.parameters():
+            parameter.normal_(0, 0.1)
+    images = normalised(backbone, pixels(backbone, 2))
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.residuals.parameters(), 0.01)
+    torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1])).backward()
+    for name, residual_of in model.residuals.items():
+        for parameter in (residual_of.down.weight, residual_of.up.weight):
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+    optimizer.step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@torch.inference_mode()
+def test_others_of_a_family(tmp_path: Path, name: str) -> None:
+    """timm's own without an adapter; with one, what hooks on timm's own modules make of it."""
+    backbone = small_backbone(tmp_path / name, name)
+    images, bare = normalised(backbone, pixels(backbone, 2)), timms_own(backbone)
+    features = backbone.features(images)
+    assert torch.equal(features.normed, bare.forward_features(images))
+    vector = backbone.pool(features, "backbone", "frozen")
+    assert torch.equal(vector, bare.forward_head(features.normed, pre_logits=True))
+    if "cls" not in backbone.layout.pools and "avg" in backbone.layout.pools:
+        close(backbone.pool(features, "avg", "frozen"), vector)
+        assert backbone.pool(features, "avg", "none").shape == vector.shape
+    adapter = random_adapter(backbone, Spec((all_sites(backbone, "parallel"),)), 1)
+    bench, taps = Bench(backbone, [adapter]), dict[int, Tensor]()
+    for index, block in enumerate(blocks_of(bare, name)):
+        block.module.norm2.register_forward_pre_hook(lambda _m, args, i=index: taps.update({i: args[0]}))
+        block.module.register_forward_hook(
+            lambda _m, _a, out, i=index: out + residual(adapter, "parallel", i, taps[i]).reshape(out.shape)
         )
-        expected = vector.float() @ head["head.weight"].T + head["head.bias"]
-        for block in backbone._blocks:
-            for linear in (block.module.attn.qkv, block.module.attn.proj):
-                linear.bias = linear.bias if f"{name_of(backbone, linear)}.bias" in state else None
-        backbone.model.load_state_dict(state)
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+    expected = head_of(backbone, adapter, bare.forward_head(bare.forward_features(images), pre_logits=True))
+    found = bench.forward([bench.job(0, image[None]) for image in pixels(backbone, 2)])
+    close(torch.from_numpy(np.stack(found)), expected)
 
 
 @torch.inference_mode()

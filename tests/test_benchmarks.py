@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,24 @@ import torch
 
 from adapters.training.baselines import model_of
 from adapters.training.recipe import Recipe, config_of
-from benchmarks import many, page
+from benchmarks import ablations, clips, few, ledger, many, page, pictures, stability, tables
 from benchmarks.figure import Panel, figure
 from benchmarks.ledger import Ledger
-from benchmarks.methods import DIGITS, Pace, choose, summary, table_of, verdict
-from benchmarks.trial import Trial, kept_for_backward
+from benchmarks.tables import Bench, over_seeds
+from benchmarks.trial import Trial, indices, kept_for_backward
 from service.store.descriptions import Summary
 from service.store.repository import Repository
 from tests.models import small_backbone
 
-TRIALS = [Trial("digits", "lora", lr=lr, epochs=1, batch=8) for lr in (1e-3, 3e-3, 1e-2)]
+TRIALS = [Trial("digits", "lora", lr=lr) for lr in (1e-3, 3e-3, 1e-2)]
 
 
 def result(trial: Trial, backbone: str = "one") -> dict[str, Any]:
-    return {"accuracy": 0.5 + trial.lr, "held_out_loss": 1.0, "fingerprint": backbone}
+    return {"accuracy": 0.5 + (trial.lr or 0), "held_out_loss": 1.0, "fingerprint": backbone}
 
 
 def test_a_ledger_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
-    ran: list[float] = []
+    ran: list[float | None] = []
 
     def runner(trial: Trial) -> dict[str, Any]:
         ran.append(trial.lr)
@@ -42,7 +44,7 @@ def test_a_ledger_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     again = Ledger(tmp_path / "l.json", "command")
     again.run("t", TRIALS, 1, runner)
     assert ran == [1e-3, 3e-3, 1e-2, 1e-2]
-    assert [again[t]["accuracy"] for t in TRIALS] == [0.5 + t.lr for t in TRIALS]
+    assert [again[t]["accuracy"] for t in TRIALS] == [0.5 + (t.lr or 0) for t in TRIALS]
     more = Ledger(tmp_path / "m.json", "command", also=again)
     more.run("t", TRIALS, 1, runner)
     assert len(ran) == 4
@@ -50,42 +52,93 @@ def test_a_ledger_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 
 
 def test_a_ledger_of_another_backbone_is_refused(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "l.json", "command")
-    ledger.run("t", TRIALS[:1], 1, result)
+    held = Ledger(tmp_path / "l.json", "command")
+    held.run("t", TRIALS[:1], 1, result)
     with pytest.raises(RuntimeError, match="another backbone"):
-        ledger.run("t", TRIALS, 1, lambda trial: result(trial, "two"))
+        held.run("t", TRIALS, 1, lambda trial: result(trial, "two"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    """A command whose trials are made up: more rank is better, a rate of 3e-3 is best, and seeds differ a little."""
+
+    def made_up(trial: Trial, data: Path) -> dict[str, Any]:
+        accuracy = 0.5 + (trial.rank or 0) / 1000 + trial.seed / 100 - (0.1 if trial.method == "linear" else 0)
+        loss = abs((trial.lr or 0) - 3e-3)
+        rest = {"share": 0.01, "cpu_seconds": 1.0, "peak": 2, "growth": 1, "dtype": "bfloat16", "parameters": 1}
+        more = {"scales": [1.0], "balanced_accuracy": accuracy, "losses": [2.0, 1.0 + trial.seed, 1.5]}
+        return {"accuracy": accuracy, "held_out_loss": loss, "fingerprint": trial.backbone} | rest | more
+
+    monkeypatch.setattr(tables, "run", made_up)
+    monkeypatch.setattr(tables, "unpack", lambda archives, folder: None)
+    monkeypatch.setattr(tables, "written", lambda name, folder: folder)
+    for module in (tables, ledger):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+
+    def of(name: str, *options: str) -> Bench:
+        return Bench(name, None, ["--data", str(tmp_path), "--jobs", "1", *options])
+
+    return of
 
 
 def test_keys_tell_trials_apart() -> None:
-    rows = {row.trial(1e-3, Pace(), seed=seed).key for row in DIGITS for seed in range(3)}
-    assert len(rows) == 3 * len(DIGITS)
+    rates = dict.fromkeys(pictures.RATES, 1e-3)
+    rows = [row for data in pictures.SETS for row in pictures.rows_of(data, rates)]
+    rows += [row for data in clips.SETS for row in clips.rows_of(data)]
+    rows += [row for data in few.SETS for count in few.EXAMPLES for row in few.rows_of(data, count)]
+    trials = over_seeds(rows, (0, 1))
+    assert len({trial.key for trial in trials}) == len({trial.file for trial in trials}) == len(trials)
 
 
-def test_learning_rates_are_chosen_on_training_data_alone(tmp_path: Path) -> None:
-    def runner(trial: Trial) -> dict[str, Any]:
-        assert trial.part == "choose"
-        return result(trial) | {"accuracy": 0.5, "held_out_loss": abs(trial.lr - 3e-3)}
-
-    ledger = Ledger(tmp_path / "l.json", "command")
-    before = Ledger.run
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Ledger, "run", lambda self, title, trials, jobs: before(self, title, trials, jobs, runner))
-        rates = choose(ledger, 1, Pace())
-    assert set(rates) == {row.rates_of for row in DIGITS}
-    assert rates["lora"] == rates["vpt"] == 3e-3  # equal accuracies: the lowest loss
+def test_learning_rates_are_chosen_on_training_data_alone(bench: Callable[..., Bench]) -> None:
+    command = bench("pictures")
+    rates = pictures.choose(command)
+    assert rates == {"vpt": 3e-3, "lora": 3e-3, "adaptformer": 2e-3, "full": 3e-4}
+    assert all("part choose" in key for key in json.loads(command.ledger.path.read_text())["trials"])
 
 
-def test_the_verdict_names_who_wins() -> None:
-    def line(name: str, *accuracies: float) -> dict[str, Any]:
-        rest = {"parameters": 1, "share": 0.5, "cpu_seconds": 1.0, "peak": 2, "growth": 1, "kept": 1}
-        return summary(name, 0.1, [{"accuracy": a} | rest for a in accuracies])
+def test_a_part_of_the_training_data_is_the_same_for_every_method_and_new_for_every_seed_of_few() -> None:
+    labels = [i % 3 for i in range(60)]
+    chosen, rest = indices(labels, Trial("t", "lora", part="choose", seed=1))
+    assert (len(chosen), len(rest)) == (42, 18)
+    assert sorted(chosen + rest) == list(range(60))
+    assert indices(labels, Trial("t", "vpt", part="choose"))[0] == chosen
+    some = [indices(labels, Trial("t", "linear", examples=4, seed=seed))[0] for seed in (0, 1)]
+    assert [sorted(labels[i] for i in one) for one in some] == [[0] * 4 + [1] * 4 + [2] * 4] * 2
+    assert some[0] != some[1]
+    assert indices(labels, Trial("t", "linear")) == (list(range(60)), [])
 
-    ours, full, linear = line("AdaptFormer", 0.8, 0.9), line("full tuning", 0.9, 0.92), line("linear", 0.1, 0.2)
-    told = verdict([ours, full, linear], "AdaptFormer")
-    assert "Highest: full tuning (91.00%)" in told
-    assert "loses to full tuning (91.00%); the ranges of full tuning and its own overlap" in told
-    assert "No other wins" in verdict([ours, linear], "AdaptFormer")
-    assert table_of([ours]).rows[0][:3] == ("AdaptFormer", "85.00%", "80.00% to 90.00%")
+
+@pytest.mark.parametrize("module", [pictures, clips, few, ablations, stability])
+def test_a_table_is_written_from_the_trials_that_have_run(
+    module: Any, bench: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module.__name__.rsplit(".", 1)[1]
+    text = f"before\n<!-- {name}: written by the command -->\nold\n<!-- end of {name} -->\nafter\n"
+    monkeypatch.setattr(page, "PAGE", tmp_path / "RESULTS.md")
+    page.PAGE.write_text(text)
+    monkeypatch.setattr(module, "Bench", lambda name, about: bench(name, "--seeds", "2"))
+    if hasattr(module, "FIGURE"):
+        monkeypatch.setattr(module, "FIGURE", tmp_path / f"{name}.svg")
+    module.main()
+    told = page.PAGE.read_text()
+    assert told.startswith("before\n")
+    assert told.endswith("after\n")
+    assert "old" not in told
+    # From the lowest seed to the highest.
+    assert "| 1.50 | 2.00 | 0.50 |" in told if module is stability else "to 5" in told or "to 6" in told
+    if hasattr(module, "FIGURE"):
+        ET.fromstring(module.FIGURE.read_text())
+
+
+def test_who_is_ahead_is_told_by_the_numbers(bench: Callable[..., Bench]) -> None:
+    command = bench("pictures", "--seeds", "1")
+    rates = pictures.choose(command)
+    command.run("signs", [row.trial for row in pictures.rows_of("signs", rates)])
+    told = pictures.verdict(command, rates)
+    assert told == "signs: AdaptFormer of rank 32 +13.2 points over linear, AdaptFormer, rank 64 is ahead (56.4%)"
+    assert few.worth({1: -0.1, 5: 0.2, 10: -0.1, 50: 0.1}, "d") == "d: AdaptFormer is ahead from 50 of each class on"
+    assert few.worth({1: 0.1, 5: -0.2}, "d") == "d: linear is ahead"
 
 
 def test_a_section_is_replaced_and_the_rest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from service.cli import client as client_module
+from adaptserve_client import calls
 from service.cli.main import app
 from service.keys import create, dump
 from tests.houses import Kit, Process, house, photograph, until
@@ -172,7 +172,7 @@ def test_help_teaches() -> None:
 def test_a_deadline_bounds_the_wait_for_a_server_that_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(calls, "PATIENCE_S", 0.1)
     (tmp_path / "a.jpg").write_bytes(photograph())
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

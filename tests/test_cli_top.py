@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
+from adaptserve_client import Client
 from service.cli.main import app
 from service.cli.top import busiest, quantile
 from service.keys import create, dump
@@ -77,20 +80,26 @@ def test_once_prints_the_busiest_task_first(kit: Kit, tmp_path: Path) -> None:
 
 
 def test_only_the_tasks_shown_are_asked_about(kit: Kit, tmp_path: Path) -> None:
-    with house(kit.settings(data_dir=tmp_path / "data", page_items=5)) as made:
+    with house(kit.settings(data_dir=tmp_path / "data", page_items=5)) as made, ExitStack() as stack:
         for number in range(7):
             made.put(f"t{number}", kit.file(number)[0]).raise_for_status()
         made.put("t5-more", kit.file(8)[0]).raise_for_status()
         asked: list[str] = []
-        made.client.event_hooks["request"] = [lambda request: asked.append(request.url.raw_path.decode())]
-        shown = busiest(made.client, {"t5": 3.0, "t2": 1.0, "t1": 0.0, "gone": 2.0, "_unknown": 9.0}, 4)
-        assert [task["task"] for task in shown.tasks] == ["t5", "t2", "t0", "t1"]
+
+        class Noting(httpx.HTTPTransport):
+            def handle_request(self, request: httpx.Request) -> httpx.Response:
+                asked.append(request.url.raw_path.decode())
+                return super().handle_request(request)
+
+        client = stack.enter_context(Client(made.url, transport=Noting()))
+        shown = busiest(client, {"t5": 3.0, "t2": 1.0, "t1": 0.0, "gone": 2.0, "_unknown": 9.0}, 4)
+        assert [task.task for task in shown.tasks] == ["t5", "t2", "t0", "t1"]
         assert shown.count == 8
-        assert len(asked) == 4
+        assert len(asked) == 5
         assert {path.partition("?")[0] for path in asked} == {"/v1/tasks"}  # none counts as a request of a task
         asked.clear()
-        assert [t["task"] for t in busiest(made.client, {"t5": 3.0}, 100).tasks][:3] == ["t5", "t0", "t1"]
-        assert len(asked) == 3
+        assert [task.task for task in busiest(client, {"t5": 3.0}, 100).tasks][:3] == ["t5", "t0", "t1"]
+        assert len(asked) == 4
 
 
 def test_commands_that_compute_nothing_do_not_wait_for_torch() -> None:

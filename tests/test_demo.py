@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from adapters.backbone import Backbone, load_backbone
-from adapters.backbone.weights import DEMO_BACKBONE
+from adapters.backbone.source import DEMO_BACKBONE
 from adapters.file import Adapter, read_adapter, write_adapter
 from adapters.limits import FileLimits
 from adapters.predictor import Predictor

@@ -14,7 +14,8 @@ from tests.test_backbone import Bench, all_sites, normalised, pixels, reference
 NAMES = (
     "vit_tiny_patch16_224", "vit_base_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224",
     "eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "beit_base_patch16_224", "swin_tiny_patch4_window7_224",
-    "swinv2_tiny_window8_256",
+    "swinv2_tiny_window8_256", "cait_xxs24_224", "xcit_tiny_12_p16_224", "hiera_tiny_224", "sam2_hiera_tiny",
+    "samvit_base_patch16_224", "qwen3_vit_88m", "deepseek_vit_412m",
 )  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def test_full_size(name: str) -> None:
     """Bare features bit for bit; 16 tasks in one batch as each alone; each alone as in plain PyTorch."""
     backbone = load_backbone(name, "random:0", "cpu", "float32")
     torch.manual_seed(0)
-    bare = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    bare = timm.create_model(name, pretrained=False, num_classes=0).eval().requires_grad_(False)
     images = normalised(backbone, pixels(backbone, 2))
     assert torch.equal(backbone.features(images).normed, bare.forward_features(images))
     names = [s for s in backbone.layout.sites if s not in ("qkv", "q", "k", "v", "proj")]

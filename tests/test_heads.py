@@ -1,4 +1,4 @@
-"""Heads that see time: as written out by hand, beside any neighbours, within a bank's pages and a server's bounds."""
+"""Heads that see time, or two vectors: as written out by hand, beside any neighbours, within pages and bounds."""
 
 from __future__ import annotations
 
@@ -49,8 +49,11 @@ SPECS = (
     Spec((OVER_TIME,), 5, "avg", "trained", frames=4, head="attention", head_width=15),
     Spec((), 33, "cls", "trained", frames=2, head="attention", head_width=40),
     Spec((), 4, "avg", "frozen"),
+    Spec((PARALLEL,), 60, "cls+avg"),
+    Spec((OVER_TIME,), 20, "cls+avg", "none", frames=4),
 )
 TIMED = [number for number, spec in enumerate(SPECS) if spec.head != "mean"]
+LARGE = [*TIMED, *(number for number, spec in enumerate(SPECS) if spec.pool == "cls+avg")]
 
 
 @pytest.fixture(scope="module")
@@ -123,22 +126,22 @@ def test_the_order_of_a_batch_changes_no_answer(bench: Bench, mix: list[int], ra
 
 @pytest.fixture(scope="module")
 def doubled(backbone: Backbone) -> Bench:
-    """Two tasks of each kind that sees time: of one shape, with other numbers."""
-    return Bench(backbone, [random_adapter(backbone, SPECS[number], 10 * n) for number in TIMED for n in (1, 2)])
+    """Two tasks of each kind of head but the plain one: of one shape, with other numbers."""
+    return Bench(backbone, [random_adapter(backbone, SPECS[number], 10 * n) for number in LARGE for n in (1, 2)])
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2 * len(TIMED) - 1), st.lists(st.integers(0, len(TIMED) - 1), min_size=1, max_size=4), st.data())
+@given(st.integers(0, 2 * len(LARGE) - 1), st.lists(st.integers(0, len(LARGE) - 1), min_size=1, max_size=4), st.data())
 def test_neighbours_of_the_same_shape_change_no_bit(
     doubled: Bench, mine: int, others: list[int], data: st.DataObject
 ) -> None:
     """Other tasks, other pixels, another place in the batch."""
-    one = doubled.job(mine, pixels(doubled.forward.backbone, SPECS[TIMED[mine // 2]].frames, 99))
+    one = doubled.job(mine, pixels(doubled.forward.backbone, SPECS[LARGE[mine // 2]].frames, 99))
     found: dict[object, bytes] = {}
     for turn in range(4):
         twins = data.draw(st.lists(st.booleans(), min_size=len(others), max_size=len(others)))
         jobs = [
-            doubled.job(2 * kind + twin, pixels(doubled.forward.backbone, SPECS[TIMED[kind]].frames, turn))
+            doubled.job(2 * kind + twin, pixels(doubled.forward.backbone, SPECS[LARGE[kind]].frames, turn))
             for kind, twin in zip(others, twins, strict=True)
         ]
         place = data.draw(st.integers(0, len(jobs)))
@@ -169,8 +172,9 @@ def test_numbers_that_overflow_stay_in_their_own_task(backbone: Backbone, adapte
 def test_batches_without_such_heads_know_nothing_of_them(bench: Bench) -> None:
     for pad in (False, True):
         plan = plan_of([job(bench, 0), job(bench, 1), job(bench, 7)], pad=pad)
-        assert plan.key.timed is None
-        assert plan.table.timed.shape == (0,)
+        assert (plan.key.timed, plan.key.seconds) == (None, 0)
+        assert plan.table.timed.shape == plan.table.seconds.shape == (0,)
+        assert plan.table.second_vectors.size == plan.table.second_places.size == 0
 
 
 @pytest.mark.parametrize("pad", [False, True])
@@ -410,3 +414,16 @@ def test_they_are_served_over_http(kit: Kit, tmp_path: Path) -> None:
 def test_meta_of_a_plain_head_is_as_it_was(backbone: Backbone, adapters: list[Adapter]) -> None:
     meta = AdapterMeta.of(adapters[1].config, backbone.layout, digest="", parameters=1)
     assert (meta.head, meta.groups, meta.pages) == ("mean", 0, 1)
+
+
+def test_a_head_of_two_vectors_counts_twice_and_takes_no_other_norm_or_head(backbone: Backbone) -> None:
+    config = config_of(backbone, SPECS[8])
+    assert pages_of(config) == 2 * pages_of(config.model_copy(update={"pool": "cls"})) == 8
+    bounds = {"max_rank": 64, "max_frames": 8}
+    backbone.layout.check(config, max_classes=128, **bounds)
+    with pytest.raises(AdapterTooLarge, match="as large as one of 128 classes") as caught:
+        backbone.layout.check(config, max_classes=112, **bounds)
+    assert caught.value.facts["field"] == "pool"
+    for changes in ({"norm": "trained"}, {"head": "frames", "frames": 4}):
+        with pytest.raises(ValueError, match="cls\\+avg"):
+            config_of(backbone, replace(SPECS[8], **changes))

@@ -98,7 +98,7 @@ def test_a_name_server_that_hangs_is_not_waited_for(cache: Path, monkeypatch: py
         raise OSError("too late")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr("adapters.backbone.weights.REACH_S", 0.3)
+    monkeypatch.setattr("adapters.backbone.source.REACH_S", 0.3)
     at(monkeypatch, "http://hub.invalid")
     try:
         with pytest.raises(BackboneError, match=LINE):
@@ -159,7 +159,7 @@ def test_a_slow_download_has_all_the_time_it_needs(
         def log_message(self, *_: Any) -> None:
             pass
 
-    monkeypatch.setattr("adapters.backbone.weights.REACH_S", 1.0)
+    monkeypatch.setattr("adapters.backbone.source.REACH_S", 1.0)
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

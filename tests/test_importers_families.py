@@ -93,15 +93,15 @@ def test_swins_blocks_are_counted_over_its_stages(tmp_path: Path) -> None:
 
 
 def test_a_base_without_the_layer_is_told(tmp_path: Path) -> None:
-    """timm's BEiT reads the weights of qkv without calling it, so that nothing can be added there."""
-    base = Base(tmp_path / "beit", "beit")
+    """EVA-02's MLP has two layers where others have fc1."""
+    base = Base(tmp_path / "swiglu", "swiglu")
     bed = Bed(tmp_path, base)
     state = {"classifier.weight": torch.randn(5, 48), "classifier.bias": torch.zeros(5)}
-    for module in ("attention.attention.query", "attention.output.dense"):
-        for part, shape in {"A": (4, 48), "B": (48, 4)}.items():
-            state[f"beit.encoder.layer.0.{module}.lora_{part}.weight"] = torch.randn(shape)
+    for module, width in {"intermediate.dense": 128, "attention.output.dense": 48}.items():
+        for part, shape in {"A": (4, 48), "B": (width, 4)}.items():
+            state[f"vit.encoder.layer.0.{module}.lora_{part}.weight"] = torch.randn(shape)
     folder = save_folder(tmp_path / "lora", {f"base_model.model.{n}": t for n, t in state.items()})
-    assert "query cannot be served on" in bed.refused("peft", folder)
+    assert "dense cannot be served on" in bed.refused("peft", folder)
     assert [s.site for s in bed.made("peft", folder, "--skip").config.sites] == ["proj"]
 
 

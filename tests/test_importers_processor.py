@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.backbone.processor import crop_share, read_processor
 from adapters.errors import ImportRefused
-from adapters.importers.processor import crop_share, read_processor
 
 CLIP = {"size": 224, "crop_size": 224, "do_center_crop": True, "feature_extractor_type": "CLIPFeatureExtractor"}
 

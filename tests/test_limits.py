@@ -15,7 +15,7 @@ from adapters.file import read_adapter, write_adapter
 from adapters.header import refusals
 from adapters.layout import MIN_SLOT_RANK
 from adapters.limits import MEDIA_SETTINGS, FileLimits, MediaLimits, bound, needed, variable
-from adapters.media import decode_clip, decode_image
+from adapters.media import Excerpt, Sampling, decode_clip, decode_image
 from adapters.training.run import MAX_HISTORY, TrainingPlan
 from service.limits import file_limits, media_limits
 from service.settings import Settings, read_settings
@@ -60,6 +60,8 @@ def refused(field: str) -> MediaTooLarge:
             decode_image(encode(scene(), "PNG"), replace(tight, decode_timeout_s=-1))
         elif field in ("max_pixels", "max_scan_pixels"):
             decode_image(encode(scene(), "JPEG", progressive=True), tight)
+        elif field == "max_windows":
+            decode_clip(clip(), Sampling(4, excerpt=Excerpt(window=0.1)), tight)
         else:
             decode_clip(clip(), 4, tight)
     return caught.value

@@ -127,7 +127,7 @@ def test_a_json_server_that_cannot_start_says_so_in_json(tmp_path: Path) -> None
     assert done.returncode == 1
     (line,) = [json.loads(line) for line in (done.stdout + done.stderr).splitlines()]
     assert line["level"] == "error"
-    assert "has no norm" in line["message"]
+    assert "qwen3_vit_88m has the same weights" in line["message"]
 
 
 def test_errors_that_nobody_catches_are_lines_too(tmp_path: Path) -> None:

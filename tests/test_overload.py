@@ -136,6 +136,7 @@ async def _measure(
     return capacity, client.answers, memory, before, await _alone(url, bodies, int(15 * share))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("seconds", "late_s"), [(4, 0.5), pytest.param(60, 0.1, marks=[pytest.mark.torture, pytest.mark.timeout(600)])]
 )

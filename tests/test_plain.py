@@ -138,5 +138,8 @@ def test_what_nobody_foresaw_is_answered_and_logged(
 def test_the_document_has_both_calls_whole(home: House) -> None:
     document = home.client.get("/openapi.json").json()
     call = document["paths"]["/v1/tasks/{task}/predict"]["post"]
-    assert {p["name"] for p in call["parameters"]} == {"task", "top_k", "version", "X-Deadline-Ms"}
+    assert {p["name"] for p in call["parameters"]} == {
+        "task", "top_k", "version", "min_score", "abstain", "embedding", "start", "end", "window", "stride",
+        "X-Deadline-Ms",
+    }  # fmt: skip
     assert "PredictAnswer" in str(call["responses"]["200"])

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 CODE = ("adapters", "service", "benchmarks", "tests")
 LONGEST_FILE = 300
 RUN_TIME = ("adapters", "service")
+CLIENT = "client/adaptserve_client"
+OWN = (*CODE, "adaptserve_client")
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -63,19 +65,21 @@ def imported(path: Path) -> set[str]:
 
 def test_every_module_says_what_it_is_for() -> None:
     silent = [
-        named(p) for p in python_files(*CODE) if p.stat().st_size and not ast.get_docstring(ast.parse(p.read_text()))
+        named(p)
+        for p in python_files(*CODE, CLIENT)
+        if p.stat().st_size and not ast.get_docstring(ast.parse(p.read_text()))
     ]
     assert silent == []
 
 
 def test_no_file_outgrows_its_bound() -> None:
-    lengths = {named(p): len(p.read_text().splitlines()) for p in python_files("adapters", "service")}
+    lengths = {named(p): len(p.read_text().splitlines()) for p in python_files(*RUN_TIME, CLIENT)}
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
 def test_no_two_classes_have_one_name() -> None:
     places: dict[str, list[str]] = {}
-    for path in python_files(*RUN_TIME):
+    for path in python_files(*RUN_TIME, CLIENT):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(named(path))
@@ -121,12 +125,23 @@ def test_every_import_is_declared(folders: tuple[str, ...], extras: tuple[str, .
         name: named(path)
         for path in python_files(*folders)
         for name in imported(path)
-        if name not in sys.stdlib_module_names and name not in CODE
+        if name not in sys.stdlib_module_names and name not in OWN
     }
     lost = {
         n: where for n, where in foreign.items() if not declared & {canonicalize_name(d) for d in owners.get(n, [n])}
     }
     assert lost == {}
+
+
+def test_the_client_needs_httpx_alone() -> None:
+    """At run time; what stands under TYPE_CHECKING is never imported. The same httpx as the whole project's."""
+    client = tomllib.loads((ROOT / "client/pyproject.toml").read_text())["project"]
+    (needs,) = map(Requirement, client["dependencies"])
+    assert needs in requirements()
+    code = "import sys, adaptserve_client; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    heavy = {"torch", "numpy", "pydantic", "fastapi", "typer", "adapters", "service", "typing_extensions"}
+    assert not heavy & set(ast.literal_eval(done.stdout))
 
 
 def test_only_training_imports_the_train_extra() -> None:

@@ -74,6 +74,9 @@ class Running:
         self.forward._note("result", self.laid.values)
         return [np.array([value, 0], np.float32) for value in self.laid.buffer]
 
+    def vectors(self) -> dict[int, NDArray[np.float32]]:
+        return {}
+
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:

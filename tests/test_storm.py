@@ -169,6 +169,7 @@ def _status(future: Future[Answer]) -> int:
     return 200 if error is None else status_of(error) if isinstance(error, AdaptError) else 500
 
 
+@pytest.mark.alone
 def test_hot_tasks_outlast_a_storm_of_cold_ones(tmp_path: Path) -> None:
     """Once more where it fails: another process may have had the machine for half a second."""
     for left in (1, 0):

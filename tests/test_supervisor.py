@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.houses import WAIT, Kit, Process, photograph, problem, scores_of, until
+from tests.houses import WAIT, Kit, Process, client_of, photograph, problem, scores_of, until
 from tests.killing import samples
 from tests.media_samples import clip, scene
 from tests.test_views import bytes_of, made
@@ -64,7 +64,7 @@ def each_front_end(server: Process) -> Iterator[Clients]:
 
             def look() -> bool:
                 before = {process.pid: _clients_ports(process) for process in front_ends(server)}
-                client = stack.enter_context(httpx.Client(base_url=server.url, timeout=WAIT))
+                client = stack.enter_context(client_of(server.url))
                 client.get("/livez").raise_for_status()
                 for process in front_ends(server):
                     if _clients_ports(process) - before.get(process.pid, set()):
@@ -83,7 +83,8 @@ def _clients_ports(process: psutil.Process) -> set[int]:
 
 def ready(server: Process) -> bool:
     try:
-        return httpx.get(f"{server.url}/readyz", timeout=WAIT).status_code == 200
+        with client_of(server.url) as client:
+            return client.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False
 
@@ -206,7 +207,7 @@ def test_a_server_killed_with_all_its_processes_and_one_stopped_under_load_lose_
         seen, stop = Counter[int](), threading.Event()
 
         def ask() -> None:
-            with httpx.Client(base_url=again.url, timeout=WAIT) as client:
+            with client_of(again.url) as client:
                 while not stop.is_set():
                     try:
                         seen[client.post("/v1/tasks/t-0/predict", content=photograph()).status_code] += 1

@@ -22,7 +22,9 @@ from typer.testing import CliRunner, Result
 from adapters.config import VideoConfig, task_name
 from adapters.header import Header, read_header
 from adapters.limits import FileLimits
+from adapters.training import linear
 from adapters.training import run as training_run
+from adapters.training.calibration import Temperature
 from adapters.training.checkpoint import Checkpoint, CheckpointFile
 from service.cli.main import app
 from tests.houses import House, Kit, house
@@ -39,6 +41,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_penalties() -> Iterator[None]:
+    """The search for the linear head's penalty would be half of each run; it has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "PENALTIES", (1.0, 0.1, 0.01))
+        patch.setattr(linear, "FOLDS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +84,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(kit: Kit, data: Path, file: Path, *more: str) -> list[str]:
-    base = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu"]
+    base = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--device", "cpu", "--dtype", "float32"]
     few = ["--epochs", "3", "--batch", "8", "--lr", "0.01", "--scale", "0.5", "--no-fallback"]
     few = few if "linear" not in more else []
     return ["train", str(data), "--out", str(file), *base, *few, *more]
@@ -126,6 +137,40 @@ METHODS: dict[str, list[str]] = {
     "stream": ["--site", "input,pre_mlp", "--tokens", "patches"],
     "output": ["--site", "output", "--blocks", "0,2", "--rank", "3", "--pool", "backbone"],
 }
+
+
+def test_scores_are_calibrated_and_doubtful_answers_not_accepted(
+    kit: Kit, home: House, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the file, the report, the page and the last lines say is what the server answers with."""
+    found = Temperature(1.7, 0.5, 0.4)  # so few files give none
+    monkeypatch.setattr(training_run, "fit_temperature", lambda *_: found)
+    file = tmp_path / "sure.safetensors"
+    result = train(kit, pictures, file, "--method", "linear", "--held-out", "0.5", "--abstain-accuracy", "0.6")
+    assert result.exit_code == 0, result.output
+    config, report = read_header(file, FileLimits()).config, metrics(file)
+    told, bins = config.training["calibration"], report["training"]["reliability"]
+    assert told == report["training"]["calibration"]
+    assert "reliability" not in config.training
+    assert config.temperature == told["temperature"] == 1.7
+    assert told["error"] != told["error_before"]
+    assert f"with temperature {config.temperature:g}" in result.output
+    assert config.abstain == pytest.approx(told["abstain_threshold"], abs=1e-4)
+    assert sum(one["count"] for one in bins["after"]) == sum(one["count"] for one in bins["before"]) == 15
+    page = (Path(f"{file}.report") / "index.html").read_text()
+    assert page.count("<circle") >= len(bins["after"]) + len(bins["before"])
+    assert f"{told['error']:.2%}</b> with temperature" in page
+    check_served(home, pictures, file, "sure")
+    for example in report["held_out"]:
+        accepted = home.ask("sure", (pictures / example["path"]).read_bytes()).json()["accepted"]
+        assert accepted is (max(example["scores"].values()) >= config.abstain)
+    shown = runner.invoke(app, ["inspect", str(file)]).output
+    assert f"temperature {config.temperature:g}" in shown
+    assert f"below a score of {config.abstain:g}" in shown
+    evaluated = runner.invoke(app, ["evaluate", str(pictures), "--task", "sure", "--url", str(home.client.base_url),
+                                    "--report", f"{file}.report"])  # fmt: skip
+    assert f"expected calibration error {told['error']:.2%}, of 15 answers" in evaluated.output
+    assert f"accepted {round(told['abstain_share'] * 15)} of 15 answers" in evaluated.output
 
 
 @pytest.mark.parametrize("name", METHODS)

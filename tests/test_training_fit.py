@@ -19,7 +19,7 @@ from adapters.predictor import Predictor
 from adapters.training.augment import mixing_weight
 from adapters.training.checkpoint import CheckpointFile, FitResult
 from adapters.training.fit import FitConfig, _mixed_loss, accuracy_of, fit, images_of, predict, trainable
-from adapters.training.model import AdaptedModel
+from adapters.training.model import MOST_WRITTEN_OUT, AdaptedModel, written_out_attention
 from tests.models import Spec, config_of, small_backbone
 
 
@@ -95,6 +95,33 @@ def test_the_same_seed_gives_the_same_tensors(backbone: Backbone) -> None:
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
+def test_bfloat16_learns_as_float32_does(tmp_path: Path) -> None:
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        held = small_backbone(tmp_path / dtype, dtype=dtype)
+        fused = [module for module in held.model.modules() if getattr(module, "fused_attn", False)]
+        torch.manual_seed(0)
+        model = AdaptedModel(held, config_of(held, SPECS[0]))
+        result = fit(model, tinted(64), tinted(32, seed=1), FitConfig(epochs=10, batch=8, lr=1e-2))
+        assert result.accuracy >= 0.95
+        assert all(tensor.dtype == torch.float32 for tensor in model.tensors().values())
+        assert fused
+        assert all(module.fused_attn for module in fused)
+        found[dtype] = torch.tensor([line["loss"] for line in result.history])
+    torch.testing.assert_close(found["bfloat16"], found["float32"], rtol=0.1, atol=0.02)
+
+
+def test_attention_is_written_out_only_while_bfloat16_trains_on_few_tokens(tmp_path: Path) -> None:
+    for dtype, written in (("float32", False), ("bfloat16", True)):
+        held = small_backbone(tmp_path / dtype, dtype=dtype)
+        attention = held.model.blocks[0].attn
+        with written_out_attention(held):
+            assert attention.fused_attn is not written
+        held.model.patch_embed.num_patches = MOST_WRITTEN_OUT + 1
+        with written_out_attention(held):
+            assert attention.fused_attn
+
+
 def test_a_fresh_adapter_is_the_bare_backbone(backbone: Backbone) -> None:
     model = AdaptedModel(
         backbone,
@@ -119,6 +146,33 @@ def test_nothing_before_the_first_adapted_block_is_kept_for_gradients(backbone: 
     assert kept == [False, False, True]
 
 
+@pytest.mark.parametrize("family", ["vit", "swin"])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_frozen_blocks_below_the_adapter_see_every_item_once(tmp_path: Path, family: str, frames: int) -> None:
+    held = small_backbone(tmp_path / family, family)
+    last = (SiteConfig(site="parallel", blocks=(held.layout.blocks - 1,), rank=4),)
+    config = config_of(held, Spec(last, 2, "backbone", frames=frames))
+    train, held_out = tinted(20, frames), tinted(6, frames, seed=1)
+
+    def counted(**options: Any) -> tuple[AdaptedModel, int, int]:
+        torch.manual_seed(0)
+        model, counts = AdaptedModel(held, config), ([], [])
+        modules = [module for name, module in held.model.named_modules() if name.endswith("mlp")]
+        ends = ((modules[0], counts[0]), (modules[-1], counts[1]))
+        hooks = [m.register_forward_hook(lambda m, a, out, rows=rows: rows.append(len(out))) for m, rows in ends]
+        fit(model, train, held_out, FitConfig(epochs=4, batch=8, lr=1e-2), **options)
+        for hook in hooks:
+            hook.remove()
+        return model, sum(counts[0]), sum(counts[1])
+
+    once, first, last_rows = counted()
+    again, more, as_many = counted(augment=lambda pixels, _: pixels)
+    assert (first, more) == (26 * frames, (4 * 20 + 6) * frames)  # the held-out part is never changed
+    assert last_rows == as_many == 4 * 26 * frames
+    for name, tensor in once.tensors().items():
+        torch.testing.assert_close(tensor, again.tensors()[name], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("frames", "head"), [(1, "mean"), (2, "mean"), (2, "frames")])
 def test_a_frozen_backbone_sees_every_item_once(backbone: Backbone, frames: int, head: str) -> None:
     train, held_out = tinted(20, frames), tinted(6, frames, seed=1)
@@ -134,7 +188,7 @@ def test_a_frozen_backbone_sees_every_item_once(backbone: Backbone, frames: int,
 
     once, rows = counted()
     again, more = counted(augment=lambda pixels, _: pixels)
-    assert (rows, more) == (26 * frames, 4 * 26 * frames)
+    assert (rows, more) == (26 * frames, (4 * 20 + 6) * frames)  # the held-out part is never changed
     for name, tensor in once.tensors().items():
         torch.testing.assert_close(tensor, again.tensors()[name], rtol=1e-4, atol=1e-6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,17 +70,19 @@ def test_a_clip_s_head_and_adapter_are_below_two_percent(demo: Backbone, head: H
     assert config_of(Recipe("t"), demo, "video", LABELS).head == "mean"
 
 
-@pytest.mark.parametrize("family", ["eva02", "swin", "beit", "gap", "dinov3"])
+@pytest.mark.parametrize("family", ["eva02", "swin", "beit", "gap", "dinov3", "hiera", "sam", "cait", "qwen3"])
 def test_every_family_has_something_to_train(tmp_path: Path, family: str) -> None:
     backbone = small_backbone(tmp_path / family, family)
-    methods = ["adaptformer", "linear"]
-    if "qkv" in backbone.layout.sites or "q" in backbone.layout.sites:
-        methods.append("lora")
-    else:
-        with pytest.raises(TrainingError, match="give --site"):
-            config_of(Recipe("t", "lora"), backbone, "image", LABELS)
-    for method in methods:
+    for method in ("adaptformer", "linear", "lora"):
         AdaptedModel(backbone, config_of(Recipe("t", method), backbone, "image", LABELS))
+
+
+def test_lora_where_its_usual_sites_are_not(tmp_path: Path) -> None:
+    backbone = small_backbone(tmp_path / "vit")
+    sites = {site: widths for site, widths in backbone.layout.sites.items() if site not in ("qkv", "q", "v")}
+    backbone.layout = replace(backbone.layout, sites=sites)
+    with pytest.raises(TrainingError, match="no q, v or qkv for LoRA; give --site"):
+        config_of(Recipe("t", "lora"), backbone, "image", LABELS)
 
 
 def test_blocks() -> None:

@@ -173,7 +173,7 @@ def test_a_queue_too_small_for_all_views_takes_none(kit: Kit, tmp_path: Path, mo
         home.put("small", bytes_of(made(kit, "uniform views"), tmp_path)).raise_for_status()
         assert home.ask("small", moving()).status_code == 200
         asked: list[object] = []
-        monkeypatch.setattr(home.local, "ask", lambda *given: asked.append(given))
+        monkeypatch.setattr(home.local, "ask", lambda *given, **_: asked.append(given))
         told = problem(home.ask("t", moving()), 429)
         assert (told["field"], told["limit"], told["value"]) == ("max_queue_rows", 15, 16)
         assert not asked
@@ -198,10 +198,10 @@ def test_a_view_that_fails_takes_the_others_back(kit: Kit, tmp_path: Path, monke
         home.put("t", bytes_of(made(kit, "dense views"), tmp_path)).raise_for_status()
         ask, asked = home.local.ask, list[Any]()
 
-        def full(*given: Any) -> Any:
+        def full(*given: Any, **more: Any) -> Any:
             if len(asked) == 3:
                 raise QueueFull("the queue is full now", retry_after=1.0)
-            asked.append(ask(*given))
+            asked.append(ask(*given, **more))
             return asked[-1]
 
         monkeypatch.setattr(home.local, "ask", full)

@@ -15,11 +15,9 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from adapters.backbone.sizes import TABLE, grids_of, native_size
@@ -89,22 +87,6 @@ def fingerprint_of(model: nn.Module, tensors: Mapping[str, Tensor] | None = None
             digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def read(path: Path) -> Mapping[str, Any]:
-    """What safetensors or torch's restricted unpickler reads, unwrapped as timm does. Raises BackboneError."""
-    if not path.is_file():
-        raise BackboneError(f"weights file '{path}' does not exist", weights=str(path))
-    try:
-        state: Mapping[str, Any] = load_state_dict(str(path), use_ema=True, weights_only=True)
-    except Exception as error:  # torch, safetensors and timm raise many kinds: it cannot be read
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise BackboneError(
-            f"weights file '{path.name}' cannot be read as a checkpoint of plain tensors "
-            f"({type(error).__name__}: {first})",
-            weights=str(path),
-        ) from error
-    return state
 
 
 def load(model: nn.Module, found: Comparison, source: str) -> None:

@@ -1,4 +1,4 @@
-"""Whether timm's own weights can be had: from the hub, or from its cache where there is no network.
+"""Whether weights can be had by a name: from the hub, or from its cache where there is no network.
 
 It builds no model and knows none but by name.
 """
@@ -16,6 +16,12 @@ import huggingface_hub
 import timm
 import torch
 
+_FILES = (
+    "config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+)  # fmt: skip
+"""What is taken of a repository: never a pickle."""
+
 
 class OutOfReach(Exception):
     """There are no such weights, or no way to them; it says why."""
@@ -27,23 +33,48 @@ def within_reach(name: str, patience_s: float) -> Iterator[None]:
 
     ``patience_s``: for the hub's first answer, unless HF_HUB_ETAG_TIMEOUT is set. Raises OutOfReach.
     """
-    hub = huggingface_hub.constants
     config = timm.get_pretrained_cfg(name)
     if not (config and config.has_weights):
         raise OutOfReach("timm has no pretrained weights for it")
-    # Set by its user, the hub's time for a first answer counts; ten seconds as it comes are too long here.
-    bound = patience_s if hub.HF_HUB_ETAG_TIMEOUT == hub.DEFAULT_ETAG_TIMEOUT else float(hub.HF_HUB_ETAG_TIMEOUT)
-    address = hub.ENDPOINT if config.hf_hub_id else config.url
-    if hub.HF_HUB_OFFLINE or _reachable(address, bound):
+    address = huggingface_hub.constants.ENDPOINT if config.hf_hub_id else config.url
+    if huggingface_hub.constants.HF_HUB_OFFLINE or _reachable(address, bound := _bound(patience_s)):
         yield
         return
     if not _is_cached(config):
-        raise OutOfReach(
-            f"{address} cannot be reached in {bound:g} s, and its weights are not in the local cache; "
-            "the environment's HF_HUB_ETAG_TIMEOUT gives a slow network more seconds"
-        )
+        raise _out_of_reach(address, bound)
     with _offline():
         yield
+
+
+def fetched(repository: str, revision: str | None, patience_s: float) -> Path:
+    """The folder in the hub's cache with a repository's configs and safetensors, which are downloaded if need be.
+
+    ``patience_s``: as for ``within_reach``. Raises OutOfReach.
+    """
+    address, bound = huggingface_hub.constants.ENDPOINT, _bound(patience_s)
+    online = not huggingface_hub.constants.HF_HUB_OFFLINE and _reachable(address, bound)
+    try:
+        return Path(huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=list(_FILES), local_files_only=not online,
+        ))  # fmt: skip
+    except Exception as error:  # of a kind for each thing that may be missing
+        if not online:
+            raise _out_of_reach(address, bound) from error
+        why = next(iter(str(error).strip().splitlines()), "")
+        raise OutOfReach(f"{type(error).__name__}: {why[:200]}") from error
+
+
+def _bound(patience_s: float) -> float:
+    """Set by its user, the hub's time for a first answer counts; ten seconds as it comes are too long here."""
+    hub = huggingface_hub.constants
+    return patience_s if hub.HF_HUB_ETAG_TIMEOUT == hub.DEFAULT_ETAG_TIMEOUT else float(hub.HF_HUB_ETAG_TIMEOUT)
+
+
+def _out_of_reach(address: str, bound: float) -> OutOfReach:
+    return OutOfReach(
+        f"{address} cannot be reached in {bound:g} s, and its weights are not in the local cache; "
+        "the environment's HF_HUB_ETAG_TIMEOUT gives a slow network more seconds"
+    )
 
 
 def _is_cached(config: Any) -> bool:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.backbone.families import blocks_of, keep_rope, linear_sites
+from adapters.backbone.families import linear_sites, prepare, trunk_of
 from adapters.backbone.placement import resolve_device, resolve_dtype
 from adapters.backbone.weights import Built, build_model
 from adapters.config import SiteName, Size, size_of, size_text
@@ -53,7 +53,8 @@ class Operator(Protocol):
 class Features:
     """Tokens of every row before (``raw``) and after (``normed``) the backbone's last norm.
 
-    (rows, tokens, width) for plain transformers, (rows, height, width, channels) for Swin.
+    (rows, tokens, width) for plain transformers, (rows, height, width, channels) where they lie on a grid, and as
+    timm's ``forward_features`` gives them where it gives something else.
     """
 
     raw: Tensor
@@ -70,8 +71,9 @@ class Backbone:
         self.last_step = 0.0
         """When the latest block was computed, or on CUDA put into the queue; on the monotonic clock."""
         self.model.to(dtype)
-        keep_rope(self.model)
-        self._blocks = blocks_of(self.model, built.name)
+        prepare(self.model)
+        self._trunk = trunk_of(self.model, built.name)
+        self._blocks = self._trunk.blocks
         self._operator: Operator | None = None
         self._rows = 0
         self._taps: dict[int, Tensor] = {}
@@ -88,8 +90,9 @@ class Backbone:
     @property
     def norm_eps(self) -> float:
         """Epsilon of the last LayerNorm."""
-        norm = self.model.norm if isinstance(self.model.norm, nn.LayerNorm) else self.model.fc_norm
-        return float(getattr(norm, "eps", 1e-6))
+        norm = self._trunk.norm
+        known = isinstance(norm, nn.LayerNorm) or self._trunk.pools_first
+        return float(getattr(norm, "eps", 1e-6)) if known else 1e-6
 
     def features(self, images: Tensor, operator: Operator | None = None) -> Features:
         """Run normalised images (rows, 3, height, width) through the frozen blocks and the operator's residuals.
@@ -112,14 +115,22 @@ class Backbone:
             self._busy.release()
 
     def pool(self, features: Features, pool: str, norm: str) -> Tensor:
-        """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig)."""
+        """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig).
+
+        Of ``cls+avg`` it is (rows, 2 width).
+        """
+        if pool == "cls+avg":
+            return torch.cat([self.pool(features, one, norm) for one in ("cls", "avg")], 1)
         if pool == "backbone":
             return cast(Tensor, self.model.forward_head(features.normed, pre_logits=True))
-        tokens = (features.normed if norm == "frozen" else features.raw).flatten(1, -2)
+        tokens = features.normed if norm == "frozen" else features.raw
+        if self._trunk.channels_first:
+            tokens = tokens.movedim(1, -1)
+        tokens = tokens.flatten(1, -2)
         prefix = getattr(self.model, "num_prefix_tokens", 0)
         vector = tokens[:, 0] if pool == "cls" else tokens[:, prefix:].mean(1)
-        if norm == "frozen" and isinstance(self.model.norm, nn.Identity):
-            vector = self.model.fc_norm(vector)  # timm moves the last norm behind average pooling
+        if norm == "frozen" and self._trunk.pools_first:
+            vector = cast(nn.Module, self._trunk.norm)(vector)
         return vector
 
     def normalise_vector(self, vector: Tensor) -> Tensor:
@@ -137,11 +148,19 @@ class Backbone:
             block.module.register_forward_hook(self._block_end(index))
             for site, (linear, part) in linear_sites(block.module).items():
                 linear.register_forward_hook(self._site(site, index, part))
-        self.model.norm.register_forward_pre_hook(self._enter(len(self._blocks)))
-        self.model.norm.register_forward_pre_hook(self._keep_raw)
+        if self._trunk.end is not None:
+            self._trunk.end.register_forward_pre_hook(self._enter(len(self._blocks)))
+            self._trunk.end.register_forward_pre_hook(self._keep_raw)
+        else:
+            self._blocks[-1].module.register_forward_hook(self._last_end)
 
     def _keep_raw(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         self._raw = args[0]
+
+    def _last_end(self, module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor:
+        entered = self._enter(len(self._blocks))(module, (out,))
+        self._raw = out if entered is None else cast(Tensor, entered[0])
+        return self._raw
 
     def _enter(self, index: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -204,7 +223,7 @@ class Backbone:
         return hook
 
     def _add(self, site: SiteName, index: int, tap: Tensor, out: Tensor) -> Tensor:
-        # Swin calls its Linears with (rows * windows, tokens, width), rows outermost, and its blocks with NHWC.
+        # Swin, SAM and others call Linears with (rows * windows, tokens, width), rows outermost, and blocks with NHWC.
         tap3 = tap.reshape(self._rows, -1, tap.shape[-1])
         out3 = out.reshape(self._rows, -1, out.shape[-1])
         if self._seen is not None:
@@ -214,8 +233,8 @@ class Backbone:
     def _measure(self, built: Built) -> Layout:
         """Run one blank picture: a site exists only if its hook fires in every block.
 
-        BEiT and some EVA models read ``qkv.weight`` without calling the Linear; a hook there would be
-        silently skipped, and the bare backbone would answer in an adapter's place.
+        One of timm's models may read a Linear's weight without calling it; a hook there would be silently skipped, and
+        the bare backbone would answer in an adapter's place.
         """
         self._seen = {}
         blank = torch.zeros(1, 3, *self.input.size, device=self.device)
@@ -230,13 +249,11 @@ class Backbone:
             if all((site, b) in seen for b in range(depth))
         }
         pools = ["backbone"]
-        if features.normed.shape[-1] == width:
-            pools += (["cls"] if getattr(self.model, "cls_token", None) is not None else []) + ["avg"]
-        # Swin's tokens lie on a grid: they are patches all.
-        prefix_tokens = getattr(self.model, "num_prefix_tokens", 0 if features.raw.ndim == 4 else None)
+        if self._trunk.norm is not None and features.normed.shape[1 if self._trunk.channels_first else -1] == width:
+            pools += ["cls", "avg", "cls+avg"] if getattr(self.model, "cls_token", None) is not None else ["avg"]
         return Layout(
             built.name, built.fingerprint, sum(p.numel() for p in self.model.parameters()), width, self.input.size,
-            depth, sites, tuple(pools), prefix_tokens, built.resampled,
+            depth, sites, tuple(pools), self._trunk.prefix, built.resampled,
         )  # fmt: skip
 
 
@@ -269,10 +286,11 @@ def load_backbone(
     dtype: str = "auto",
     image_size: int | str | Size | None = None,
 ) -> Backbone:
-    """Load and freeze a timm model.
+    """Load and freeze a timm model, or one of transformers as the timm model that computes the same.
 
-    ``name``: ``demo``, a timm model name, or a folder in timm's hub layout. ``weights``: empty for the model's own
-    pretrained weights, a ``.safetensors`` or ``.pth`` file, or ``random:SEED`` (tests and benchmarks only).
+    ``name``: ``demo``, a timm model name, a folder in timm's hub layout or of transformers, or ``hf-hub:owner/name``.
+    ``weights``: empty for the model's own pretrained weights, a ``.safetensors`` or ``.pth`` file in timm's,
+    transformers' or another known project's names, or ``random:SEED`` (tests and benchmarks only).
     ``device``: ``auto`` takes CUDA where there is one. ``dtype``: see ``resolve_dtype``. ``image_size``: 224, or height
     and width as ``(196, 322)`` or ``"196x322"``; the model's own where it is empty or None. Raises BackboneError.
     """

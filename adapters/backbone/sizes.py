@@ -10,8 +10,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.backbone.families import encoder_of, positions_are_patches
 from adapters.config import MAX_SIDE, MIN_SIDE, Size, size_json, size_text
 from adapters.errors import BackboneError
 
@@ -41,7 +44,8 @@ def refused(name: str, own: Size, size: Size, why: str, works: Sequence[Size] = 
 
 def patch_of(model: nn.Module) -> Size:
     """Height and width of the part of a picture that one token of the first block stands for."""
-    embed: Any = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
+    root = encoder_of(model)
+    embed: Any = getattr(root, "patch_embed", None) or getattr(root, "embeds", None)
     if hasattr(embed, "feat_ratio"):
         height, width = embed.feat_ratio(as_scalar=False)
         return int(height), int(width)
@@ -70,10 +74,26 @@ def grids_of(model: Any, raw: Mapping[str, Tensor]) -> tuple[Grid | None, Grid] 
             return (found[0].shape[1], found[0].shape[2]), mine
     elif found[0].ndim == 4:
         return None
-    prefix = 0 if ours.ndim == 4 or getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    apart = ours.ndim == 4 or getattr(model, "no_embed_class", False) or positions_are_patches(model)
+    prefix = 0 if apart else getattr(model, "num_prefix_tokens", 1)
     if ours.ndim == 3:
         mine = _grid_of(model, ours.shape[1] - prefix)
     return _told_grid(model, found[0].shape[1] - (1 if "register_tokens" in raw else prefix)), mine
+
+
+def resample_as_given(model: Any, raw: Mapping[str, Tensor], *, antialias: bool) -> None:
+    """Give a model a checkpoint's positions, resampled for its size as transformers does it, with or without
+    antialiasing; timm always uses it."""
+    old, new = grids_of(model, raw) or (None, None)
+    if old is None or model.pos_embed.ndim != 3:
+        return
+    rows, columns = old
+    given = raw["pos_embed"].float()
+    prefix, patches = given.tensor_split([given.shape[1] - rows * columns], dim=1)
+    square = patches.view(1, rows, columns, -1).permute(0, 3, 1, 2)
+    spread = F.interpolate(square, new, mode="bicubic", align_corners=False, antialias=antialias)
+    with torch.no_grad():
+        model.pos_embed.copy_(torch.cat([prefix, spread.flatten(2).transpose(1, 2)], 1))
 
 
 def native_size(model: Any, raw: Mapping[str, Tensor]) -> Size | None:

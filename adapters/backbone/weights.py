@@ -1,6 +1,7 @@
 """Build a timm model with the weights asked for: from a name, a folder or a file, with or without a network.
 
-It knows timm's names and folders; what a checkpoint holds is ``checkpoint``'s, adapters are others'.
+It knows names and folders; what a checkpoint holds is ``checkpoint``'s, what a folder of transformers says is
+``transformers_config``'s, adapters are others'.
 """
 
 from __future__ import annotations
@@ -8,27 +9,25 @@ from __future__ import annotations
 import difflib
 import re
 import time
-import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import hub
-from adapters.backbone.checkpoint import Comparison, compare, fingerprint_of, load, read
+from adapters.backbone.checkpoint import Comparison, compare, fingerprint_of, load
 from adapters.backbone.families import blocks_of
 from adapters.backbone.inputs import input_config
-from adapters.backbone.sizes import patch_of, refuse_part_of_a_patch, refused, squares_near
+from adapters.backbone.reading import read
+from adapters.backbone.sizes import patch_of, refuse_part_of_a_patch, refused, resample_as_given, squares_near
+from adapters.backbone.source import Source, create, file_in, first_line, not_loaded, resolve
+from adapters.backbone.transformers_config import manner_beside
 from adapters.config import InputConfig, Size
 from adapters.errors import BackboneError
 
-DEMO_BACKBONE = Path(__file__).parent.parent / "demo" / "backbone"
-REACH_S = 2.0
-"""Time for the hub's first answer, unless HF_HUB_ETAG_TIMEOUT is set. Downloads have no such bound."""
 GUESS_S = 3.0
 """Time to look for the architecture that a refused checkpoint fits."""
 _MODULES = (
@@ -36,11 +35,6 @@ _MODULES = (
     "naflexvit", "vitamin",
 )  # fmt: skip
 _SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so", 1280: "huge"}
-_FOLDER_FILES = (
-    "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
-)  # fmt: skip
-_ADVICE = "give a local file with --weights, or use the shipped demo"
 
 
 class Built(NamedTuple):
@@ -63,7 +57,7 @@ class _Plan(NamedTuple):
     """What is to be built. ``own``: the model without memory, at its own size. ``size``: another one, or None."""
 
     name: str
-    source: str
+    source: Source
     own: nn.Module
     size: Size | None
 
@@ -74,47 +68,41 @@ class _Plan(NamedTuple):
     def at(self, size: Size | None) -> nn.Module:
         """The model without memory, for pictures of that size. Raises BackboneError."""
         with torch.device("meta"):
-            return _create(self.name, self.source, size)
+            return create(self.name, self.source, size)
 
 
 def build_model(name: str, weights: str, size: Size | None = None) -> Built:
     """See ``load_backbone``. Raises BackboneError."""
-    source, label = _resolve(name)
-    plan = _planned(name, source, size)
+    source, label = resolve(name)
     seed = re.fullmatch(r"random:(\d{1,9})", weights)
+    if not seed and weights.startswith("random"):
+        raise BackboneError(f"weights '{weights}' must be random:SEED with a whole number", weights=weights)
+    path = Path(weights) if weights and not seed else None
+    if path and path.is_dir():
+        path = file_in(path, path.name)
+    if path and not source.manner:
+        source = source._replace(manner=manner_beside(path))
+    plan = _planned(label, source, size or (source.told.size if source.told else None))
     if seed:
         label = f"{label}+random:{seed[1]}"
         loaded = _random(plan, int(seed[1]), label)
-    elif weights.startswith("random"):
-        raise BackboneError(f"weights '{weights}' must be random:SEED with a whole number", weights=weights)
-    elif weights or source != name:
-        path = Path(weights) if weights else _file_in(Path(source.removeprefix("local-dir:")))
+    elif path or source.folder:
+        path = path or file_in(cast(Path, source.folder), label)
         loaded = _filled(plan, read(path), label, path)
     else:
         loaded = _pretrained(plan)
     return Built(label, input_config(loaded.model, plan.size), *loaded)
 
 
-def _resolve(name: str) -> tuple[str, str]:
-    folder = DEMO_BACKBONE if name == "demo" else Path(name)
-    if name == "demo" or (folder / "config.json").is_file():
-        return f"local-dir:{folder}", name if name == "demo" else folder.name
-    if not timm.is_model(name.split(".")[0]):
-        close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
-        hint = f"; close: {', '.join(close)}" if close else "; see timm.list_models()"
-        raise BackboneError(f"'{name}' is neither a timm model nor a folder with a config.json{hint}", model=name)
-    return name, name
-
-
-def _planned(name: str, source: str, size: Size | None) -> _Plan:
+def _planned(name: str, source: Source, size: Size | None) -> _Plan:
     """Build the model without memory, so that nobody downloads what cannot be adapted, or cannot run at that size."""
     with torch.device("meta"):
-        model = _create(name, source)
+        model = create(name, source)
     blocks_of(model, name)
     try:
         own = input_config(model).size
     except (KeyError, TypeError, ValueError) as error:  # a config.json by hand
-        raise _not_loaded(name, f"its preprocessing cannot be read: {_first_line(error)}") from error
+        raise not_loaded(name, f"its preprocessing cannot be read: {first_line(error)}") from error
     if size is None or size == own:
         return _Plan(name, source, model, None)
     plan = _Plan(name, source, model, size)
@@ -123,53 +111,22 @@ def _planned(name: str, source: str, size: Size | None) -> _Plan:
         plan.at(size)
     except BackboneError as error:
         why = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        told = f"timm makes no such model ({type(why).__name__}: {_first_line(why)})"
+        told = f"timm makes no such model ({type(why).__name__}: {first_line(why)})"
         raise refused(name, own, size, told) from error
     return plan
-
-
-def _create(name: str, source: str, size: Size | None = None, *, pretrained: bool = False) -> nn.Module:
-    sized = {"img_size": size} if size else {}
-    try:
-        with hub.within_reach(name, REACH_S) if pretrained else nullcontext(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about how timm resamples
-            model: nn.Module = timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
-    except hub.OutOfReach as error:
-        raise _not_loaded(name, str(error)) from error
-    except Exception as error:  # timm, torch and the hub's client raise many kinds; each means: not this model, here
-        raise _not_loaded(name, f"{type(error).__name__}: {_first_line(error)}") from error
-    return model
-
-
-def _not_loaded(name: str, why: str) -> BackboneError:
-    return BackboneError(f"{name} could not be loaded ({why}); {_ADVICE}", model=name)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
-
-
-def _file_in(folder: Path) -> Path:
-    """The checkpoint in a folder of timm's hub layout, or the only one in it."""
-    known = [folder / name for name in _FOLDER_FILES if (folder / name).is_file()]
-    others = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".pth", ".bin")]
-    if not known and len(others) != 1:
-        count = f"{len(others)} checkpoints and none" if others else "no checkpoint"
-        raise _not_loaded(folder.name, f"the folder has {count} with a name such as {_FOLDER_FILES[0]}")
-    return (known or others)[0]
 
 
 def _random(plan: _Plan, seed: int, label: str) -> _Loaded:
     """Random weights of the model's own size, resampled as others are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _create(plan.name, plan.source)
+        model = create(plan.name, plan.source)
     return _filled(plan, model.state_dict(), label) if plan.size else _Loaded(model, fingerprint_of(model), "")
 
 
 def _pretrained(plan: _Plan) -> _Loaded:
     """timm's own weights at a size. Raises BackboneError."""
-    model = _create(plan.name, plan.name, pretrained=True)
+    model = create(plan.name, plan.source, pretrained=True)
     whole = fingerprint_of(model)
     if plan.size is None:
         return _Loaded(model, whole, "")
@@ -177,7 +134,7 @@ def _pretrained(plan: _Plan) -> _Loaded:
     if not found.fits:
         raise _unfit(plan, found, model.state_dict(), plan.name, None)
     del model  # there is room for one of them
-    model = _create(plan.name, plan.name, plan.size, pretrained=True)
+    model = create(plan.name, plan.source, plan.size, pretrained=True)
     here = fingerprint_of(model)
     return _Loaded(model, whole, "" if whole == here else here)
 
@@ -187,13 +144,15 @@ def _filled(plan: _Plan, state: Mapping[str, Any], label: str, path: Path | None
 
     Raises BackboneError with what is missing and what would be left over, or with sizes that the weights can run at.
     """
-    model = _create(plan.name, plan.source, plan.size)
+    model = create(plan.name, plan.source, plan.size)
     found = compare(model, state)
     if not found.fits:
         raise _unfit(plan, found, state, label, path)
     load(model, found, path.name if path else label)
-    here = fingerprint_of(model)
     given = _given(plan, found, state)
+    if found.stretched and plan.source.told and plan.source.told.antialias is not None:
+        resample_as_given(model, state, antialias=plan.source.told.antialias)
+    here = fingerprint_of(model)
     whole = fingerprint_of(*given) if given else here
     return _Loaded(model, whole, "" if whole == here else here)
 
@@ -264,7 +223,7 @@ def _architecture_of(state: Mapping[str, Any], near: str) -> str:
         if time.monotonic() > end:
             break
         with suppress(BackboneError), torch.device("meta"):
-            found = compare(_create(name, name), state)
+            found = compare(create(name, Source(name)), state)
             if found.fits and not found.stretched:
                 return name
     return ""

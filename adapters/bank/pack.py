@@ -59,7 +59,7 @@ class PackedAdapter:
 
     ``planes[site]`` (elements,) in the compute dtype; ``vector`` (6 + 2 width,) float32: mean, std, norm weight,
     norm bias; ``pages`` (pages, PAGE, width) and ``page_bias`` (pages, PAGE) float32: the head, first the pages of its
-    classes, then those of its groups (``heads.py``).
+    classes, then those of its second vector or of its groups (``heads.py``).
     """
 
     meta: AdapterMeta
@@ -139,6 +139,9 @@ def _head(adapter: Adapter, width: int) -> tuple[Tensor, Tensor]:
         weight = F.pad(F.pad(weight, (0, groups * VALUES - weight.shape[1])).view(classes, groups, VALUES), (1, 0))
         weight = weight.flatten(1)
     own = class_pages(classes)
+    if config.twice:
+        weight, second = weight.tensor_split([width], 1)
+        made = F.pad(second, (0, 0, 0, own * PAGE - classes)).view(own, PAGE, width)
     last = F.pad(weight, (0, width - weight.shape[1], 0, own * PAGE - classes)).view(own, PAGE, width)
     pages, bias = torch.cat([last, made]), torch.zeros(own + len(made), PAGE)
     bias.view(-1)[:classes] = adapter.tensors["head.bias"].float()

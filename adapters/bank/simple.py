@@ -13,6 +13,7 @@ from adapters.bank.pack import pack
 from adapters.bank.policy import Usage
 from adapters.bank.slabs import Slabs
 from adapters.bank.slots import Resident, Slots
+from adapters.config import InputConfig
 from adapters.file import Adapter
 from adapters.heads import pages_of
 from adapters.layout import Layout
@@ -21,7 +22,8 @@ from adapters.layout import Layout
 class SimpleBank:
     """Room at first for ``slots`` adapters of ``rank`` and ``pages`` together, or more where ``adapters`` need it.
 
-    ``slabs`` is another object after the bank grew: then every adapter was packed and written again.
+    ``seen`` as in ``Slabs``. ``slabs`` is another object after the bank grew: then every adapter was packed and written
+    again.
     """
 
     def __init__(
@@ -34,12 +36,13 @@ class SimpleBank:
         slots: int = 1,
         rank: int = 1,
         pages: int = 1,
+        seen: InputConfig | None = None,
     ) -> None:
         slots = max(slots, len(adapters))
         pages = max(pages, slots, sum(map(_pages, adapters.values())))
         rank = max([rank, *map(_rank, adapters.values())])
-        self.layout = layout
-        self.slabs = Slabs(layout, slots=slots, rank=rank, pages=pages, dtype=dtype, device=device)
+        self.layout, self._seen = layout, seen
+        self.slabs = Slabs(layout, slots=slots, rank=rank, pages=pages, dtype=dtype, device=device, seen=seen)
         self._slots = Slots(slots, pages, Usage(0))
         self._residents: dict[str, Resident] = {}
         self._adapters: dict[str, Adapter] = {}
@@ -86,7 +89,7 @@ class SimpleBank:
         """Into new memory; the old one stays until every adapter is there."""
         slabs = self.slabs
         grown = SimpleBank(
-            self.layout, adapters, dtype=slabs.dtype, device=slabs.device, rank=slabs.rank,
+            self.layout, adapters, dtype=slabs.dtype, device=slabs.device, rank=slabs.rank, seen=self._seen,
             slots=_roomy(slabs.slots, len(adapters)),
             pages=_roomy(slabs.page_count, sum(map(_pages, adapters.values()))),
         )  # fmt: skip

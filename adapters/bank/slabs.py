@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters.bank.pack import PackedAdapter, Plane, plane_of
-from adapters.config import SiteName
+from adapters.config import InputConfig, SiteName
 from adapters.errors import NoRoom
 from adapters.heads import PAGE
 from adapters.layout import Layout
@@ -22,15 +22,17 @@ from adapters.threads import one_thread
 
 
 class Slabs:
-    """Preallocated tensors for ``slots`` adapters of at most ``rank``; slot 0 and page 0 stay zero.
+    """Preallocated tensors for ``slots`` adapters of at most ``rank``; slot 0 and page 0 stay as they are.
 
     The slab of ``parallel`` is allocated at once, another site's when the first adapter that uses it arrives.
     ``vectors`` (slots + 1, 6 + 2 width), ``pages`` (pages + 1, PAGE, width) and ``page_bias`` are float32.
     """
 
     def __init__(
-        self, layout: Layout, *, slots: int, rank: int, pages: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+        self, layout: Layout, *, slots: int, rank: int, pages: int, dtype: torch.dtype, device: torch.device,
+        seen: InputConfig | None = None,
+    ) -> None:  # fmt: skip
+        """``seen``: how pictures of slot 0, the bare backbone, are normalised; not at all without."""
         self.layout, self.rank, self.dtype, self.device = layout, rank, dtype, device
         self.slots, self.page_count = slots, pages
         self.weights: dict[SiteName, tuple[SlotWeights, ...]] = {}
@@ -39,7 +41,8 @@ class Slabs:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         with self._loading():
             self.vectors = torch.zeros(slots + 1, 6 + 2 * layout.width, device=device)
-            self.vectors[0, 3:6] = 1.0
+            own = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0) if seen is None else (*seen.mean, *seen.std)
+            self.vectors[0, :6] = torch.tensor(own, device=device)
             self.pages = torch.zeros(pages + 1, PAGE, layout.width, device=device)
             self.page_bias = torch.zeros(pages + 1, PAGE, device=device)
         self.open("parallel")

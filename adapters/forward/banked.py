@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -38,12 +38,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch that is laid out and on its way to the device."""
+    """A batch that is laid out and on its way to the device.
+
+    ``embedded``: of the jobs whose pooled vector is wanted, the one that computes it.
+    """
 
     plan: Plan
     classes: tuple[int, ...]
     staged: Staged
     prefix: Prefix | None = None
+    embedded: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,20 @@ class Running:
     """A batch whose answers are computed, or were."""
 
     classes: tuple[int, ...]
-    logits: Fetched
+    outputs: Fetched
+    embedded: Mapping[int, int]
 
     def result(self) -> list[NDArray[np.float32]]:
         """Logits (classes,) float32 per job; blocks until the device has them. Ask before the next but one runs."""
-        found = self.logits.result()
+        found = self.outputs.result()[0]
         return [row[:classes].copy() for row, classes in zip(found, self.classes, strict=False)]
+
+    def vectors(self) -> dict[int, NDArray[np.float32]]:
+        """Pooled vectors (width,) float32 by job, of those that asked; as ``result``."""
+        if not self.embedded:
+            return {}
+        found = self.outputs.result()[1]
+        return {job: found[place].copy() for job, place in self.embedded.items()}
 
 
 class BankedForward:
@@ -106,11 +118,15 @@ class BankedForward:
 
     def prepare(self, jobs: Sequence[Job]) -> Prepared:
         """Lay a batch out and begin to copy it; at most one may be prepared and not yet run."""
+        classes, embedded = tuple(job.meta.classes for job in jobs), dict[int, int]()
+        asked = [number for number, job in enumerate(jobs) if job.embed]
+        if asked:
+            jobs, embedded = _with_pooled(jobs, asked)
         with torch.inference_mode():
             plan = plan_of(jobs, pad=self._graphs is not None, prefixes=self.prefixes)
             pixels = [jobs[i].pixels for i in plan.inputs] or [jobs[0].pixels[:0]]
             staged = self._staging.put(plan.packed, pixels, plan.key.input_rows)
-        return Prepared(plan, tuple(job.meta.classes for job in jobs), staged, self._prefix_of(plan))
+        return Prepared(plan, classes, staged, self._prefix_of(plan), embedded)
 
     def run(self, prepared: Prepared) -> Running:
         """Compute what was prepared; on CUDA only begin to. Batches run in the order of the calls."""
@@ -118,7 +134,8 @@ class BankedForward:
         with self._computing(), torch.inference_mode():
             self._device_waits_for(prepared)
             outputs = self._compute(prepared)
-            return Running(prepared.classes, self._staging.get(staged, outputs.logits))
+            wanted = (outputs.logits, outputs.vectors) if prepared.embedded else (outputs.logits,)
+            return Running(prepared.classes, self._staging.get(staged, *wanted), prepared.embedded)
 
     def warm_up(self, rows: Iterable[int], metas: Iterable[AdapterMeta] = ()) -> int:
         """Compile and capture batches of each number of rows, of tasks such as ``metas``, before anybody waits.
@@ -204,6 +221,24 @@ class BankedForward:
 
     def _computing(self) -> AbstractContextManager[None]:
         return nullcontext() if self._device is None else self._device.computing()
+
+
+def _with_pooled(jobs: Sequence[Job], asked: Sequence[int]) -> tuple[list[Job], dict[int, int]]:
+    """The jobs, and one more for each that asks for its pooled vector and has a head that sees time.
+
+    Such a head makes something else of the frames. Both are one stream, which is computed once. Also the place of each
+    vector, by job.
+    """
+    found, places = list(jobs), {}
+    for number in asked:
+        places[number] = number
+        if jobs[number].meta.groups:
+            job = jobs[number]
+            if job.picture is None:
+                job = found[number] = replace(job, picture=object())
+            places[number] = len(found)
+            found.append(job.pooled())
+    return found, places
 
 
 def _kind(meta: AdapterMeta) -> object:

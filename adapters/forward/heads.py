@@ -28,7 +28,7 @@ def vectors_of(rows: Tensor, slabs: Slabs, key: BatchKey, table: Table[Tensor], 
 
     The mean over the job's frames, normed; or what its head makes of the frames, each of which is normed before.
     """
-    vectors = _mean_over_frames(rows, table)
+    vectors = mean_over_frames(rows, table.vectors, table)
     if own_norm is not None:
         vectors = own_norm(vectors, table.jobs)
     if key.timed is None:
@@ -41,36 +41,41 @@ def vectors_of(rows: Tensor, slabs: Slabs, key: BatchKey, table: Table[Tensor], 
     return torch.cat([vectors, made])[heads.vectors]
 
 
-def _mean_over_frames(rows: Tensor, table: Table[Tensor]) -> Tensor:
-    """Mean of each job's rows, added one frame after another so that longer neighbours change no bit."""
-    frames = table.vectors.shape[1]
-    total = rows[table.vectors[:, 0]]
+def mean_over_frames(rows: Tensor, of_jobs: Tensor, table: Table[Tensor]) -> Tensor:
+    """Mean of each job's rows, added one frame after another so that longer neighbours change no bit.
+
+    ``of_jobs`` (jobs, frames) are the table's ``vectors`` or ``second_vectors``.
+    """
+    frames = of_jobs.shape[1]
+    total = rows[of_jobs[:, 0]]
     if frames == 1:
         return total
     count = table.jobs[FRAMES, :, None]
     here = (torch.arange(frames, device=count.device) < count).to(total.dtype)
     for t in range(1, frames):
-        total = total.addcmul(rows[table.vectors[:, t]], here[:, t : t + 1])
+        total = total.addcmul(rows[of_jobs[:, t]], here[:, t : t + 1])
     return total / count.to(total.dtype)
 
 
-def scores_of(vectors: Tensor, slabs: Slabs, table: Table[Tensor]) -> Tensor:
+def scores_of(vectors: Tensor, slabs: Slabs, pages: Tensor, places: Tensor) -> Tensor:
     """Logits (jobs, pages * PAGE): every job against every different page, and then each job takes its own.
+
+    ``pages`` and ``places`` are the table's ``heads`` and ``places``, or those of the second vectors.
 
     So the classes of a task are read once, however many jobs ask it. That most products are thrown away where each job
     has a task of its own costs little: a page is 16 of the thousands of rows that a batch is to the backbone. A page's
     product depends on the number of jobs alone, so neighbours with larger heads change no bit.
     """
-    jobs, heads = table.vectors.shape[0], table.heads.shape[0]
+    jobs, heads = vectors.shape[0], pages.shape[0]
     columns = vectors.T
     scores = vectors.new_empty(heads, PAGE, jobs)
     for start in range(0, heads, PAGES_AT_ONCE):
-        numbers = table.heads[start : start + PAGES_AT_ONCE]
+        numbers = pages[start : start + PAGES_AT_ONCE]
         torch.baddbmm(
             slabs.page_bias[numbers].unsqueeze(-1), slabs.pages[numbers], columns.expand(len(numbers), -1, -1),
             out=scores[start : start + PAGES_AT_ONCE],
         )  # fmt: skip
-    chosen = scores[table.places, :, torch.arange(jobs, device=scores.device)[:, None]]
+    chosen = scores[places, :, torch.arange(jobs, device=scores.device)[:, None]]
     return chosen.reshape(jobs, -1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from math import prod
 from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
@@ -49,7 +49,8 @@ class BatchKey:
     adapts. ``joins`` holds (block, rows) for the rows that are not there from the beginning, in the order of the
     blocks: those that come from the prefix cache, and behind them copies of rows that are there. ``jobs`` are its
     answers, each of at most ``frames`` rows and at most ``pages`` pages of its head; ``heads`` are the different pages
-    of all. These may be larger than what is there: the rest is blank. ``timed`` is of the heads that see time.
+    of all, ``seconds`` those of heads that take a second vector, with a blank one; 0 where there are no such heads.
+    These may be larger than what is there: the rest is blank. ``timed`` is of the heads that see time.
     """
 
     rows: int
@@ -61,6 +62,7 @@ class BatchKey:
     frames: int = 1
     pages: int = 1
     heads: int = 1
+    seconds: int = 0
     timed: TimedKey | None = None
 
     @property
@@ -75,7 +77,8 @@ class BatchKey:
         timed = sum(map(prod, self.timed_shapes)) if self.timed else 0
         return (
             (lines, self.rows), (3, self.jobs), (self.jobs, self.frames), (self.jobs, self.pages), (self.heads,),
-            (timed,),
+            (self.jobs if self.seconds else 0, self.frames), (self.jobs if self.seconds else 0, self.pages),
+            (self.seconds,), (timed,),
         )  # fmt: skip
 
     @property
@@ -95,7 +98,8 @@ class Table(Generic[Array]):
 
     ``rows`` (6 + 3 sites, rows); ``jobs`` (3, jobs); ``vectors`` (jobs, frames): which of the pooled vectors, row after
     row and mode after mode, are each job's, its last one repeated; ``places`` (jobs, pages): where in ``heads`` its
-    pages are; ``heads`` (heads,): page numbers; ``timed`` (integers,): see ``TimedTable``.
+    pages are; ``heads`` (heads,): page numbers. ``second_vectors``, ``second_places`` and ``seconds`` are the same of
+    the jobs' second vectors, and of no job where the key has none; ``timed`` (integers,): see ``TimedTable``.
     """
 
     rows: Array
@@ -103,6 +107,9 @@ class Table(Generic[Array]):
     vectors: Array
     places: Array
     heads: Array
+    second_vectors: Array
+    second_places: Array
+    seconds: Array
     timed: Array
 
     @classmethod
@@ -177,21 +184,28 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
     rows, longest = int(frames.sum()), int(frames.max())
     size = padded(rows) if pad else rows
     timed, pages = Timed.among(jobs), [job.pages for job in jobs]
-    if timed:  # the other pages of such a head make its job's vector
-        pages = [own[: job.meta.class_pages] if job.meta.groups else own for own, job in zip(pages, jobs, strict=True)]
+    twice = any(job.meta.twice for job in jobs)
+    if timed or twice:  # the other pages of such a head make its job's vector, or are for its second one
+        pages = [
+            own[: job.meta.class_pages] if job.meta.groups or job.meta.twice else own
+            for own, job in zip(pages, jobs, strict=True)
+        ]
     heads, places = np.unique(np.concatenate(pages), return_inverse=True)
+    others = [job.pages[job.meta.class_pages :] if job.meta.twice else () for job in jobs]
+    seconds, second_places = np.unique([0, *chain(*others)], return_inverse=True) if twice else (places[:0],) * 2
     answers = max(size, padded(len(jobs))) if pad else len(jobs)
     span = power_of_two(longest) if pad else longest
     key = BatchKey(
         rows=size,
         sites=tuple(keys),
-        modes=tuple(sorted({(job.meta.pool, job.meta.norm) for job in jobs})),
+        modes=tuple(sorted({mode for job in jobs for mode in _modes_of(job)})),
         first=0 if pad else min((job.meta.first for job in members if job.meta.acts), default=0),
         joins=joins,
         jobs=answers,
         frames=span,
         pages=power_of_two(max(map(len, pages))),
         heads=max(answers, power_of_two(len(heads))),
+        seconds=max(answers, power_of_two(len(seconds))) if twice else 0,
         timed=timed.key(jobs, size // span if pad else 0) if timed else None,
     )
     plan = Plan(
@@ -208,9 +222,19 @@ def plan_of(jobs: Sequence[Job], *, pad: bool = False, prefixes: Prefixes | None
     _fill_jobs(table, plan, jobs)
     table.heads[: len(heads)] = heads
     _fill_places(table.places, pages, places)
+    if twice:  # page 0 comes first among them, and is blank
+        table.seconds[: len(seconds)] = seconds
+        _fill_places(table.second_places, others, second_places[1:])
     if timed:
         timed.fill(TimedTable.of(key.timed_shapes, table.timed), jobs)
     return plan
+
+
+def _modes_of(job: Job) -> tuple[tuple[Pool, str], tuple[Pool, str]]:
+    """How its vectors are pooled: the first, and the second, which is the same where it has only one."""
+    if job.meta.twice:
+        return ("cls", job.meta.norm), ("avg", job.meta.norm)
+    return ((job.meta.pool, job.meta.norm),) * 2
 
 
 def _row_lines(
@@ -233,9 +257,10 @@ def _fill_jobs(table: Table[NDArray[np.int64]], plan: Plan, jobs: Sequence[Job])
     key, count = plan.key, len(jobs)
     table.jobs[FRAMES] = 1
     table.jobs[:, :count] = [job.slot for job in jobs], [job.meta.norm == "trained" for job in jobs], plan.frames
-    modes = np.array([key.modes.index((job.meta.pool, job.meta.norm)) for job in jobs])
     step = np.minimum(np.arange(key.frames), plan.frames[:, None] - 1)
-    table.vectors[:count] = (modes * key.rows + plan.starts)[:, None] + step
+    for at, vectors in enumerate((table.vectors, table.second_vectors)[: 2 if key.seconds else 1]):
+        modes = np.array([key.modes.index(_modes_of(job)[at]) for job in jobs])
+        vectors[:count] = (modes * key.rows + plan.starts)[:, None] + step
 
 
 def _fill_places(places: NDArray[np.int64], pages: Sequence[tuple[int, ...]], found: NDArray[np.int64]) -> None:

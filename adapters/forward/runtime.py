@@ -13,7 +13,7 @@ from adapters.backbone import Backbone
 from adapters.backbone.inputs import normalise
 from adapters.bank import Slabs
 from adapters.config import SiteName
-from adapters.forward.heads import scores_of, vectors_of
+from adapters.forward.heads import mean_over_frames, scores_of, vectors_of
 from adapters.forward.plan import (
     ACTS_AT,
     AFTER,
@@ -41,7 +41,8 @@ TOLERANCE = 0.05
 class Outputs(NamedTuple):
     """``vectors`` (jobs, width): pooled, meant over frames, normed. ``logits`` (jobs, pages * PAGE). Both float32.
 
-    Where a head sees time, the vector is what it made of the frames.
+    Where a head sees time, the vector is what it made of the frames. Where any head takes two vectors, they are
+    (jobs, 2 width), and only the first half counts for a job that has one.
     """
 
     vectors: Tensor
@@ -86,7 +87,12 @@ class Eager:
         rows = pooled[0] if len(pooled) == 1 else torch.cat(pooled)
         trained = any(norm == "trained" for _, norm in key.modes)
         vectors = vectors_of(rows, self._slabs, key, table, self._own_norm if trained else None)
-        return Outputs(vectors, scores_of(vectors, self._slabs, table))
+        logits = scores_of(vectors, self._slabs, table.heads, table.places)
+        if key.seconds:  # of a job with one vector, blank pages are added
+            second = mean_over_frames(rows, table.second_vectors, table)
+            logits += scores_of(second, self._slabs, table.seconds, table.second_places)
+            vectors = torch.cat([vectors, second], 1)
+        return Outputs(vectors, logits)
 
     def _own_norm(self, vectors: Tensor, jobs: Tensor) -> Tensor:
         """``jobs``: the table's lines of whose the vectors are."""
@@ -116,7 +122,8 @@ class RowOperator:
             return tokens
         end = tokens.shape[0] + joining
         if resumed := self._prefix.resumed.get(block):
-            tokens = torch.cat([tokens, *resumed])
+            # No row was in the blocks before: they left out what they do to the shape of tokens.
+            tokens = torch.cat([tokens, *resumed] if tokens.shape[0] else [*resumed])
         if (there := tokens.shape[0]) < end:
             tokens = torch.cat([tokens, tokens[self._table[SOURCE, there:end]]])
         return tokens

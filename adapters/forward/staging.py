@@ -1,6 +1,6 @@
 """How a batch gets to the device and its answers back: on CUDA through pinned memory, beside the batch that computes.
 
-On a CPU there is nothing to copy. It knows no plan: integers and pixels in, logits out.
+On a CPU there is nothing to copy. It knows no plan: integers and pixels in, what was computed out.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class BatchStaging(Protocol):
         """Copy the table, and the pictures one after another into ``rows`` rows; those left over hold anything."""
         ...
 
-    def get(self, staged: Staged, logits: Tensor) -> Fetched:
-        """Begin to copy logits to the host, on the stream that computes them; what was staged is free after that."""
+    def get(self, staged: Staged, *outputs: Tensor) -> Fetched:
+        """Begin to copy float32 outputs to the host, on the stream that computes them; what was staged is then free."""
         ...
 
 
 class Fetched(Protocol):
-    """Logits on their way to the host."""
+    """Outputs on their way to the host."""
 
-    def result(self) -> NDArray[np.float32]:
-        """The logits on the host, once they are there; valid until the next batch but one is got."""
+    def result(self) -> list[NDArray[np.float32]]:
+        """They on the host, once they are there; valid until the next batch but one is got."""
         ...
 
 
@@ -58,17 +58,16 @@ class HostStaging:
         assert len(joined) == rows
         return Staged(torch.from_numpy(packed), torch.from_numpy(joined))
 
-    def get(self, staged: Staged, logits: Tensor) -> Fetched:  # noqa: ARG002
-        return _Here(logits)
+    def get(self, staged: Staged, *outputs: Tensor) -> Fetched:  # noqa: ARG002
+        return _Here(outputs)
 
 
 @dataclass(frozen=True)
 class _Here:
-    logits: Tensor
+    outputs: tuple[Tensor, ...]
 
-    def result(self) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = self.logits.numpy()
-        return values
+    def result(self) -> list[NDArray[np.float32]]:
+        return [output.numpy() for output in self.outputs]
 
 
 class PinnedStaging:
@@ -93,26 +92,27 @@ class PinnedStaging:
             here = buffer.busy = self._device.mark()
         return Staged(table_there, images_there, buffer, here)
 
-    def get(self, staged: Staged, logits: Tensor) -> Fetched:
-        buffer = staged.buffer
+    def get(self, staged: Staged, *outputs: Tensor) -> Fetched:
+        buffer, sizes = staged.buffer, [output.numel() for output in outputs]
         assert buffer is not None
-        if buffer.scores.shape[0] < logits.numel():
-            buffer.scores = self._device.pinned((logits.numel(),), torch.float32)
-        scores = buffer.scores[: logits.numel()].view(logits.shape)
-        scores.copy_(logits, non_blocking=True)
-        here = buffer.busy = self._device.mark()
-        return _Coming(scores, here)
+        if buffer.outputs.shape[0] < sum(sizes):
+            buffer.outputs = self._device.pinned((sum(sizes),), torch.float32)
+        parts = torch.split(buffer.outputs[: sum(sizes)], sizes)
+        host = tuple(part.view(output.shape) for part, output in zip(parts, outputs, strict=True))
+        for here, there in zip(host, outputs, strict=True):
+            here.copy_(there, non_blocking=True)
+        done = buffer.busy = self._device.mark()
+        return _Coming(host, done)
 
 
 @dataclass(frozen=True)
 class _Coming:
-    logits: Tensor
+    outputs: tuple[Tensor, ...]
     here: Event
 
-    def result(self) -> NDArray[np.float32]:
+    def result(self) -> list[NDArray[np.float32]]:
         self.here.synchronize()
-        values: NDArray[np.float32] = self.logits.numpy()
-        return values
+        return [output.numpy() for output in self.outputs]
 
 
 class _Buffer:
@@ -122,7 +122,7 @@ class _Buffer:
         self.busy: Event | None = None
         self.table = _Pair(device, torch.int64)
         self.images = _Pair(device, torch.uint8)
-        self.scores = torch.empty(0)
+        self.outputs = torch.empty(0)
 
     def wait(self) -> None:
         if self.busy is not None:

@@ -10,7 +10,7 @@ block on. It knows no device.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from adapters.meta import AdapterMeta
 class Job:
     """One input and the slot that answers it: ``pixels`` uint8 (frames, 3, height, width).
 
-    Jobs with the same ``picture`` have equal pixels; None is like no other.
+    Jobs with the same ``picture`` have equal pixels; None is like no other. ``embed``: the pooled vector is wanted too.
     """
 
     pixels: NDArray[np.uint8]
@@ -31,6 +31,12 @@ class Job:
     pages: tuple[int, ...]
     meta: AdapterMeta
     picture: Hashable = None
+    embed: bool = False
+
+    def pooled(self) -> Job:
+        """The same stream with no more than the mean over its frames, of a job whose head sees time."""
+        meta = replace(self.meta, head="mean", groups=0, classes=1)
+        return replace(self, pages=(0,), meta=meta)
 
 
 class Prefixes(Protocol):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from adapters.backbone.processor import Processor
 from adapters.config import MAX_RANK, Activation, SiteName
 from adapters.errors import ImportRefused
 from adapters.importers.bottleneck import BottleneckSettings, residual_of, site_of_flags
@@ -35,8 +36,7 @@ from adapters.importers.common import (
     load_plain,
     site_of,
 )
-from adapters.importers.families import FAMILIES, base_told, place
-from adapters.importers.processor import Processor
+from adapters.importers.families import FAMILIES, base_told, place, seen_by
 
 CONFIG, HEAD_CONFIG = "adapter_config.json", "head_config.json"
 FILES = ("adapter.safetensors", "pytorch_adapter.bin")
@@ -127,13 +127,9 @@ def convert(
         sites.append(site)
         tensors |= more
     granted = [base_told(source.trained_on, backbone.layout.model)]
-    seen = dict(_VIT.seen)
-    if processor is not None:
-        processor.check(backbone.layout.input_size)
-        seen |= processor.fields
-    else:
-        granted.append("pictures as ViT's published image processors take them, with mean and std of "
-                       f"{backbone.layout.model}; --processor reads a preprocessor_config.json")  # fmt: skip
+    seen, guess = seen_by(_VIT, processor, backbone)
+    if guess:
+        granted.append(guess)
     config = config_of(
         terms, backbone.layout, backbone.input.model_copy(update=seen), tuple(sites), pool="cls", norm="frozen",
         score="sigmoid" if source.multilabel else "softmax",

@@ -9,23 +9,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapters.backbone import Backbone
+from adapters.backbone import Backbone, transformers_names
+from adapters.backbone.processor import CENTER, SQUASH, SQUASH_BICUBIC, Processor
+from adapters.backbone.transformers_config import WRAPPER
 from adapters.config import Norm, Pool, SiteName
 from adapters.errors import ImportRefused
 
 LINEARS: Mapping[str, SiteName] = {
-    # transformers 4: ViT, DeiT, BEiT, I-JEPA, DINOv2
-    "attention.attention.query": "q", "attention.attention.key": "k", "attention.attention.value": "v",
-    "attention.output.dense": "proj", "intermediate.dense": "fc1", "output.dense": "fc2",
-    # transformers 4: Swin
-    "attention.self.query": "q", "attention.self.key": "k", "attention.self.value": "v",
-    # transformers 5
-    "attention.q_proj": "q", "attention.k_proj": "k", "attention.v_proj": "v", "attention.o_proj": "proj",
-    "mlp.fc1": "fc1", "mlp.fc2": "fc2",
-    # CLIP and SigLIP
-    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.out_proj": "proj",
-    # timm
-    "attn.qkv": "qkv", "attn.q_proj": "q", "attn.k_proj": "k", "attn.v_proj": "v", "attn.proj": "proj",
+    **transformers_names.LINEARS,
+    "attn.qkv": "qkv", "attn.q_proj": "q", "attn.k_proj": "k", "attn.v_proj": "v", "attn.proj": "proj",  # timm
 }  # fmt: skip
 Place = tuple[int, ...]
 """A block's number; of Swin its stage's before it."""
@@ -35,39 +27,38 @@ Place = tuple[int, ...]
 class Family:
     """Models whose layers and classifier have the same names.
 
-    ``layers``: how a layer's name begins, with a group for each number of its place. ``pool`` and ``norm`` come before
+    ``layers``: how a layer's name begins, with a group for each number of its place; ``types``: the ``model_type`` in
+    their config.json. ``pool`` and ``norm`` come before
     the classifier; ``norms``: a last norm that may be trained, and the pooling before it, which leaves the order of
-    both free. ``seen``: preprocessing of its published image processors but mean and std. ``refusal``: why its
-    classifier cannot be served.
+    both free. ``seen``: preprocessing of its published image processors but mean and std.
     """
 
     name: str
     layers: str
+    types: tuple[str, ...] = ()
     pool: Pool = "cls"
     norm: Norm = "frozen"
     norms: Mapping[str, Pool] = field(default_factory=dict)
     seen: Mapping[str, object] = field(default_factory=dict)
-    refusal: str = ""
 
 
 _LAYER = r"\.(?:encoder\.layer|layers)\.(\d{1,4})"
-_SQUASH = {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear"}
-_SQUASH_BICUBIC = _SQUASH | {"interpolation": "bicubic"}
-_CENTER = {"crop_mode": "center", "crop_pct": 0.875, "interpolation": "bicubic"}
-_TWICE = (
-    "its classifier takes the class token beside the mean of the patches, twice the width of the backbone, and a head "
-    "here takes one of them; train a classifier on one of the two"
-)
-TIMM = Family("timm", r"(?:timm_model\.)?(?:layers\.(\d{1,4})\.)?blocks\.(\d{1,4})", "backbone")
-CLIP = Family("CLIP", r"vision_model\.encoder\.layers\.(\d{1,4})", "avg", "none", seen=_CENTER | {"crop_pct": 1.0})
-SIGLIP = Family("SigLIP", CLIP.layers, "avg", seen=_SQUASH_BICUBIC)
+TIMM = Family("timm", r"(?:timm_model\.)?(?:layers\.(\d{1,4})\.)?blocks\.(\d{1,4})", (WRAPPER,), "backbone")
+CLIP = Family(
+    "CLIP", r"vision_model\.encoder\.layers\.(\d{1,4})", ("clip", "clip_vision_model"), "avg", "none",
+    seen={**CENTER, "crop_pct": 1.0},
+)  # fmt: skip
+SIGLIP = Family("SigLIP", CLIP.layers, ("siglip", "siglip_vision_model"), "avg", seen=SQUASH_BICUBIC)
 FAMILIES = (
-    Family("ViT", "vit" + _LAYER, norms={"vit.layernorm": "cls"}, seen=_SQUASH),
-    Family("DeiT", "deit" + _LAYER, norms={"deit.layernorm": "cls"}, seen=_CENTER | {"crop_mode": "squash"}),
-    Family("BEiT", "beit" + _LAYER, "backbone", norms={"beit.pooler.layernorm": "avg"}, seen=_SQUASH),
-    Family("I-JEPA", "ijepa" + _LAYER, "avg", seen=_SQUASH),
-    Family("Swin", r"swin\.encoder\.layers\.(\d{1,4})\.blocks\.(\d{1,4})", "backbone", seen=_SQUASH_BICUBIC),
-    Family("DINOv2", r"dinov2(?:_with_registers)?" + _LAYER, seen=_CENTER, refusal=_TWICE),
+    Family("ViT", "vit" + _LAYER, ("vit", "vit_msn"), norms={"vit.layernorm": "cls"}, seen=SQUASH),
+    Family("DeiT", "deit" + _LAYER, ("deit",), norms={"deit.layernorm": "cls"}, seen={**CENTER, "crop_mode": "squash"}),
+    Family("BEiT", "beit" + _LAYER, ("beit",), "backbone", norms={"beit.pooler.layernorm": "avg"}, seen=SQUASH),
+    Family("Data2Vec", "data2vec_vision" + _LAYER, ("data2vec-vision",), "backbone", seen=SQUASH),
+    Family("I-JEPA", "ijepa" + _LAYER, ("ijepa",), "avg", seen=SQUASH),
+    Family("Swin", r"swin\.encoder\.layers\.(\d{1,4})\.blocks\.(\d{1,4})", ("swin",), "backbone", seen=SQUASH_BICUBIC),
+    Family(
+        "DINOv2", r"dinov2(?:_with_registers)?" + _LAYER, ("dinov2", "dinov2_with_registers"), "cls+avg", seen=CENTER
+    ),
     CLIP,
     TIMM,
 )
@@ -116,7 +107,7 @@ def family_of(found: set[Family], told: str | None, backbone: Backbone) -> Famil
     """The one family that layers were found in. ``told``: the class of the model, where it is known.
 
     CLIP and SigLIP name their layers alike; where nothing is told, the one with a class token is CLIP. Raises
-    ImportRefused for several families, and for one whose classifier cannot be served.
+    ImportRefused for several families.
     """
     if len(found) != 1:
         names = ", ".join(sorted(family.name for family in found))
@@ -125,8 +116,6 @@ def family_of(found: set[Family], told: str | None, backbone: Backbone) -> Famil
     if family is CLIP:
         siglip = told.startswith("Siglip") if told else "cls" not in backbone.layout.pools
         family = SIGLIP if siglip else CLIP
-    if family.refusal:
-        raise ImportRefused(f"it was trained on {family.name}: {family.refusal}", field="classifier")
     return family
 
 
@@ -139,8 +128,27 @@ def blocks_by_place(backbone: Backbone) -> Mapping[Place, int]:
     return {where: number for number, where in enumerate(places)}
 
 
+def seen_by(family: Family, processor: Processor | None, backbone: Backbone) -> tuple[Mapping[str, object], str]:
+    """What a training's pictures went through, as fields of InputConfig, and what of it is taken for granted.
+
+    ``processor`` tells it; without one it is what the family's published ones do. Raises ImportRefused for a size that
+    is not the backbone's.
+    """
+    if processor is not None:
+        processor.check(backbone.layout.input_size)
+        return {**family.seen, **processor.fields}, ""
+    if family is TIMM:
+        return {}, ""
+    return family.seen, (
+        f"pictures as {family.name}'s published image processors take them, with mean and std of "
+        f"{backbone.layout.model}; --processor reads a preprocessor_config.json"
+    )
+
+
 def base_told(trained_on: str | None, base: str) -> str:
     """A sentence on whether a base has the weights of the model that a file names."""
+    if trained_on and trained_on.rstrip("/").split("/")[-1] == base.split("/")[-1]:
+        return f"it was trained on {trained_on}, and that {base} is the same is told by the name alone"
     told = f"it was trained on {trained_on or 'a model that it does not name'}; that {base} has the same weights "
     told += "cannot be seen from the file"
     tag = next((tag for name, tag in _TIMM_TAGS.items() if (trained_on or "").endswith(name.split("/")[1])), None)

@@ -16,12 +16,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from adapters.backbone.processor import Processor
 from adapters.config import Norm, Pool, SiteName
 from adapters.errors import ImportRefused
 from adapters.importers.common import MAX_SOURCE_BYTES, Imported, ImportTerms, Residual, check_head, config_of, site_of
-from adapters.importers.families import TIMM, UNUSED, Family, Place, base_told, blocks_by_place, family_of, place
+from adapters.importers.families import (
+    TIMM,
+    UNUSED,
+    Family,
+    Place,
+    base_told,
+    blocks_by_place,
+    family_of,
+    place,
+    seen_by,
+)
 from adapters.importers.peft_config import CONFIG, PeftSettings, read_settings
-from adapters.importers.processor import Processor
 
 TENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
@@ -125,14 +135,8 @@ def convert(
         sites.append(site)
         tensors |= more
     pool, norm, own = _before_the_head(source, family, backbone)
-    seen = dict(family.seen)
-    granted = [base_told(settings.base_model_name_or_path, layout.model)]
-    if processor is not None:
-        processor.check(layout.input_size)
-        seen |= processor.fields
-    elif family is not TIMM:
-        granted.append(f"pictures as {family.name}'s published image processors take them, with mean and std of "
-                       f"{layout.model}; --processor reads a preprocessor_config.json")  # fmt: skip
+    seen, guess = seen_by(family, processor, backbone)
+    granted = [base_told(settings.base_model_name_or_path, layout.model), *([guess] if guess else [])]
     if left_out:
         granted.append(f"without LoRA on {', '.join(left_out[:3])}{', …' if len(left_out) > 3 else ''}, so that scores "
                        "are not those of the training")  # fmt: skip

@@ -8,10 +8,10 @@ from adapters.media.decode import Source, decode, seen_by, take
 from adapters.media.images import decode_image
 from adapters.media.preprocess import Pixels, Preprocess, geometry, rows
 from adapters.media.sniff import sniff
-from adapters.media.timeline import Sampling
+from adapters.media.timeline import Excerpt, Sampling, Span
 from adapters.media.video import Frames, decode_clip
 
 __all__ = [
-    "Deadline", "Frames", "MediaLimits", "Pixels", "Preprocess", "Sampling", "Source", "decode", "decode_clip",
-    "decode_image", "geometry", "rows", "seen_by", "sniff", "take",
+    "Deadline", "Excerpt", "Frames", "MediaLimits", "Pixels", "Preprocess", "Sampling", "Source", "Span", "decode",
+    "decode_clip", "decode_image", "geometry", "rows", "seen_by", "sniff", "take",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from fractions import Fraction
 
 from PIL import Image, ImageChops, ImageFile
 
@@ -14,7 +15,7 @@ from adapters.clip_formats import ANIMATED
 from adapters.errors import BrokenMedia, MediaError
 from adapters.limits import Deadline, MediaLimits, bound, check_missed
 from adapters.media.pillow import Body
-from adapters.media.timeline import Sampling, Timeline
+from adapters.media.timeline import Sampling, Span, Timeline
 from adapters.media.transparency import flattened
 
 _WEBP_ALPHA = 0x10
@@ -32,8 +33,8 @@ def moves(data: bytes, name: str, deadline: Deadline) -> bool:
 
 def decode_animation(
     data: bytes, container: str, wanted: Sampling, limits: MediaLimits, deadline: Deadline
-) -> tuple[list[Image.Image], int]:
-    """The pictures that are wanted, and how many frames of the file do not decode.
+) -> tuple[list[Image.Image], int, list[Span]]:
+    """The pictures that are wanted, how many frames of the file do not decode, and the parts that were asked.
 
     Decodes all of it twice: how long it lasts is known only at its end, and a frame builds on those before.
     Raises BrokenMedia and MediaTooLarge, and what Pillow raises for a damaged beginning.
@@ -47,7 +48,9 @@ def decode_animation(
         bound("max_duration_s", "the clip lasts {value} seconds or more", starts[-1] / 1e6, limits.max_duration_s)
     if not good:
         raise BrokenMedia("no frame of the clip decodes; check that the whole file was sent", field="body")
-    chosen = Timeline(starts[:-1], starts[-1]).chosen(wanted)
+    timeline = Timeline(starts[:-1], starts[-1], Fraction(10**6))
+    spans = timeline.spans(wanted, limits.max_windows)
+    chosen = timeline.chosen(wanted, spans)
     order = [good[max(bisect_right(good, index) - 1, 0)] for index in chosen]
     check_missed(sum(index != stand_in for index, stand_in in zip(chosen, order, strict=True)), len(chosen))
     last = max(order)
@@ -60,7 +63,7 @@ def decode_animation(
             pictures[index] = flattened(picture, limits.transparent_background)
         if index == last:
             break
-    return [pictures[index] for index in order], len(starts) - 1 - len(good)
+    return [pictures[index] for index in order], len(starts) - 1 - len(good), spans
 
 
 def _play(

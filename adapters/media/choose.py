@@ -6,7 +6,9 @@ It does not know files, containers or pictures; a frame here is still the codec'
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 from av.video.frame import VideoFrame
@@ -15,19 +17,21 @@ from adapters.errors import BrokenMedia
 from adapters.limits import MediaLimits, check_missed
 from adapters.media.decoder import FrameDecoder, TimesLie
 from adapters.media.packets import Clip, VideoPacket
-from adapters.media.timeline import Sampling, Timeline
+from adapters.media.timeline import Sampling, Span, Timeline
 
 
 @dataclass(frozen=True)
 class Chosen:
     """Decoded ``frames`` by key, and the ``order`` in which keys stand for the clip: ascending in time in each view.
 
-    ``bad``: frames of the clip that had to be decoded on the way and could not be.
+    ``bad``: frames of the clip that had to be decoded on the way and could not be. ``spans``: the parts that they stand
+    for, one after the other; none where it is the whole clip.
     """
 
     frames: dict[int, VideoFrame]
     order: list[int]
     bad: int
+    spans: Sequence[Span] = ()
 
 
 def choose_frames(clip: Clip, wanted: Sampling) -> Chosen:
@@ -45,7 +49,7 @@ def choose_frames(clip: Clip, wanted: Sampling) -> Chosen:
             return _by_time(clip, times, last.duration or 0, wanted)
         except TimesLie:
             pass
-    return _by_count(clip, _counted_timeline(shown), wanted)
+    return _by_count(clip, _counted_timeline(clip, shown), wanted)
 
 
 def _keyframes_ascend(clip: Clip) -> bool:
@@ -63,7 +67,9 @@ def _by_time(clip: Clip, times: list[int], last_duration: int, wanted: Sampling)
     if times[0] < start:
         # Pictures shown before the keyframe that comes first, which may lean on what is not there.
         times = times[bisect_left(times, decoder.first_time()) :] or times[-1:]
-    chosen = Timeline.of(times, last_duration).chosen(wanted)
+    timeline = Timeline.of(times, last_duration, _ticks_per_second(clip))
+    spans = timeline.spans(wanted, clip.limits.max_windows)
+    chosen = timeline.chosen(wanted, spans)
     for index in sorted(chosen):  # views overlap, and a decoder goes forwards
         time = times[index]
         frame = decoder.on_screen_at(time)
@@ -74,13 +80,14 @@ def _by_time(clip: Clip, times: list[int], last_duration: int, wanted: Sampling)
     if not decoder.bad and 2 * len(missed) > len(chosen):
         raise TimesLie
     check_missed(len(missed), len(chosen))
-    return Chosen(kept.frames, [keys[index] for index in chosen], len(decoder.bad.union(missed)))
+    return Chosen(kept.frames, [keys[index] for index in chosen], len(decoder.bad.union(missed)), spans)
 
 
 def _by_count(clip: Clip, timeline: Timeline, wanted: Sampling) -> Chosen:
     """Decode all and keep the wanted; once more where packets and frames turn out not to be one to one."""
     for _ in range(2):
-        decoder, kept, chosen = FrameDecoder(clip), _Kept(clip.limits), timeline.chosen(wanted)
+        decoder, kept, spans = FrameDecoder(clip), _Kept(clip.limits), timeline.spans(wanted, clip.limits.max_windows)
+        chosen = timeline.chosen(wanted, spans)
         ascending, order = sorted(chosen), list[int]()
         shown: tuple[int, VideoFrame] | None = None
         count = 0
@@ -96,18 +103,23 @@ def _by_count(clip: Clip, timeline: Timeline, wanted: Sampling) -> Chosen:
         total = count + len(decoder.bad)
         if total == len(timeline.times):
             break
-        timeline = Timeline.even(total)
+        timeline = Timeline.even(total, clip.codec.framerate or None)
     keys = dict(zip(ascending, order, strict=True))
     check_missed(sum(index != keys[index] for index in chosen), len(chosen))
-    return Chosen(kept.frames, [keys[index] for index in chosen], len(decoder.bad))
+    return Chosen(kept.frames, [keys[index] for index in chosen], len(decoder.bad), spans)
 
 
-def _counted_timeline(packets: list[VideoPacket]) -> Timeline:
+def _ticks_per_second(clip: Clip) -> Fraction | None:
+    base = clip.packets[0].time_base
+    return 1 / base if base else None
+
+
+def _counted_timeline(clip: Clip, packets: list[VideoPacket]) -> Timeline:
     """Times for the n-th frame to come out, where only the order of decoding is known."""
     times = [p.dts for p in packets if p.dts is not None]
     if len(times) == len(packets) and _ascend(times):
-        return Timeline.of(times, packets[-1].duration or 0)
-    return Timeline.even(len(packets))
+        return Timeline.of(times, packets[-1].duration or 0, _ticks_per_second(clip))
+    return Timeline.even(len(packets), clip.codec.framerate or None)
 
 
 class _Kept:

@@ -19,7 +19,7 @@ from adapters.limits import Deadline, MediaLimits, bound
 from adapters.media.images import decode_image, opened_image
 from adapters.media.preprocess import Preprocess
 from adapters.media.sniff import media_format
-from adapters.media.timeline import Sampling, Timeline
+from adapters.media.timeline import Excerpt, Sampling, Timeline
 from adapters.media.video import Frames, decode_clip
 
 Seen = TypeVar("Seen")
@@ -29,11 +29,19 @@ Source = str | os.PathLike[str] | bytes | Image.Image | list[Image.Image] | tupl
 _NOUNS = {"image": "picture", "video": "clip"}
 
 
-def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: Deadline | None = None) -> Frames:
+def decode(
+    data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: Deadline | None = None,
+    excerpt: Excerpt | None = None,
+) -> Frames:  # fmt: skip
     """RGB pictures: 1 for an image task, those of all views in time for a video task. Raises a MediaError.
 
-    A ``deadline`` is one that other work on the same body shares.
+    A ``deadline`` is one that other work on the same body shares. An ``excerpt`` is of a clip.
     """
+    if excerpt is not None and config.video is None:
+        raise WrongModality(
+            f"task {config.task} takes pictures; 'start', 'end', 'window' and 'stride' are for clips",
+            field="start", expected=config.modality,
+        )  # fmt: skip
     limits.check_bytes(data)
     kind, name = media_format(data)
     if kind != config.modality and not (config.video and name in ANIMATED):
@@ -41,21 +49,21 @@ def decode(data: bytes, config: AdapterConfig, limits: MediaLimits, deadline: De
     if config.video is None:
         return Frames([decode_image(data, limits, deadline)])
     try:
-        return decode_clip(data, Sampling.of(config.video), limits, deadline)
+        return decode_clip(data, Sampling.of(config.video, excerpt), limits, deadline)
     except WrongModality as error:  # a picture of a kind that may move, and does not
         raise _wrong(config, kind) from error
 
 
-def take(source: Source, config: AdapterConfig, limits: MediaLimits) -> Frames:
+def take(source: Source, config: AdapterConfig, limits: MediaLimits, excerpt: Excerpt | None = None) -> Frames:
     """``decode`` for a path, for bytes, for a picture that Pillow opened, or for a clip as a list of such pictures.
 
     Of a list the pictures are taken that stand for a clip of so many frames. Raises a MediaError, and OSError for a
     file that cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
-        return decode(_read(Path(source), limits), config, limits)
+        return decode(_read(Path(source), limits), config, limits, excerpt=excerpt)
     if isinstance(source, bytes | bytearray | memoryview):
-        return decode(bytes(source), config, limits)
+        return decode(bytes(source), config, limits, excerpt=excerpt)
     if isinstance(source, Image.Image):
         if config.video is not None:
             raise _wrong(config, "image")
@@ -66,7 +74,7 @@ def take(source: Source, config: AdapterConfig, limits: MediaLimits) -> Frames:
         )
     if config.video is None:
         raise _wrong(config, "video")
-    return _of_list(source, Sampling.of(config.video), limits)
+    return _of_list(source, Sampling.of(config.video, excerpt), limits)
 
 
 def seen_by(
@@ -108,7 +116,8 @@ def _of_list(pictures: Sequence[Image.Image], wanted: Sampling, limits: MediaLim
     if not pictures:
         raise BrokenMedia("the clip has no pictures; send at least one", field="frames", got=0)
     bound("max_frames", "{value} frames of one clip were asked for", wanted.count, limits.max_frames)
-    chosen = Timeline.even(len(pictures)).chosen(wanted)
+    timeline = Timeline.even(len(pictures))
+    chosen = timeline.chosen(wanted, timeline.spans(wanted, limits.max_windows))
     limits.check_clip(sum(pictures[i].width * pictures[i].height for i in set(chosen)))
     taken = {i: opened_image(pictures[i], limits) for i in set(chosen)}
     return Frames([taken[i] for i in chosen])

@@ -6,7 +6,7 @@ It does not know tasks, resizing or tensors; ``choose.py`` says which frames, ``
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import av
@@ -19,14 +19,14 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from adapters.clip_formats import ANIMATED, CODECS, CONTAINERS
-from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, UnsupportedMedia, WrongModality
+from adapters.errors import BrokenMedia, MediaError, MediaTooLarge, OutsideClip, UnsupportedMedia, WrongModality
 from adapters.limits import Deadline, MediaLimits, bound
 from adapters.media.animation import decode_animation, moves
 from adapters.media.boxes import header_is_cut, without_other_tracks
 from adapters.media.choose import Chosen, choose_frames
 from adapters.media.packets import read_clip
 from adapters.media.sniff import media_format
-from adapters.media.timeline import Sampling
+from adapters.media.timeline import Sampling, Span
 from adapters.media.transparency import flattened
 
 _GENERATE_TIMES = 0x1  # AVFMT_FLAG_GENPTS: invents the times that a container does not hold
@@ -46,12 +46,12 @@ _UPRIGHT = {
 class Frames(list[Image.Image]):
     """The pictures that stand for a clip; ``bad``: how many frames met on the way did not decode.
 
-    Each view's are in time order, one view after the other.
+    Each view's are in time order, one view after the other, and those of each of the ``spans`` that were asked.
     """
 
-    def __init__(self, pictures: Iterable[Image.Image], bad: int = 0) -> None:
+    def __init__(self, pictures: Iterable[Image.Image], bad: int = 0, spans: Sequence[Span] = ()) -> None:
         super().__init__(pictures)
-        self.bad = bad
+        self.bad, self.spans = bad, spans
 
 
 def decode_clip(data: bytes, wanted: Sampling | int, limits: MediaLimits, deadline: Deadline | None = None) -> Frames:
@@ -77,7 +77,7 @@ def decode_clip(data: bytes, wanted: Sampling | int, limits: MediaLimits, deadli
             stream = _video_stream(source, limits)
             chosen = choose_frames(read_clip(source, stream, limits, deadline), wanted)
             return _pictures(chosen, limits.transparent_background)
-    except (MediaTooLarge, WrongModality):
+    except (MediaTooLarge, WrongModality, OutsideClip):
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
         raise MediaTooLarge("the clip needs more memory than there is; send a smaller one", field="memory") from error
@@ -190,7 +190,7 @@ def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream
 def _pictures(chosen: Chosen, background: str) -> Frames:
     """Convert the distinct frames, each once, and repeat as asked."""
     pictures = {key: _upright(chosen.frames.pop(key), background) for key in list(chosen.frames)}
-    return Frames((pictures[key] for key in chosen.order), chosen.bad)
+    return Frames((pictures[key] for key in chosen.order), chosen.bad, chosen.spans)
 
 
 def _upright(frame: VideoFrame, background: str) -> Image.Image:

@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,10 @@ from adapters.errors import TrainingError
 from adapters.training.augment import Crop, mixing_weight
 from adapters.training.batches import Batches, Examples
 from adapters.training.checkpoint import Checkpoint, FitResult
-from adapters.training.model import HeadedModel, images_of
+from adapters.training.model import HeadedModel, images_of, prefix_of, written_out_attention
+
+PREFIX_BYTES = 2**31
+"""Of memory for tokens that are computed once."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,9 @@ def fit(
     torch.manual_seed(config.seed)
     if augment is None and (config.crop < 1 or config.flip):
         augment = Crop(config.crop, config.flip)
-    if model.pools_alike and augment is None and not config.mixup:
-        train, held_out = _pooled(model, train, config, on_step), _pooled(model, held_out, config, on_step)
-        config = replace(config, workers=0)
+    if augment is None and not config.mixup:
+        train = _computed_once(model, train, config, on_step)
+    held_out = _computed_once(model, held_out, config, on_step)
     loader = Batches(train, config.batch, threads=config.workers, generator=generator)
     optimizer = _optimizer(model, config)
     result, best = FitResult(), copy.deepcopy(model.state_dict())
@@ -170,9 +173,10 @@ def _epoch(
             group["lr"] = learning_rate(progress, group["peak"], config.warmup)
         here = pixels.to(device)
         images = images_of(model, augment(here, generator) if augment else here)
-        loss = _mixed_loss(model, images, truth.to(device), config, generator)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with written_out_attention(model.backbone):
+            loss = _mixed_loss(model, images, truth.to(device), config, generator)
+            loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, config.clip)
         optimizer.step()
         losses.append(loss.item())
@@ -207,14 +211,27 @@ def loss_of(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
 
 
 @torch.no_grad()
-def _pooled(
+def _computed_once(
     model: HeadedModel, data: Examples, config: FitConfig, on_step: Callable[[float, float], None] | None
 ) -> Examples:
-    """What a frozen backbone makes of every item, computed once and not in each epoch: float32 vectors and label."""
+    """What the frozen part of the backbone makes of every item, so that no epoch computes it again.
+
+    Where nothing inside is trained, vectors float32; else the tokens before the first block that is, in the backbone's
+    dtype, unless they would take more than ``PREFIX_BYTES``. The data itself, where the first block is trained.
+    """
+    if not model.pools_alike and not model.first_block:
+        return data
     model.eval()
     found, labels, loader = [], [], Batches(data, config.batch, threads=config.workers)
     for pixels, truth in loader:
-        found.append(model.pooled_items(images_of(model, pixels)).cpu())
+        images = images_of(model, pixels)
+        if model.pools_alike:
+            found.append(model.pooled_items(images).cpu())
+        else:
+            tokens = prefix_of(model, images)
+            if tokens.nbytes * len(loader) > PREFIX_BYTES:
+                return data
+            found.append(tokens.view(len(pixels), -1, *tokens.shape[1:]).cpu())
         labels.append(truth)
         if on_step:
             on_step(len(found) / len(loader), math.nan)

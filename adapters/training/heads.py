@@ -48,7 +48,7 @@ def head_for(config: AdapterConfig, width: int) -> Any:
         return AttentionHead(width, config.frames, into, classes)
     if config.head == "frames":
         return FramesHead(width, config.frames, config.video.head_rank if config.video else 0, classes)
-    return MeanHead(width, classes)
+    return MeanHead(into, classes)
 
 
 class MeanHead(nn.Linear):

@@ -5,6 +5,11 @@ It knows the operator and the config; it knows no data, optimiser, file or other
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +20,16 @@ from adapters.config import AdapterConfig, SiteName
 from adapters.sites import LowRankResidual
 from adapters.training.heads import head_for
 from adapters.training.linear import Scale, Solved
+
+MOST_WRITTEN_OUT = 256
+"""Tokens of an attention that may be written out."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the frozen blocks before the first adapted one make of images: tokens (items * frames, ..., width)."""
+
+    tokens: Tensor
 
 
 class HeadedModel(nn.Module):
@@ -34,8 +49,9 @@ class HeadedModel(nn.Module):
         self.backbone, self.config = backbone, config
         layout = backbone.layout
         self.norm = nn.LayerNorm(layout.width, eps=backbone.norm_eps) if config.norm == "trained" else None
-        self.register_buffer("mean", torch.zeros(layout.width))
-        self.register_buffer("deviation", torch.ones(layout.width))
+        width = layout.width * (2 if config.twice else 1)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
         self.head = head_for(config, layout.width)
 
     @torch.no_grad()
@@ -49,16 +65,21 @@ class HeadedModel(nn.Module):
             weight = solved.weight * scale.deviation.repeat(frames)
             self.head.begin(weight, solved.bias + solved.weight @ scale.mean.repeat(frames))
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """Normalised images (rows, 3, height, width) -> one vector (rows, width) each."""
+    def pooled(self, images: Tensor | Prefix) -> Tensor:
+        """Normalised images (rows, 3, height, width), or their prefix -> one vector (rows, width) each."""
         raise NotImplementedError
+
+    @property
+    def first_block(self) -> int:
+        """Of those that are trained; what is before it need not be computed twice."""
+        return 0
 
     @property
     def pools_alike(self) -> bool:
         """Whether nothing that is trained comes before ``pooled_items``, so that it need not be computed twice."""
         return False
 
-    def pooled_items(self, images: Tensor) -> Tensor:
+    def pooled_items(self, images: Tensor | Prefix) -> Tensor:
         """Normalised images (items * frames, 3, height, width) -> what the head looks at.
 
         The mean over each item's frames (items, width), or (items, frames, width) where the head sees time.
@@ -67,12 +88,12 @@ class HeadedModel(nn.Module):
         seen: Tensor = self.head.seen(pooled.view(-1, self.config.frames, pooled.shape[-1]))
         return seen
 
-    def vectors(self, images: Tensor) -> Tensor:
+    def vectors(self, images: Tensor | Prefix) -> Tensor:
         """Normalised images, or what ``pooled_items`` made of them -> the latter, after the own norm if any."""
-        pooled = images if images.ndim <= 3 else self.pooled_items(images)
+        pooled = images if isinstance(images, Tensor) and images.ndim <= 3 else self.pooled_items(images)
         return pooled if self.norm is None else self.norm(pooled)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor | Prefix) -> Tensor:
         """What ``vectors`` takes -> logits (items, classes) float32."""
         logits: Tensor = self.head((self.vectors(images) - self.mean) / self.deviation)
         return logits
@@ -102,11 +123,13 @@ class AdaptedModel(HeadedModel):
         self.active = frozenset[str](site.site for site in config.sites)
         self._spared = {site.site: layout.prefix_tokens or 0 for site in config.sites if site.tokens == "patches"}
         self.residuals = nn.ModuleDict(residuals)
+        self._first = min((block for site in config.sites for block in site.blocks), default=0)
+        self._joining: Tensor | None = None
         self.to(backbone.device)
 
-    def enter(self, block: int, tokens: Tensor) -> Tensor:  # noqa: ARG002
-        """All rows are there from the beginning."""
-        return tokens
+    def enter(self, block: int, tokens: Tensor) -> Tensor:
+        """All rows are there from the beginning, or join where their prefix ends."""
+        return self._joining if block == self._first and self._joining is not None else tokens
 
     def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:
         """The backbone calls it at every site; see ``Operator``."""
@@ -114,7 +137,8 @@ class AdaptedModel(HeadedModel):
         if key not in self.residuals:
             return out
         spared = self._spared.get(site, 0)
-        update: Tensor = self.residuals[key](tap[:, spared:].float(), self.config.frames)
+        with torch.autocast(tap.device.type, tap.dtype, enabled=tap.dtype != torch.float32):
+            update: Tensor = self.residuals[key](tap[:, spared:], self.config.frames)
         if spared:
             update = F.pad(update, (0, 0, spared, 0))
         return out + update.to(out.dtype)
@@ -123,7 +147,15 @@ class AdaptedModel(HeadedModel):
     def pools_alike(self) -> bool:
         return not self.active
 
-    def pooled(self, images: Tensor) -> Tensor:
+    @property
+    def first_block(self) -> int:
+        return self._first
+
+    def pooled(self, images: Tensor | Prefix) -> Tensor:
+        self._joining = None
+        if isinstance(images, Prefix):
+            self._joining = images.tokens
+            images = images.tokens.new_empty(0, 3, *self.config.input.size)
         features = self.backbone.features(images, self if self.active else None)
         return self.backbone.pool(features, self.config.pool, self.config.norm)
 
@@ -154,11 +186,63 @@ class AdaptedModel(HeadedModel):
         return self.config.model_copy(update={"sites": sites})
 
 
-def images_of(model: HeadedModel, pixels: Tensor) -> Tensor:
-    """What ``normalised`` makes of pixels for the model's config; vectors stay."""
-    if pixels.ndim <= 3:
-        return pixels.to(model.backbone.device)
-    return normalised(pixels, model.config, model.backbone.device)
+@contextmanager
+def written_out_attention(backbone: Backbone) -> Iterator[None]:
+    """In bfloat16 on a CPU, short attention as plain matrix products while it is open.
+
+    torch's fused one has a backward pass there that takes half of a training's time. Written out, it keeps a weight
+    for every pair of tokens, so attention over many tokens stays fused.
+    """
+    patches = getattr(getattr(backbone.model, "patch_embed", None), "num_patches", MOST_WRITTEN_OUT + 1)
+    changed = []
+    if backbone.device.type == "cpu" and backbone.dtype == torch.bfloat16:
+        changed = [
+            module
+            for module in backbone.model.modules()
+            if getattr(module, "fused_attn", False) and getattr(module, "window_area", patches) <= MOST_WRITTEN_OUT
+        ]
+    try:
+        for module in changed:
+            module.fused_attn = False
+        yield
+    finally:
+        for module in changed:
+            module.fused_attn = True
+
+
+class _Stops:
+    """An operator that keeps the tokens right before a block, where all rows leave."""
+
+    active = frozenset[str]()
+
+    def __init__(self, block: int) -> None:
+        self._block = block
+        self.tokens = torch.empty(0)
+
+    def enter(self, block: int, tokens: Tensor) -> Tensor:
+        if block != self._block:
+            return tokens
+        self.tokens = tokens
+        return tokens[:0]
+
+    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002
+        return out
+
+
+@torch.no_grad()
+def prefix_of(model: HeadedModel, images: Tensor) -> Tensor:
+    """Normalised images -> tokens (rows, ..., width) right before the first block that is trained."""
+    stops = _Stops(model.first_block)
+    model.backbone.features(images, stops)
+    return stops.tokens
+
+
+def images_of(model: HeadedModel, pixels: Tensor) -> Any:
+    """What ``normalised`` makes of pixels for the model's config; vectors stay, and other tensors are a ``Prefix``."""
+    here = pixels.to(model.backbone.device)
+    if here.dtype == torch.uint8:
+        return normalised(here, model.config, model.backbone.device)
+    return here if here.ndim <= 3 else Prefix(here.flatten(0, 1))
 
 
 def normalised(pixels: Tensor, config: AdapterConfig, device: torch.device) -> Tensor:

@@ -5,10 +5,12 @@ It knows HTML; it reads no file and measures nothing. Every word from a data set
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from adapters.config import AdapterConfig
 from adapters.training.baselines import NO_FILE
@@ -87,6 +89,7 @@ def page(
         f"<p><b>{escape(told['verdict'])}</b></p>",
         _needs(told.get("needs", [])),
         _curves(told["history"]),
+        _reliability(told),
         "<h2>Classes</h2>", _class_table(classes),
         "<h2>Confusion</h2>", _confusion(config.labels, confusion),
         "<h2>Worst mistakes</h2>", _mistakes(worst),
@@ -151,6 +154,38 @@ def _chart(name: str, series: dict[str, list[float]], top: float, form: str) -> 
     )
 
 
+def _reliability(told: dict[str, Any]) -> str:
+    """How often answers are right by how sure they are: on the line they are as right as their scores say."""
+    found, series = told["calibration"], told["reliability"]
+    left, low, across, down = PAD, HEIGHT - PAD, WIDTH - 2 * PAD, HEIGHT - 2 * PAD
+    marks = f'<path d="M{left} {low} h{across} M{left} {low} v{-down}" stroke="var(--line)"/>'
+    marks += f'<line x1="{left}" y1="{low}" x2="{left + across}" y2="{low - down}" stroke="var(--line)"/>'
+    for share in (0, 0.5, 1):
+        marks += f'<text x="{left + across * share:.0f}" y="{low + 16}" text-anchor="middle">{share:.0%}</text>'
+        marks += f'<text x="{left - 6}" y="{low - down * share + 4:.0f}" text-anchor="end">{share:.0%}</text>'
+    dots, keys = "", []
+    for name, colour in (("before", "var(--b)"), ("after", "var(--a)")):
+        most = max(one["count"] for one in series[name])
+        for one in series[name]:
+            x, y = left + across * one["confidence"], low - down * one["accuracy"]
+            dots += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{2 + 6 * math.sqrt(one["count"] / most):.1f}" '
+            dots += f'fill="{colour}" fill-opacity="0.6"><title>{one["count"]} files</title></circle>'
+        keys.append(f'<tspan style="fill:{colour}">{name}</tspan>')
+    text = f"Expected calibration error, of 15 bins: <b>{found['error_before']:.2%}</b> before"
+    text += f", <b>{found['error']:.2%}</b> with temperature {found['temperature']:g}."
+    if "abstain_threshold" in found:
+        text += (
+            f" Answers are accepted from a score of {found['abstain_threshold']:.2%} on: {found['abstain_share']:.0%} "
+        )
+        text += f"of the held-out files, {found['abstain_accuracy']:.2%} of them right."
+    return (
+        f"<h2>Calibration</h2><p>{text}</p>"
+        f'<figure><svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="accuracy by score">{marks}{dots}'
+        f'<text x="{PAD}" y="{PAD - 14}">Right, by the best score: {" ".join(keys)}</text></svg></figure>'
+    )
+
+
 def _needs(settings: Sequence[str]) -> str:
     if not settings:
         return ""
@@ -210,6 +245,8 @@ def _facts(config: AdapterConfig, digest: str) -> str:
     told = dict(config.training)
     told.pop("history")
     told.pop("needs", None)
+    told.pop("reliability", None)
+    told |= {f"calibration: {name}": value for name, value in told.pop("calibration").items()}
     told |= told.pop("recipe")
     told["peak memory"] = f"{told.pop('peak_memory_bytes') / 2**20:,.0f} MiB"
     told["share_of_backbone"] = f"{told['share_of_backbone']:.3%}"

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from adapters.config import AdapterConfig
 from adapters.errors import TrainingError
 from adapters.limits import FileLimits, MediaLimits
@@ -26,6 +28,7 @@ class TrainingPlan:
     ``held_out`` is the share of a seeded split; ``part`` the one to hold out of a split that the data brings, where it
     is not ``val``. ``limits`` bound what is read, ``served`` is what the server takes that the file is meant for, with
     ``max_rank`` 0 for what fits the backbone. ``fallback``: to the best linear head, where the method is no better.
+    ``abstain_accuracy``: what answers above the file's threshold are to have; it gets none without.
     """
 
     data: Path
@@ -38,6 +41,7 @@ class TrainingPlan:
     limits: MediaLimits = field(default_factory=MediaLimits)
     served: FileLimits = field(default_factory=lambda: FileLimits(max_rank=0))
     fallback: bool = True
+    abstain_accuracy: float | None = None
     report: bool = True
     resume: bool = False
 
@@ -61,9 +65,10 @@ class TrainingPlan:
         """``fit``; workers would only copy what is in memory already."""
         return dataclasses.replace(self.fit, workers=0) if data.in_memory else self.fit
 
-    def identity(self, data: str, config: AdapterConfig, fit: FitConfig) -> str:
+    def identity(self, data: str, config: AdapterConfig, fit: FitConfig, dtype: torch.dtype) -> str:
         """All that the tensors depend on, as one digest; a resumed training must agree with it."""
         options = dataclasses.asdict(fit) | {
+            "dtype": str(dtype),
             "held_out": self.held_out,
             "part": self.part,
             "recipe": dataclasses.asdict(self.recipe),

@@ -131,8 +131,9 @@ def _sampling(recipe: Recipe) -> dict[str, str | int]:
 
 
 def pools_of(recipe: Recipe, layout: Layout) -> tuple[Pool, ...]:
-    """The ways of pooling to choose from."""
-    return (recipe.pool,) if recipe.pool else cast("tuple[Pool, ...]", layout.pools)
+    """The ways of pooling to choose from; that of two vectors is for those who ask for it."""
+    one = cast("list[Pool]", [pool for pool in layout.pools if pool != "cls+avg"])
+    return (recipe.pool,) if recipe.pool else tuple(one)
 
 
 def heads_of(recipe: Recipe, modality: Modality) -> tuple[HeadKind | None, ...]:

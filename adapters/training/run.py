@@ -9,12 +9,15 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.config import AdapterConfig
@@ -24,6 +27,7 @@ from adapters.header import refusals
 from adapters.limits import foreseen, needed
 from adapters.training.account import account_of, tool, verdict
 from adapters.training.baselines import NO_FILE, check_method
+from adapters.training.calibration import abstention, bins_of, fit_temperature, told_of
 from adapters.training.data import NOUNS, BadFile, DataListing, check_classes, find_examples, reason_of, split
 from adapters.training.decoding import MediaExamples, Reader, Scanned, all_views, scan
 from adapters.training.fit import predict
@@ -32,7 +36,7 @@ from adapters.training.plan import TrainingPlan, unwritable
 from adapters.training.progress import Teller
 from adapters.training.recipe import config_of
 from adapters.training.report import write_report
-from adapters.training.score import Recalls, accuracy, scored, served_logits
+from adapters.training.score import Recalls, Scored, accuracy, scored, served_logits, sureness
 from adapters.training.tune import Tuned, tune
 
 SUFFIX = ".safetensors"
@@ -74,7 +78,7 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
     refused = _refused(plan, config, backbone)
     for refusal in refused:
         teller.warn(foreseen(refusal))
-    scanned, data, served = _data(plan, listing, config, teller)
+    scanned, data, served = read_data(plan, listing, config, teller)
     bad = (*listing.bad, *scanned.bad)
     tuned = tune(plan, backbone, config, listing, data, teller)
     model, settings = tuned.model, plan.settings(served)
@@ -86,7 +90,7 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
     else:
         batch = max(1, tuned.fit.batch // config.views)
         logits, _ = predict(model, served, dataclasses.replace(settings, batch=batch), scoring)
-    examples = scored(logits, config.labels, served)
+    config, examples, calibration = _calibrated(config, logits, served, plan, teller)
     given, recalls = data[1].examples[0].part, Recalls.of((e.label, e.predicted) for e in examples)
     account = {
         "method": "linear" if tuned.kept_linear else plan.recipe.method,
@@ -98,15 +102,16 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
         "held_out_accuracy": round(accuracy(examples), 4),
         "held_out_balanced_accuracy": round(recalls.balanced_accuracy, 4),
         "linear_accuracy": round(tuned.linear["accuracy"], 4),
+        "calibration": calibration.pop("told"),
         "verdict": verdict(tuned, plan.recipe.method, accuracy(examples)),
         **({"needs": [needed(refusal) for refusal in refused]} if refused else {}),
-        "recipe": dataclasses.asdict(tuned.fit),
+        "recipe": asdict(tuned.fit),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "tool": tool(),
     }
     result = tuned.result
     history = [{k: round(v, 5) for k, v in line.items()} for line in result.history]
-    told = config.model_copy(update={"training": account | {"history": history}})
+    told = config.model_copy(update={"training": account | {"history": history} | calibration})
     step = max(1, -(-len(history) // MAX_HISTORY))
     kept = history[::-step][::-1]  # the last one among them
     config = config.model_copy(update={"training": account | {"history": kept}})
@@ -124,6 +129,34 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
     return Trained(digest, config, accuracy(examples), recalls, bad, tuned, report)
 
 
+def _calibrated(
+    config: AdapterConfig, logits: Tensor, served: MediaExamples, plan: TrainingPlan, teller: Teller
+) -> tuple[AdapterConfig, list[Scored], dict[str, Any]]:
+    """The config with its temperature and its threshold, if one is asked, and what was held out, scored with them.
+
+    Also what is ``told`` of it, and the ``reliability`` before and after.
+    """
+    classes = {label: number for number, label in enumerate(config.labels)}
+    truth = torch.tensor([classes[example.label] for example in served.examples])
+    logits = logits.reshape(len(served.examples), -1, len(config.labels))
+    found = fit_temperature(logits, truth, plan.fit.seed)
+    before, given = scored(logits, config, served), None
+    config = config.model_copy(update={"temperature": found.value})
+    after = before if found.value == 1.0 else scored(logits, config, served)
+    confidence, right = sureness(after)
+    if plan.abstain_accuracy is not None:
+        given = abstention(confidence, right, plan.abstain_accuracy)
+        if given is None:
+            teller.warn(
+                f"not even the surest answers reach {plan.abstain_accuracy:.2%}: no abstain threshold is written"
+            )
+        else:
+            config = config.model_copy(update={"abstain": given.threshold})
+    bins = bins_of(*sureness(before)), bins_of(confidence, right)
+    reliability = {name: [asdict(one) for one in part] for name, part in zip(("before", "after"), bins, strict=True)}
+    return config, after, {"told": told_of(found, *bins, given), "reliability": reliability}
+
+
 def _refused(plan: TrainingPlan, config: AdapterConfig, backbone: Backbone) -> list[AdapterTooLarge]:
     """Why the server that the file is meant for would not take it."""
     if plan.recipe.method in NO_FILE:
@@ -132,7 +165,7 @@ def _refused(plan: TrainingPlan, config: AdapterConfig, backbone: Backbone) -> l
     return refusals(config, backbone.layout, dataclasses.replace(plan.served, max_rank=rank))
 
 
-def _data(
+def read_data(
     plan: TrainingPlan, listing: DataListing, config: AdapterConfig, teller: Teller
 ) -> tuple[Scanned, tuple[MediaExamples, MediaExamples], MediaExamples]:
     """What was found when every file was decoded; training and held-out examples; and the latter as they are served.

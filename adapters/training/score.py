@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.config import MAX_CLIP_ROWS
+from adapters.config import MAX_CLIP_ROWS, AdapterConfig
 from adapters.file import Adapter
 from adapters.limits import MediaLimits
 from adapters.predictor import Predictor
+from adapters.scores import best, probabilities
 from adapters.training.batches import Batches, Examples
 from adapters.training.decoding import MediaExamples
 
@@ -34,6 +36,11 @@ class Scored:
     label: str
     predicted: str
     scores: dict[str, float]
+
+    @property
+    def confidence(self) -> float:
+        """The best label's score."""
+        return self.scores[self.predicted]
 
 
 def served_logits(
@@ -57,20 +64,24 @@ def served_logits(
     return torch.from_numpy(np.stack(found))
 
 
-def scored(logits: Tensor, labels: tuple[str, ...], data: MediaExamples) -> list[Scored]:
-    """Probabilities as the server computes them: in float64, the views' mean, equal ones in the order of the labels."""
+def scored(logits: Tensor, config: AdapterConfig, data: MediaExamples) -> list[Scored]:
+    """Scores as the server computes them, of logits (items, views, classes)."""
     found = []
-    views = logits.reshape(len(data), -1, len(labels)).double().softmax(-1)
-    for example, row in zip(data.examples, views.mean(1), strict=True):
-        order = torch.argsort(row, descending=True, stable=True)[:MAX_SCORES].tolist()
-        scores = {labels[i]: row[i].item() for i in order}
-        found.append(Scored(example.name, example.label, labels[order[0]], scores))
+    for example, row in zip(data.examples, logits.numpy(), strict=True):
+        values = probabilities(row, config.score, config.temperature)
+        scores = {one.label: one.score for one in best(values, config.labels, MAX_SCORES)}
+        found.append(Scored(example.name, example.label, next(iter(scores)), scores))
     return found
 
 
 def accuracy(examples: Sequence[Scored]) -> float:
     """Share of examples whose best label is the right one."""
     return sum(e.label == e.predicted for e in examples) / len(examples)
+
+
+def sureness(examples: Sequence[Scored]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Of every example (items,): the best label's score, and whether it is the right one."""
+    return np.array([e.confidence for e in examples]), np.array([e.label == e.predicted for e in examples])
 
 
 @dataclass(frozen=True)

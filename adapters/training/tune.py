@@ -61,7 +61,7 @@ def tune(
     """``config`` says how examples are read; how they are pooled is chosen here."""
     seed, began = plan.fit.seed, time.monotonic()
     vectors = _frozen(plan, backbone, config, data[0], teller), _frozen(plan, backbone, config, data[1], teller)
-    start = _start(plan, backbone, config, vectors[0], teller)
+    start = start_of(plan.recipe, backbone, config, vectors[0], seed, teller)
     linear = _linear(plan, backbone, start, vectors[0])
     before, half = _score(linear, start, vectors[1]), _with_half(vectors, start)
     tuned = partial(Tuned, start=start, linear=before, half=half, vectors=vectors)
@@ -72,10 +72,10 @@ def tune(
     teller.note(f"the best linear head: held-out accuracy {before['accuracy']:.2%}")
     if plan.recipe.lr == "auto":
         settings = chosen_rate(
-            lambda: _begun(plan.recipe, backbone, start, vectors[0], settings), data[0], settings, teller
+            lambda: begun(plan.recipe, backbone, start, vectors[0], settings), data[0], settings, teller
         )
     torch.manual_seed(seed)
-    model = _begun(plan.recipe, backbone, start, vectors[0], settings)
+    model = begun(plan.recipe, backbone, start, vectors[0], settings)
     result, resumed = _fit(plan, model, settings, listing, data, teller)
     better = (result.balanced_accuracy, -result.held_out_loss) > (before["balanced_accuracy"], -before["held_out_loss"])
     if better or not plan.fallback or plan.recipe.method in NO_FILE or start.config.head == "attention":
@@ -92,14 +92,16 @@ def _frozen(
     return frozen(backbone, config, pools, data, workers, partial(teller.at, "frozen features"))
 
 
-def _start(plan: TrainingPlan, backbone: Backbone, config: AdapterConfig, vectors: Frozen, teller: Teller) -> Candidate:
+def start_of(
+    recipe: Recipe, backbone: Backbone, config: AdapterConfig, vectors: Frozen, seed: int, teller: Teller
+) -> Candidate:
     """The pooling, and for clips the head, whose linear head is best by cross-validation."""
-    recipe, heads = plan.recipe, heads_of(plan.recipe, config.modality)
+    heads = heads_of(recipe, config.modality)
     configs = [
         config_of(dataclasses.replace(recipe, pool=pool, head=head), backbone, config.modality, config.labels)
         for pool, head in itertools.product(vectors.vectors, heads)
     ]
-    start, tried = best_start(vectors, configs, plan.fit.seed, partial(teller.at, "the best linear head"))
+    start, tried = best_start(vectors, configs, seed, partial(teller.at, "the best linear head"))
     if len(tried) > 1 and not isnan(start.solved.accuracy):
         told = "; ".join(str(one) for one in tried)
         teller.note(f"how to pool, by cross-validation of a linear head: {told}")
@@ -109,10 +111,10 @@ def _start(plan: TrainingPlan, backbone: Backbone, config: AdapterConfig, vector
 def _linear(plan: TrainingPlan, backbone: Backbone, start: Candidate, vectors: Frozen) -> HeadedModel:
     recipe = Recipe(task=plan.recipe.task, method="linear")
     bare = dataclasses.replace(start, config=start.config.model_copy(update={"sites": ()}))
-    return _begun(recipe, backbone, bare, vectors, plan.fit)
+    return begun(recipe, backbone, bare, vectors, plan.fit)
 
 
-def _begun(recipe: Recipe, backbone: Backbone, start: Candidate, vectors: Frozen, settings: FitConfig) -> HeadedModel:
+def begun(recipe: Recipe, backbone: Backbone, start: Candidate, vectors: Frozen, settings: FitConfig) -> HeadedModel:
     """At its start. What adapts the backbone begins with a head of its own: the best linear head knows the training
     data by heart, so that nothing would be left to learn (docs/RESULTS.md).
     """
@@ -151,7 +153,8 @@ def _fit(
     plan: TrainingPlan, model: HeadedModel, settings: FitConfig, listing: DataListing, data: Data, teller: Teller
 ) -> tuple[FitResult, int]:
     """The model's history, and how many epochs of it came from an interrupted run."""
-    checkpoints = CheckpointFile(plan.checkpoint, plan.identity(listing.digest, model.config, settings))
+    identity = plan.identity(listing.digest, model.config, settings, model.backbone.dtype)
+    checkpoints = CheckpointFile(plan.checkpoint, identity)
     start = checkpoints.load() if plan.resume and plan.checkpoint.exists() else None
 
     def keep(checkpoint: Checkpoint) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from adapters.errors import AdaptError
 from adapters.limits import variable
+from adaptserve_client import AdaptServeError, NoAnswerError, TimedOutError
 from service.exits import FAILED, USAGE
 from service.settings import Settings, read_settings
 
@@ -39,32 +40,19 @@ def one_line_errors(complain: Callable[[str], None] = complain) -> Iterator[None
     except AdaptError as error:
         complain(error.message)
         raise typer.Exit(FAILED) from error
-    except httpx.TimeoutException as error:
-        complain(f"the server at {error.request.url.netloc.decode()} did not answer in time; is it overloaded?")
+    except TimedOutError as error:
+        complain(f"the server at {urlsplit(error.url).netloc} did not answer in time; is it overloaded?")
         raise typer.Exit(FAILED) from error
-    except httpx.TransportError as error:
-        complain(f"no answer from {error.request.url}: {error or type(error).__name__}; is `adaptserve serve` running?")
+    except NoAnswerError as error:
+        complain(f"{error}; is `adaptserve serve` running?")
         raise typer.Exit(FAILED) from error
-    except httpx.InvalidURL as error:
-        complain(f"the address cannot be used: {error}; write it like http://127.0.0.1:8000")
+    except AdaptServeError as error:
+        complain(str(error))
         raise typer.Exit(FAILED) from error
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         complain(f"{(error.strerror or str(error)).lower()}:{where}")
         raise typer.Exit(FAILED) from error
-
-
-def accept(response: httpx.Response) -> httpx.Response:
-    """The response if it is a success; its problem document in one line and exit code 1 otherwise."""
-    if response.is_success:
-        return response
-    try:
-        document = response.json()
-        detail = f"{document['detail']} ({response.status_code} {document['title'].lower()})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        detail = f"{response.status_code} {response.reason_phrase} from {response.url}"
-    complain(detail)
-    raise typer.Exit(FAILED)
 
 
 def settings_or_exit(env_file: Path | None, **given: object) -> Settings:

@@ -6,7 +6,6 @@ It knows HTTP and how labelled files are listed; it knows no model.
 from __future__ import annotations
 
 import json
-import time
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import typer
 
 from adapters.errors import TrainingError
-from service.cli.client import PREDICT_TIMEOUT_S, Key, headers, segment
-from service.cli.console import accept, complain, one_line_errors, out
+from adaptserve_client import Client, ProblemError
+from adaptserve_client.calls import DEFAULT_URL
+from service.cli.client import Key, Url
+from service.cli.console import complain, one_line_errors, out
 from service.exits import FAILED
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Evaluated:
     example: Example
     scores: dict[str, float]
     error: str = ""
+    accepted: bool | None = None
 
     @property
     def label(self) -> str:
@@ -58,7 +59,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FOLDER", help="A FILE.report of `adaptserve train`: ask about its held-out files alone."),
     ] = None,
-    url: Annotated[str, typer.Option("--url", metavar="URL", help="The server.")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
     """Score a served task on labelled files: how often is its best label the right one?
@@ -76,9 +77,10 @@ def evaluate(
         if report and len(examples) < len(expected):
             lost = sorted(set(expected) - {e.name for e in examples})
             raise TrainingError(f"{data} lacks {len(lost)} files of the report, such as {lost[0]}; is it other data?")
-        with httpx.Client(base_url=url, timeout=PREDICT_TIMEOUT_S, headers=headers(key)) as client:
-            _check_labels(accept(client.get(f"/v1/tasks/{segment(task)}")).json()["labels"], examples)
-            dtype = accept(client.get("/v1/tasks", params={"limit": 1})).json()["dtype"]
+        with Client(url, key, retries=0) as client:
+            _check_labels(client.task(task).labels, examples)
+            dtype = client.server().dtype
+        with Client(url, key, retries=RETRIES) as client:
             replies = _ask_all(client, task, examples)
     failed = [r for r in replies if r.error]
     _say(task, replies)
@@ -91,6 +93,9 @@ def evaluate(
 
 def _say(task: str, replies: Sequence[Evaluated]) -> None:
     """How many are right: of all files, of each class alike, and of each part where the data brings a split."""
+    import numpy as np
+
+    from adapters.training.calibration import bins_of, calibration_error
     from adapters.training.score import Recalls
 
     by_part: dict[str, list[bool]] = defaultdict(list)
@@ -100,6 +105,14 @@ def _say(task: str, replies: Sequence[Evaluated]) -> None:
     console.print(f"{task}: {right / len(replies):.2%} of {len(replies)} files are right", markup=False)
     recalls = Recalls.of((r.example.label, r.example.label if r.right else "") for r in replies)
     console.print(f"balanced accuracy {recalls.summary()}", markup=False)
+    sure = [(max(reply.scores.values()), reply.right) for reply in replies if reply.scores]
+    if sure:
+        error = calibration_error(bins_of(*map(np.array, zip(*sure, strict=True))))
+        console.print(f"expected calibration error {error:.2%}, of {len(sure)} answers in 15 bins", markup=False)
+    if judged := [reply for reply in replies if reply.accepted is not None]:
+        accepted = [reply.right for reply in judged if reply.accepted]
+        of_them = f", {sum(accepted) / len(accepted):.2%} of them right" if accepted else ""
+        console.print(f"accepted {len(accepted)} of {len(judged)} answers{of_them}", markup=False)
     if len(by_part) > 1:
         shares = (f"{part} {sum(found) / len(found):.2%} of {len(found)}" for part, found in sorted(by_part.items()))
         console.print(f"by part: {', '.join(shares)}", markup=False)
@@ -127,7 +140,7 @@ def _expected(report: Path) -> dict[str, dict[str, Any]]:
         raise TrainingError(f"{report}/metrics.json is no report of `adaptserve train`", field="report") from error
 
 
-def _ask_all(client: httpx.Client, task: str, examples: Sequence[Example]) -> list[Evaluated]:
+def _ask_all(client: Client, task: str, examples: Sequence[Example]) -> list[Evaluated]:
     from adapters.training.progress import telling
 
     replies: list[Evaluated] = []
@@ -138,19 +151,12 @@ def _ask_all(client: httpx.Client, task: str, examples: Sequence[Example]) -> li
     return replies
 
 
-def _ask(client: httpx.Client, task: str, example: Example) -> Evaluated:
-    body = example.path.read_bytes()
-    for _ in range(RETRIES):
-        response = client.post(f"/v1/tasks/{segment(task)}/predict", params={"top_k": 100}, content=body)
-        if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            break
-        time.sleep(min(10.0, float(response.headers.get("retry-after", 1))))
-    if not response.is_success:
-        try:
-            return Evaluated(example, {}, str(response.json()["detail"]))
-        except (ValueError, KeyError, TypeError):
-            return Evaluated(example, {}, f"{response.status_code} {response.reason_phrase}")
-    return Evaluated(example, {p["label"]: p["score"] for p in response.json()["predictions"]})
+def _ask(client: Client, task: str, example: Example) -> Evaluated:
+    try:
+        answer = client.predict(example.path, task=task, top_k=100)
+    except ProblemError as error:
+        return Evaluated(example, {}, error.detail)
+    return Evaluated(example, {p.label: p.score for p in answer.predictions}, accepted=answer.accepted)
 
 
 def _compare(replies: Sequence[Evaluated], expected: dict[str, dict[str, Any]], dtype: str) -> bool:

@@ -5,7 +5,6 @@ It knows each command's own options; reading and converting is ``adapters.import
 
 from __future__ import annotations
 
-from errno import ENOENT
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -13,6 +12,7 @@ import typer
 
 from adapters.config import MAX_FRAMES, task_name
 from service.cli.console import complain, one_line_errors
+from service.cli.import_libraries import adapter_plus, adapterhub, transformers
 from service.cli.import_options import (
     Against,
     Base,
@@ -29,7 +29,9 @@ from service.cli.import_options import (
     Task,
     Weights,
     finish,
+    names,
     preprocessing,
+    processor_of,
     refuse_half_a_check,
     say,
 )
@@ -51,8 +53,8 @@ app = typer.Typer(
 def adaptformer(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.pth", help="What AdaptFormer's own code saved.")],
     base: Base,
-    labels: Labels,
     file: Out,
+    labels: Labels = None,
     task: Task = None,
     weights: Weights = "",
     image_size: ImageSize = "",
@@ -95,11 +97,11 @@ def adaptformer(
         raise typer.Exit(USAGE)
     with one_line_errors():
         from adapters.backbone import load_backbone
-        from adapters.importers import ImportTerms, read_labels
+        from adapters.importers import ImportTerms
         from adapters.importers.adaptformer import convert, export_backbone, read_checkpoint
 
         source = read_checkpoint(checkpoint)
-        names = read_labels(labels, source.classes)
+        labelled = names(labels, base, source.classes)
         chosen = weights or ("random:0" if export_base else "")  # only the architecture is needed then
         backbone = load_backbone(base, chosen, "cpu", "float32")
         if export_base:
@@ -110,7 +112,7 @@ def adaptformer(
         if image_size:  # its tensors are compared at their own size; their fingerprint is the same at any
             sized = load_backbone(base, chosen, "cpu", "float32", image_size)
             given |= {"size": sized.layout.input_size}
-        terms = ImportTerms(task or task_name(file.name), names, given)
+        terms = ImportTerms(task or task_name(file.name), labelled, given)
         imported = convert(source, backbone, terms, scale=scale, option=cast("Option | None", option))
         finish(file, imported, sized, check, against)
     if export_base:
@@ -122,8 +124,8 @@ def adaptformer(
 def peft(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What PEFT's save_pretrained wrote.")],
     base: Base,
-    labels: Labels,
     file: Out,
+    labels: Labels = None,
     task: Task = None,
     weights: Weights = "",
     image_size: ImageSize = "",
@@ -139,122 +141,40 @@ def peft(
 ) -> None:
     """Import a PEFT LoRA or AdaLoRA folder, with its trained classifier.
 
-    The model may be Hugging Face's ViT, DeiT, BEiT, Swin, I-JEPA, CLIP or SigLIP, or timm's, bare or wrapped.
+    The model may be Hugging Face's ViT, DeiT, BEiT, Swin, DINOv2, I-JEPA, CLIP or SigLIP, or timm's, bare or wrapped.
 
-    The folder does not hold the backbone, so that --base is the one it was trained on is yours to know.
+    The folder does not hold the backbone. --base may be the folder of transformers that the training began with.
 
-    Example:  adaptserve import peft ./vit-lora-pets --base vit_base_patch16_224.orig_in21k
+    Example:  adaptserve import peft ./vit-lora-pets --base ./vit-base-patch16-224-in21k
     --labels pets.txt --out pets.safetensors
     """
     refuse_half_a_check(check, against)
     with one_line_errors():
         from adapters.backbone import load_backbone
-        from adapters.importers import ImportTerms, read_labels
+        from adapters.importers import ImportTerms
         from adapters.importers.peft import convert, read_folder
-        from adapters.importers.processor import find_processor, read_processor
 
         source = read_folder(folder)
-        names = read_labels(labels, source.classes)
-        seen = find_processor(processor) if processor else find_processor(folder) if source.on_hugging_face else None
-        if processor and seen is None:
-            raise FileNotFoundError(ENOENT, "no such file", str(processor))
+        labelled = names(labels, base, source.classes)
+        seen = processor_of(processor, *((folder, Path(base)) if source.on_hugging_face else ()))
         backbone = load_backbone(base, weights, "cpu", "float32", image_size)
         given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
-        terms = ImportTerms(task or task_name(file.name), names, given)
-        imported = convert(source, backbone, terms, processor=read_processor(seen) if seen else None, skip=skip)
+        terms = ImportTerms(task or task_name(file.name), labelled, given)
+        imported = convert(source, backbone, terms, processor=seen, skip=skip)
         finish(file, imported, backbone, check, against)
 
 
-@app.command()
-def adapterhub(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What save_adapter wrote, with_head=True.")],
-    base: Base,
-    file: Out,
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", metavar="FILE", help="As other imports take it.  [default: those of the head]"),
-    ] = None,
-    task: Task = None,
-    weights: Weights = "",
-    image_size: ImageSize = "",
-    processor: ProcessorFile = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    crop_pct: CropPct = None,
-    crop_mode: CropMode = None,
-    check: Check = None,
-    against: Against = None,
-) -> None:
-    """Import a folder of AdapterHub's `adapters`: bottlenecks, Compacter or LoRA on Hugging Face's ViT, with a head.
-
-    The folder does not hold the backbone, so that --base is the one it was trained on is yours to know.
-
-    Example:  adaptserve import adapterhub ./pets --base vit_base_patch16_224.orig_in21k --out pets.safetensors
-    """
-    refuse_half_a_check(check, against)
-    with one_line_errors():
-        from adapters.backbone import load_backbone
-        from adapters.importers import ImportTerms, read_labels
-        from adapters.importers.adapterhub import convert, labels_of, read_folder
-        from adapters.importers.processor import find_processor, read_processor
-
-        source = read_folder(folder)
-        names = read_labels(labels, source.classes) if labels else labels_of(source)
-        seen = find_processor(processor or folder)
-        if processor and seen is None:
-            raise FileNotFoundError(ENOENT, "no such file", str(processor))
-        backbone = load_backbone(base, weights, "cpu", "float32", image_size)
-        given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
-        terms = ImportTerms(task or task_name(file.name), names, given)
-        imported = convert(source, backbone, terms, processor=read_processor(seen) if seen else None)
-        finish(file, imported, backbone, check, against)
-
-
-@app.command("adapter-plus")
-def adapter_plus(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.ckpt", help="What adapter_plus's training saved.")],
-    base: Base,
-    labels: Labels,
-    file: Out,
-    task: Task = None,
-    weights: Weights = "",
-    image_size: ImageSize = "",
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    crop_pct: CropPct = None,
-    crop_mode: CropMode = None,
-    check: Check = None,
-    against: Against = None,
-) -> None:
-    """Import a checkpoint of adapter_plus: its adapters and LoRA on timm's ViTs, with their head.
-
-    The file does not hold the backbone, so that --base is the one it was trained on is yours to know.
-
-    Example:  adaptserve import adapter-plus last.ckpt --base vit_base_patch16_224.orig_in21k
-    --labels caltech101.txt --out caltech101.safetensors
-    """
-    refuse_half_a_check(check, against)
-    with one_line_errors():
-        from adapters.backbone import load_backbone
-        from adapters.importers import ImportTerms, read_labels
-        from adapters.importers.adapter_plus import convert, read_checkpoint
-
-        source = read_checkpoint(checkpoint)
-        names = read_labels(labels, source.classes)
-        backbone = load_backbone(base, weights, "cpu", "float32", image_size)
-        given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
-        finish(file, convert(source, backbone, ImportTerms(task or task_name(file.name), names, given)), backbone,
-               check, against)  # fmt: skip
+app.command()(transformers)
+app.command()(adapterhub)
+app.command("adapter-plus")(adapter_plus)
 
 
 @app.command("st-adapter")
 def st_adapter(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT.pth", help="What ST-Adapter's own code saved.")],
     base: Base,
-    labels: Labels,
     file: Out,
+    labels: Labels = None,
     task: Task = None,
     weights: Weights = "",
     image_size: ImageSize = "",
@@ -280,12 +200,12 @@ def st_adapter(
     refuse_half_a_check(check, against)
     with one_line_errors():
         from adapters.backbone import load_backbone
-        from adapters.importers import ImportTerms, read_labels
+        from adapters.importers import ImportTerms
         from adapters.importers.st_adapter import convert, read_checkpoint
 
         source = read_checkpoint(checkpoint)
-        names = read_labels(labels, source.classes)
+        labelled = names(labels, base, source.classes)
         backbone = load_backbone(base, weights, "cpu", "float32", image_size)
         given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
-        terms = ImportTerms(task or task_name(file.name), names, given)
+        terms = ImportTerms(task or task_name(file.name), labelled, given)
         finish(file, convert(source, backbone, terms, frames=frames), backbone, check, against)

@@ -5,6 +5,7 @@ It knows no foreign format.
 
 from __future__ import annotations
 
+from errno import ENOENT
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,17 +19,24 @@ from service.limits import file_limits
 
 if TYPE_CHECKING:
     from adapters.backbone import Backbone
+    from adapters.backbone.processor import Processor
     from adapters.importers import Imported
 
 CHECK_TOLERANCE = 0.01
 """In probability. What computes and resizes the same is within 1e-4; another resizing, scale or base is far beyond."""
 
-Base = Annotated[str, typer.Option("--base", metavar="NAME", help="The backbone: `demo`, a timm name, or a folder.")]
+Base = Annotated[
+    str,
+    typer.Option(
+        "--base", metavar="NAME", help="The backbone: `demo`, a timm name, or a folder of timm or transformers."
+    ),
+]
 Labels = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--labels", metavar="FILE",
-        help="Class names in the head's order: one a line, a JSON list, or a config.json with id2label.",
+        help="Class names in the head's order: one a line, a JSON list, or a config.json with id2label.  "
+        "[default: the id2label of --base, where that is a folder of transformers]",
     ),
 ]  # fmt: skip
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")]
@@ -65,7 +73,7 @@ ProcessorFile = Annotated[
     Path | None,
     typer.Option(
         "--processor", metavar="FILE", help="The training's preprocessor_config.json, or a folder with it.  "
-        "[default: the one in FOLDER, else what the model's family does]",
+        "[default: the one in FOLDER, else in --base, else what the model's family does]",
     ),
 ]  # fmt: skip
 Check = Annotated[
@@ -79,6 +87,29 @@ Against = Annotated[
         help="A CSV: a picture's name, and its logit or probability of each class.  [default: the CSV in --check]",
     ),
 ]  # fmt: skip
+
+
+def names(labels: Path | None, base: str, classes: int) -> tuple[str, ...]:
+    """Class names from a file, or from the base's folder. Raises as ``read_labels``, and ImportRefused for neither."""
+    from adapters.errors import ImportRefused
+    from adapters.importers import read_labels
+
+    config = Path(base) / "config.json"
+    if labels is None and not (config.is_file() and b'"id2label"' in config.read_bytes()):
+        raise ImportRefused("the names of the classes are not known; give --labels FILE, one a line in the order of "
+                            "the head's rows", field="labels")  # fmt: skip
+    return read_labels(labels or config, classes)
+
+
+def processor_of(given: Path | None, *folders: Path) -> Processor | None:
+    """The training's image processor: the file that is given, or the first in the folders. Raises ImportRefused,
+    OSError."""
+    from adapters.backbone.processor import find_processor, read_processor
+
+    found = find_processor(given) if given else find_processor(*folders)
+    if given and found is None:
+        raise FileNotFoundError(ENOENT, "no such file", str(given))
+    return read_processor(found) if found else None
 
 
 def preprocessing(

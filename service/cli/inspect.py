@@ -54,7 +54,8 @@ def _config_table(file: Path, header: Header, digest: str, size: int, backbone: 
         "task": config.task,
         "modality": _modality(config),
         "labels": f"{len(config.labels)}: {labels}{f', and {more} more' if more > 0 else ''}",
-        "score": config.score,
+        "score": config.score + (f", temperature {config.temperature:g}" if config.temperature != 1 else ""),
+        "abstain": "no threshold" if config.abstain is None else f"below a score of {config.abstain:g}",
         "base model": config.base.model,
         "base fingerprint": config.base.fingerprint,
         "sites": "; ".join(

@@ -30,7 +30,7 @@ app = typer.Typer(
     help="""One frozen Vision Transformer, many tasks: each task is a small adapter file with its own endpoint.
 
     Start with `adaptserve serve`: it comes up on a small shipped backbone with demo tasks.
-    `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it.
+    `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it, about whole folders too.
     `adaptserve train DATA --out FILE` makes one from labelled pictures or clips, `adaptserve evaluate DATA --task NAME`
     scores it as it is served.
 

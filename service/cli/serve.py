@@ -54,7 +54,7 @@ def serve(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the tasks.  [default: data]")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.  [default: demo]")
+        str | None, typer.Option(help="demo, a timm model name, or a folder of timm or transformers.  [default: demo]")
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="A .safetensors or .pth file instead of the model's pretrained weights.")

@@ -11,17 +11,18 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from service.cli.client import Key, headers
-from service.cli.console import accept, one_line_errors, out
+from adaptserve_client import Client, Task
+from adaptserve_client.calls import DEFAULT_URL
+from service.cli.client import Key, Url
+from service.cli.console import one_line_errors, out
 
 TIMEOUT_S = 10.0
 STAGES = ("decode", "queue", "compute", "total")
@@ -42,12 +43,12 @@ class Sample:
 class Busiest:
     """The tasks of a table as /v1/tasks tells of them, the busiest first, and how many there are in all."""
 
-    tasks: list[dict[str, Any]]
+    tasks: list[Task]
     count: int
 
 
 def top(
-    url: Annotated[str, typer.Option("--url", metavar="URL", help="The server.")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     rows: Annotated[int, typer.Option(min=1, help="How many tasks to show.")] = 20,
     once: Annotated[bool, typer.Option("--once", help="Print one table after one interval, and end.")] = False,
@@ -59,7 +60,7 @@ def top(
 
     Example:  adaptserve top --url http://127.0.0.1:8000
     """
-    with one_line_errors(), httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=headers(key)) as client:
+    with one_line_errors(), Client(url, key, timeout=TIMEOUT_S, retries=0) as client:
         before = look(client)
         if once:
             time.sleep(interval)
@@ -73,10 +74,10 @@ def top(
                 before = now
 
 
-def look(client: httpx.Client) -> Sample:
-    """Ask once. Raises as httpx does; a refusal ends the command."""
+def look(client: Client) -> Sample:
+    """Ask once. Raises AdaptServeError."""
     found = Sample(time.monotonic())
-    for family in text_string_to_metric_families(accept(client.get("/metrics")).text):
+    for family in text_string_to_metric_families(client.metrics()):
         for name, labels, value, *_ in family.samples:
             if name == "adaptserve_requests_total":
                 found.requests[labels["task"], labels["code"]] += int(value)
@@ -104,7 +105,7 @@ def quantile(q: float, before: Mapping[float, float], after: Mapping[float, floa
     return low
 
 
-def picture(client: httpx.Client, before: Sample, now: Sample, url: str, rows: int) -> Group:
+def picture(client: Client, before: Sample, now: Sample, url: str, rows: int) -> Group:
     """The lines about the server and the table of its tasks, the busiest first."""
     seconds = max(now.time - before.time, 1e-3)
     rates: dict[str, Counter[str]] = {}
@@ -115,29 +116,24 @@ def picture(client: httpx.Client, before: Sample, now: Sample, url: str, rows: i
     return Group(_server(before, now, rates, url), _stages(before, now), _tasks(shown, rates))
 
 
-def busiest(client: httpx.Client, rates: Mapping[str, float], rows: int) -> Busiest:
+def busiest(client: Client, rates: Mapping[str, float], rows: int) -> Busiest:
     """The tasks that were asked most, then others by name. Of ten thousand tasks only those shown are asked about.
 
     Through the list alone: a call that names a task would count as one more of its requests.
     """
 
-    def listed(**params: str | int) -> dict[str, Any]:
-        answer: dict[str, Any] = accept(client.get("/v1/tasks", params=params)).json()
-        return answer
-
     named = (task for task in rates if rates[task] > 0 and not task.startswith("_"))  # _unknown, _other
     asked = sorted(named, key=lambda task: (-rates[task], task))
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Task] = {}
     for name in asked[:rows]:
-        first = listed(prefix=name, limit=1)["tasks"]  # a name comes before those that it begins
-        found |= {task["task"]: task for task in first if task["task"] == name}
-    page = listed()
-    while True:
-        found |= {task["task"]: task for task in page["tasks"] if task["task"] not in found}
-        if len(found) >= rows or page["next"] is None:
+        first = next(client.tasks(name, limit=1), None)  # a name comes before those that it begins
+        if first and first.task == name:
+            found[name] = first
+    for task in client.tasks():
+        if len(found) >= rows:
             break
-        page = listed(after=page["next"])
-    return Busiest(list(found.values())[:rows], page["count"])
+        found.setdefault(task.task, task)
+    return Busiest(list(found.values())[:rows], client.server().count)
 
 
 def _server(before: Sample, now: Sample, rates: Mapping[str, Counter[str]], url: str) -> str:
@@ -170,10 +166,10 @@ def _tasks(shown: Busiest, rates: Mapping[str, Counter[str]]) -> Table:
     for name in ("requests/s", "4xx/s", "5xx/s", "answered"):
         table.add_column(name, justify="right")
     for task in shown.tasks:
-        rate = rates.get(task["task"], Counter())
+        rate = rates.get(task.task, Counter())
         numbers = (f"{value:.1f}" for value in (rate.total(), rate["4"], rate["5"]))
-        version = "none" if task["version"] is None else str(task["version"])
-        table.add_row(task["task"], version, task["residency"], *numbers, str(task["requests"]["answered"]))
+        version = "none" if task.version is None else str(task.version)
+        table.add_row(task.task, version, task.residency, *numbers, str(task.requests.get("answered", 0)))
     if shown.count > len(shown.tasks):
         table.caption = f"and {shown.count - len(shown.tasks)} more"
     return table

@@ -16,7 +16,7 @@ from adapters.config import MAX_FRAMES, MAX_STRIDE, MAX_VIEWS, HeadKind, Pool, T
 from adapters.limits import variable
 from adapters.training.names import Method, Part
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
-from service.exits import FAILED
+from service.exits import FAILED, INTERRUPTED
 from service.limits import file_limits, media_limits
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from adapters.training.plan import TrainingPlan
     from adapters.training.run import Trained
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 MAX_BAD_SHOWN = 5
 MAX_EPOCHS = 10_000
 CROP = 0.8
@@ -45,15 +43,24 @@ def train(
     method: Annotated[
         Method, typer.Option(help="linear trains the head alone; vpt and full are for comparison.")
     ] = "adaptformer",
-    backbone: Annotated[str, typer.Option(help="demo, a timm model name, or a folder in timm's hub layout.")] = "demo",
+    backbone: Annotated[
+        str, typer.Option(help="demo, a timm model name, or a folder of timm or transformers.")
+    ] = "demo",
     weights: Annotated[str, typer.Option(help="A .safetensors or .pth file instead of the pretrained weights.")] = "",
     image_size: Annotated[
         str,
         typer.Option(help="Pixels that the backbone sees: 224, or height x width as 196x322.  [default: the model's]"),
     ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(
+            help="Of the frozen backbone while it trains. auto: as the server's auto; float32: slower there, and one "
+            "seed gives one file on every processor."
+        ),
+    ] = "auto",
     rank: Annotated[int | None, typer.Option(min=1, help="[default: about 1.4 % of the backbone]")] = None,
-    scale: Annotated[float | None, typer.Option(help="[default: 0.1, lora and st-adapter 1]")] = None,
+    scale: Annotated[float | None, typer.Option(help="0.1 is the paper's.  [default: 1]")] = None,
     blocks: Annotated[str, typer.Option(help="all, or such as 0-3,8.")] = "all",
     site: Annotated[str | None, typer.Option(help="[default: parallel, lora q,v, st-adapter input,pre_mlp]")] = None,
     tokens: Annotated[
@@ -122,6 +129,15 @@ def train(
     fallback: Annotated[
         bool, typer.Option("--fallback/--no-fallback", help="Write the best linear head where the method is no better.")
     ] = True,
+    abstain_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Write the score from which so many held-out answers are right; others get accepted: false.",
+        ),
+    ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write FILE.report/ too.")] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.resume, if it is there.")] = False,
     env_file: Annotated[
@@ -141,7 +157,7 @@ def train(
     with one_line_errors():
         import torch  # takes seconds; --help need not wait for it
 
-        from adapters.backbone import load_backbone, resolve_device
+        from adapters.backbone import load_backbone
         from adapters.training.fit import FitConfig
         from adapters.training.plan import TrainingPlan
         from adapters.training.recipe import Recipe
@@ -163,11 +179,10 @@ def train(
         plan = TrainingPlan(
             data, file, recipe, fit, held_out=share, part=part, limits=media_limits(settings),
             served=file_limits(settings, settings.max_rank), fallback=fallback, report=report, resume=resume,
+            abstain_accuracy=abstain_accuracy,
         )  # fmt: skip
         _say_no_file(plan)
         try:
-            # On a CPU in full precision, whatever serves it later: so one seed gives one file on every processor.
-            dtype = "auto" if resolve_device(device).type == "cuda" else "float32"
             trained = _run(plan, load_backbone(backbone, weights, device, dtype, image_size))
         except KeyboardInterrupt:
             left = (
@@ -240,6 +255,8 @@ def _say(plan: TrainingPlan, trained: Trained, *, sized: bool) -> None:
         "task": f"{trained.config.task}, {len(trained.config.labels)} labels",
         "held-out accuracy": f"{told['held_out_accuracy']:.2%} of {told['held_out_examples']} files{_epochs(told)}",
         "balanced accuracy": trained.recalls.summary(),
+        "calibration error": _calibration(told["calibration"]),
+        **({"abstain": _abstain(told["calibration"])} if "abstain_threshold" in told["calibration"] else {}),
         "parameters": f"{told['parameters']:,} ({told['share_of_backbone']:.2%} of the backbone)",
         "time, memory": f"{told['seconds']:.0f} s, peak {told['peak_memory_bytes'] / 2**20:,.0f} MiB",
         "file": f"{plan.out}, sha256 {trained.digest[:12]}" if trained.digest else "none",
@@ -254,6 +271,19 @@ def _say(plan: TrainingPlan, trained: Trained, *, sized: bool) -> None:
         console.print(f"next: adaptserve push {plan.out}", markup=False)
     else:
         _say_no_file(plan, trained.report)
+
+
+def _calibration(told: dict[str, Any]) -> str:
+    if told["temperature"] == 1.0:
+        return f"{told['error_before']:.2%}; no temperature lowers the log loss, so none is written"
+    return f"{told['error_before']:.2%}, {told['error']:.2%} with temperature {told['temperature']:g}"
+
+
+def _abstain(told: dict[str, Any]) -> str:
+    return (
+        f"below {told['abstain_threshold']:.2%}; {told['abstain_share']:.1%} of the files are accepted, "
+        f"{told['abstain_accuracy']:.2%} of them right"
+    )
 
 
 def _epochs(told: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from adapters.meta import AdapterMeta
 from service.engine.interface import Answer
 
 NOBODY = AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0)
-"""The bare backbone in slot 0, for health probes only."""
+"""The bare backbone in slot 0, for health probes."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,17 @@ class BatchReport:
 
 @dataclass
 class Work:
-    """A ticket's inside: what to compute, for whom, and the slot once there is one; all of it let go at the end."""
+    """A ticket's inside: what to compute, for whom, and the slot once there is one; all of it let go at the end.
+
+    Without a slot it is for the bare backbone, which sees pictures as ``bare`` says.
+    """
 
     pixels: Pixels | None
     future: Future[Answer]
     submitted: float
     picture: bytes | None = None
+    embed: bool = False
+    bare: AdapterMeta = NOBODY
     coming: Future[Lease] | None = None
     lease: Lease | None = None
     ready: bool = False
@@ -43,5 +48,5 @@ class Work:
     def job(self) -> Job:
         assert self.pixels is not None, "a ticket was settled before it was answered"
         if self.lease is None:
-            return Job(self.pixels, 0, (0,), NOBODY)
-        return Job(self.pixels, self.lease.slot, self.lease.pages, self.lease.meta, self.picture)
+            return Job(self.pixels, 0, (0,), self.bare, self.picture, self.embed)
+        return Job(self.pixels, self.lease.slot, self.lease.pages, self.lease.meta, self.picture, self.embed)

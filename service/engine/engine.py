@@ -16,6 +16,7 @@ from adapters.bank import Bank, Lease, Loader
 from adapters.errors import AdaptError, LoadsBehind
 from adapters.forward.banked import BankedForward
 from adapters.media import Pixels
+from adapters.meta import AdapterMeta
 from service.engine import faults
 from service.engine.batch import BatchReport, Work
 from service.engine.interface import Answer
@@ -85,7 +86,7 @@ class Engine:
 
     def submit(
         self, task: str, digest: str, load: Loader, pixels: Pixels, deadline: float, *,
-        picture: bytes | None = None, admitted: bool = False) -> Future[Answer]:  # fmt: skip
+        picture: bytes | None = None, admitted: bool = False, embed: bool = False) -> Future[Answer]:  # fmt: skip
         """Queue one input, uint8 (frames, 3, height, width); never blocks. ``deadline`` is on the engine's clock.
 
         Inputs of one ``picture`` are equal. ``admitted``: ``check_room`` has just let all versions of a request in, so
@@ -94,11 +95,19 @@ class Engine:
         """
         ticket = self._accept(task, pixels, deadline, cold=not self._bank.resident(digest))
         work = ticket.payload
-        work.picture, work.lease = picture, self._bank.pin(digest)
+        work.picture, work.embed, work.lease = picture, embed, self._bank.pin(digest)
         if work.lease is None:
             self._bring(ticket, digest, load, math.inf if admitted else HOPE * (deadline - work.submitted))
         else:
             self._queue(ticket)
+        return work.future
+
+    def embed(self, pixels: Pixels, deadline: float, bare: AdapterMeta, picture: bytes) -> Future[Answer]:
+        """Queue one input for the bare backbone's pooled vector, pictures seen as ``bare`` says. As ``submit``."""
+        ticket = self._accept("", pixels, deadline)
+        work = ticket.payload
+        work.picture, work.embed, work.bare = picture, True, bare
+        self._queue(ticket)
         return work.future
 
     def check_room(self, rows: int, deadline: float, digests: Collection[str] = ()) -> None:

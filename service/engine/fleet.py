@@ -43,8 +43,10 @@ class Fleet:
     async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
         await self._next.check_room(rows, deadline, digests)
 
-    def ask(self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes) -> Sequence[Answering]:
-        return self._next.ask(items, pixels, deadline, picture)
+    def ask(
+        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False
+    ) -> Sequence[Answering]:
+        return self._next.ask(items, pixels, deadline, picture, embed=embed)
 
     async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
         await self._next.try_file(file, digest, task, deadline)

@@ -50,12 +50,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Answer:
-    """Logits (classes,) float32 and where the time went, in seconds."""
+    """Logits (classes,) float32 and where the time went, in seconds; the pooled ``vector`` (width,) if it was asked."""
 
     logits: NDArray[np.float32]
     queue_s: float
     compute_s: float
     batch_rows: int
+    vector: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ class Link(Protocol):
         """
         ...
 
-    def ask(self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes) -> Sequence[Answering]:
-        """Queue one input for some versions; an answer each, in their order. Never blocks.
+    def ask(
+        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False
+    ) -> Sequence[Answering]:
+        """Queue one input for some versions; an answer each, in their order. Never blocks. ``embed``: with vectors.
 
         Inputs of one ``picture`` are equal. Cancelling an answer takes its rows back. The pixels are held until the
         last answer is there. Raises, or its answers do, as ``check_room`` and Engine.submit tell.

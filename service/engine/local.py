@@ -20,6 +20,7 @@ from adapters.errors import AdaptError
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward
 from adapters.forward.prefix import PrefixCache
+from adapters.meta import AdapterMeta
 from service.engine.batch import BatchReport
 from service.engine.engine import CLOSE_S, Engine
 from service.engine.health import Health
@@ -28,7 +29,7 @@ from service.engine.loading import Load, Loading
 from service.engine.pixels import Framed
 from service.engine.room import Room
 from service.limits import file_limits
-from service.messages import Item
+from service.messages import BARE, Item
 from service.pool import Pool
 from service.settings import Settings
 from service.watch.metrics import Metrics, Snapshot
@@ -63,15 +64,21 @@ class LocalEngine:
     async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
         self.engine.check_room(rows, deadline, digests)
 
-    def ask(self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes) -> Sequence[Future[Answer]]:
-        self.engine.check_room(len(items), deadline, [item.digest for item in items])
+    def ask(
+        self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes, *, embed: bool = False
+    ) -> Sequence[Future[Answer]]:
+        self.engine.check_room(len(items), deadline, [item.digest for item in items if item.digest != BARE])
         frames, answers = pixels.array, list[Future[Answer]]()
         try:
             for item in items:
-                load = Load(self.loading, item.digest, item.files)
-                answer = self.engine.submit(
-                    item.task, item.digest, load, frames, deadline, picture=picture, admitted=True
-                )
+                if item.digest == BARE:
+                    meta = AdapterMeta.bare(self.backbone.layout, self.backbone.input, len(frames))
+                    answer = self.engine.embed(frames, deadline, meta, picture)
+                else:
+                    load = Load(self.loading, item.digest, item.files)
+                    answer = self.engine.submit(
+                        item.task, item.digest, load, frames, deadline, picture=picture, admitted=True, embed=embed
+                    )
                 answer.add_done_callback(_Hold(pixels))
                 answers.append(answer)
         except AdaptError as error:
@@ -184,6 +191,7 @@ def _slabs(settings: Settings, backbone: Backbone) -> Slabs:
         pages=PAGES_PER_SLOT * settings.slots + -(-settings.max_classes // PAGE),
         dtype=backbone.dtype,
         device=backbone.device,
+        seen=backbone.input,
     )
 
 

@@ -128,7 +128,7 @@ class _Visit:
             self._rows = self._desk.pixels(self._front_end)
         try:
             pixels = Lent(self._rows, ask.rows)
-            answers = self._engine.ask(ask.items, pixels, ask.deadline, ask.picture)
+            answers = self._engine.ask(ask.items, pixels, ask.deadline, ask.picture, embed=ask.embed)
         except AdaptError as error:
             for item in range(len(ask.items)):
                 self.channel.send(failed(ask.number, item, error))
@@ -196,7 +196,8 @@ def _message(number: int, item: int, answer: Future[Answer]) -> Answered | Faile
     if isinstance(error, AdaptError):
         return failed(number, item, error)
     found = answer.result()
-    return Answered(number, item, found.logits.tobytes(), found.queue_s, found.compute_s, found.batch_rows)
+    vector = b"" if found.vector is None else found.vector.tobytes()
+    return Answered(number, item, found.logits.tobytes(), found.queue_s, found.compute_s, found.batch_rows, vector)
 
 
 async def _serve(begun: child.Beginning, engine: LocalEngine) -> None:

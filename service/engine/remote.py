@@ -120,7 +120,7 @@ class RemoteEngine:
                 raise DeadlineExceeded(f"{error.message}, and the request's deadline has passed") from error
 
     def ask(
-        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes
+        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False
     ) -> Sequence[asyncio.Future[Answer]]:
         channel, loop, number = self._there(), asyncio.get_running_loop(), self._next()
         answers: list[asyncio.Future[Answer]] = [loop.create_future() for _ in items]
@@ -128,7 +128,7 @@ class RemoteEngine:
         self._rows += len(pixels) * len(answers)
         for place, answer in enumerate(answers):
             answer.add_done_callback(partial(self._left, number, place))
-        channel.send(Ask(number, list(pixels.numbers), picture, deadline, list(items)))
+        channel.send(Ask(number, list(pixels.numbers), picture, deadline, list(items), embed))
         return answers
 
     async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
@@ -225,7 +225,8 @@ class RemoteEngine:
         self._ignored = 0
         if isinstance(message, Answered):
             logits = np.frombuffer(message.logits, np.float32)
-            answer = Answer(logits, message.queue_s, message.compute_s, message.batch_rows)
+            vector = np.frombuffer(message.vector, np.float32) if message.vector else None
+            answer = Answer(logits, message.queue_s, message.compute_s, message.batch_rows, vector)
             self._ended(message.number, message.item, lambda future: future.set_result(answer))
         elif isinstance(message, Failed) and message.number in self._calls:
             self._settle(self._calls[message.number], lambda future: future.set_exception(error_of(message)))

@@ -23,6 +23,7 @@ from service.engine.scheduler import Ticket
 from service.errors import BadScores
 
 Logits: TypeAlias = list[NDArray[np.float32]]
+Vectors: TypeAlias = dict[int, NDArray[np.float32]]
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Batch:
     jobs: list[Job] = field(default_factory=list)
     prepared: Prepared | None = None
     logits: Callable[[], Logits] | None = None
+    vectors: Callable[[], Vectors] = dict
     begun: float = 0.0
 
 
@@ -103,23 +105,26 @@ class Runner:
         """On the processor this is all; a CUDA device has only begun."""
         batch.begun = self.begun = self._clock()
         batch.jobs = batch.jobs or _jobs(batch)
-        if self._overlaps:
+        if self._overlaps or any(job.embed for job in batch.jobs):
             prepared, batch.prepared = batch.prepared or self.forward.prepare(batch.jobs), None
-            batch.logits = self.forward.run(prepared).result
+            running = self.forward.run(prepared)
+            batch.logits, batch.vectors = running.result, running.vectors
         else:
             logits = self.forward(batch.jobs)
             batch.logits = lambda: logits
 
     def _end(self, batch: Batch) -> None:
         assert batch.logits is not None, "a batch ends that did not begin"
-        logits = batch.logits()
+        logits, vectors = batch.logits(), batch.vectors()
         compute, rows = self._ended(batch, failed=False), _rows(batch)
         self._room.saw(rows, min(t.payload.submitted for t in batch.tickets), self._clock())
-        for ticket, values in zip(batch.tickets, logits, strict=True):
-            if np.isfinite(values).all():
-                self._done(ticket, Answer(values, batch.begun - ticket.payload.submitted, compute, rows))
+        for number, (ticket, values) in enumerate(zip(batch.tickets, logits, strict=True)):
+            vector = vectors.get(number)
+            if np.isfinite(values).all() and (vector is None or np.isfinite(vector).all()):
+                self._done(ticket, Answer(values, batch.begun - ticket.payload.submitted, compute, rows, vector))
             else:
-                self._done(ticket, BadScores(f"task '{ticket.task}' computed scores that are not finite numbers"))
+                who = f"task '{ticket.task}'" if ticket.task else "the backbone"
+                self._done(ticket, BadScores(f"{who} computed scores that are not finite numbers"))
 
     def _ended(self, batch: Batch, *, failed: bool) -> float:
         """The device is through with a batch, or its members are: report it once, and hold no pixel for it.
@@ -130,7 +135,7 @@ class Runner:
             return 0.0
         compute, self.begun = self._clock() - self.begun, None
         adapters = len({job.slot for job in batch.jobs})
-        batch.jobs, batch.prepared, batch.logits = [], None, None
+        batch.jobs, batch.prepared, batch.logits, batch.vectors = [], None, None, dict
         self.on_batch(BatchReport(_rows(batch), adapters, compute, failed))
         return compute
 

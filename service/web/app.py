@@ -76,7 +76,7 @@ def front_end(
             max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting",
         )  # fmt: skip
         stack.callback(decoding.close)
-        decoder = Decoder(decoding, media_limits(settings), memory)
+        decoder = Decoder(decoding, media_limits(settings), memory, settings.max_queue_rows)
         decoder.warm_up(facts.input)
         # An upload has one job at a time, and one more to clear up after it.
         uploading = Pool(

@@ -19,13 +19,16 @@ from typing import TypeVar
 from PIL import Image
 
 from adapters.config import AdapterConfig, InputConfig
-from adapters.errors import AdaptError
+from adapters.errors import AdaptError, MediaTooLarge
+from adapters.limits import variable
 from adapters.media import (
     Deadline,
+    Excerpt,
     Frames,
     MediaLimits,
     Preprocess,
     Sampling,
+    Span,
     decode,
     decode_image,
     geometry,
@@ -39,17 +42,22 @@ T = TypeVar("T")
 Body = bytes | Callable[[], bytes]
 """A picture or clip, or what reads it once a worker is there: until then it need not be in memory."""
 
+MAX_ROWS = 2**31
 MAX_PREPROCESSES = 256
 """Configs, and distinct geometries, whose transform is kept; the least recently used one is built again."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a config sees of a body: the frames of all views, a digest that equal ones share, and how many were bad."""
+    """What a config sees of a body: the frames of all views, a digest that equal ones share, and how many were bad.
+
+    Of a clip of which parts were asked: the frames of each of the ``spans``, one after the other.
+    """
 
     pixels: Held
     digest: bytes
     bad_frames: int
+    spans: Sequence[Span] = ()
 
 
 @dataclass(frozen=True)
@@ -72,15 +80,18 @@ class Decoded:
 class Decoder:
     """Decodes one body for any number of configs; those that want the same pixels share the work."""
 
-    def __init__(self, pool: Pool, limits: MediaLimits, memory: PixelMemory) -> None:
-        self._pool, self._limits, self._memory = pool, limits, memory
+    def __init__(self, pool: Pool, limits: MediaLimits, memory: PixelMemory, max_rows: int = MAX_ROWS) -> None:
+        """``max_rows``: frames of one request, those of all its windows together; the engine's queue has no more."""
+        self._pool, self._limits, self._memory, self._max_rows = pool, limits, memory, max_rows
         self._lock = threading.Lock()
         self._preprocesses: OrderedDict[InputConfig, Preprocess] = OrderedDict()
         self._prepared: OrderedDict[int, _Prepared] = OrderedDict()  # by identity: comparing configs takes longer
 
-    def submit(self, body: Body, configs: Sequence[AdapterConfig], left: float) -> Future[Decoded]:
+    def submit(
+        self, body: Body, configs: Sequence[AdapterConfig], left: float, excerpt: Excerpt | None = None
+    ) -> Future[Decoded]:
         """The future raises a MediaError; the call itself QueueFull, also when ``left`` seconds would hardly do."""
-        return self._pool.submit(lambda: self._decode(body() if callable(body) else body, configs), left)
+        return self._pool.submit(lambda: self._decode(body() if callable(body) else body, configs, excerpt), left)
 
     def submit_each(
         self, bodies: Sequence[bytes], config: AdapterConfig, left: float, enough: threading.Event
@@ -105,6 +116,17 @@ class Decoder:
 
         return [self._pool.submit(partial(job, first), left) for first in range(jobs)]
 
+    def submit_as(
+        self, body: bytes, config_of: Callable[[], AdapterConfig], left: float
+    ) -> Future[tuple[AdapterConfig, Decoded]]:
+        """For a config that the bytes decide, on a worker. Raises as ``submit``."""
+
+        def job() -> tuple[AdapterConfig, Decoded]:
+            config = config_of()
+            return config, self._decode(body, [config])
+
+        return self._pool.submit(job, left)
+
     def unpack(self, work: Callable[[], T], left: float) -> Future[T]:
         """Make a request's bytes into bodies, on a worker. Raises as ``submit``."""
         return self._pool.submit(work, left)
@@ -113,26 +135,37 @@ class Decoder:
         """Whether a body with ``left`` seconds would be taken now. Raises QueueFull."""
         self._pool.check_room(left)
 
-    def _decode(self, body: bytes, configs: Sequence[AdapterConfig]) -> Decoded:
+    def _decode(self, body: bytes, configs: Sequence[AdapterConfig], excerpt: Excerpt | None = None) -> Decoded:
         """One deadline covers all that the configs see."""
         start = time.perf_counter()
         deadline = Deadline(self._limits)
 
         def seen(frames: Frames, preprocess: Preprocess, config: AdapterConfig) -> Seen:
             deadline.check()
-            pixels, how = self._memory.take(config.rows), self._prepare(config.input).name
+            count = len(frames) * config.crops
+            if excerpt is not None:
+                self._check_rows(count)
+            pixels, how = self._memory.take(count), self._prepare(config.input).name
             rows(frames, preprocess, pixels, crops=config.crops)
             if config.video is not None:
-                how += f"{Sampling.of(config.video)} {config.crops}".encode()
-            return Seen(pixels, _digest(body, pixels, how), frames.bad)
+                how += f"{Sampling.of(config.video, excerpt)} {config.crops}".encode()
+            return Seen(pixels, _digest(body, pixels, how), frames.bad, frames.spans)
 
         found = seen_by(
             configs,
-            lambda config: decode(body, config, self._limits, deadline),
+            lambda config: decode(body, config, self._limits, deadline, excerpt),
             lambda config: self._prepare(config).preprocess,
             seen,
         )
         return Decoded(found, time.perf_counter() - start)
+
+    def _check_rows(self, count: int) -> None:
+        if count > self._max_rows:
+            raise MediaTooLarge(
+                f"the windows have {count} frames together, and the queue has room for {self._max_rows}; ask for "
+                f"fewer, or allow more with {variable('max_queue_rows')}",
+                field="max_queue_rows", limit=self._max_rows, value=count,
+            )  # fmt: skip
 
     def warm_up(self, config: InputConfig) -> None:
         """Decode one blank picture, so that no request pays for Pillow's plugins and the transform; blocks."""

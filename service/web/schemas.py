@@ -32,7 +32,53 @@ class PredictAnswer(_Answer):
     version: int = Field(examples=[3])
     digest: str = Field(description="sha256 of the adapter file that computed this", examples=[_DIGEST])
     modality: Literal["image", "video"]
+    predictions: list[LabelScore] = Field(description="best first; empty where `min_score` leaves none")
+    accepted: bool | None = Field(
+        None,
+        description="whether the best score reaches the task's abstain threshold, or the one asked; "
+        "left out where there is none",
+        exclude_if=lambda accepted: accepted is None,
+        examples=[True],
+    )
+    embedding: list[float] | None = Field(
+        None,
+        description="with `embedding=true`: the vector that the task's head sees, pooled and normed as its file says; "
+        "of a clip the mean over its frames and views",
+        exclude_if=lambda embedding: embedding is None,
+        examples=[[0.12, -1.3]],
+    )
+    windows: list[WindowAnswer] | None = Field(
+        None,
+        description="with `window`: an answer for each; `predictions` are then of their mean scores",
+        exclude_if=lambda windows: windows is None,
+    )
+    bad_frames: int = Field(0, description="frames of the clip that had to be decoded and could not be", examples=[0])
+
+
+class WindowAnswer(_Answer):
+    """What a task says of a window of a clip."""
+
+    start: float = Field(description="seconds after the clip's first frame", examples=[0.0])
+    end: float = Field(description="likewise", examples=[2.0])
     predictions: list[LabelScore] = Field(description="best first")
+    accepted: bool | None = Field(None, description="as of the whole", exclude_if=lambda accepted: accepted is None)
+    embedding: list[float] | None = Field(
+        None, description="as of the whole", exclude_if=lambda embedding: embedding is None
+    )
+
+
+class EmbedAnswer(_Answer):
+    """What the frozen backbone makes of a picture or clip, before any adapter."""
+
+    backbone: str = Field(examples=["vit_small_patch16_224"])
+    fingerprint: str = Field(description="of its weights", examples=[_DIGEST])
+    modality: Literal["image", "video"] = Field(description="what came")
+    frames: int = Field(description="over which the vector is the mean; 1 for a picture", examples=[1])
+    embedding: list[float] = Field(
+        description="of pixels prepared as the backbone was trained, pooled by timm's own forward_head before the "
+        "classifier; not of length 1",
+        examples=[[0.12, -1.3]],
+    )
     bad_frames: int = Field(0, description="frames of the clip that had to be decoded and could not be", examples=[0])
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.backbone import load_backbone
-from adapters.backbone.weights import DEMO_BACKBONE
+from adapters.backbone.source import DEMO_BACKBONE
 from adapters.training.demo.build import score_file, train_task, without_looking, write_task
 from adapters.training.demo.samples import write_samples
 from adapters.training.demo.tasks import tasks

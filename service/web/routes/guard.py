@@ -27,6 +27,7 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
     ("POST", "/v1/tasks/{task}/predict"): "predict",
     ("POST", "/v1/tasks/{task}/batch"): "predict",
     ("POST", "/v1/predict"): "predict",
+    ("POST", "/v1/embed"): "predict",
     ("GET", "/v1/tasks"): "predict",
     ("GET", "/v1/tasks/{task}"): "predict",
     ("GET", "/v1/tasks/{task}/versions"): "predict",

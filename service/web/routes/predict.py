@@ -12,6 +12,9 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from adapters.config import MAX_FRAMES
+from adapters.media import Excerpt
+from service.engine.interface import Link
 from service.errors import BadRequest
 from service.settings import Settings
 from service.store.catalogue import Catalogue
@@ -20,10 +23,10 @@ from service.watch.metrics import Metrics
 from service.watch.tracing import Tracing
 from service.web.budget import Budget
 from service.web.caller import Caller
-from service.web.prediction import Answers, Outcome, Outcomes
+from service.web.prediction import PLAIN, Answers, Extras, Outcome, Outcomes
 from service.web.routes.bodies import Memory, exchange, receive
 from service.web.routes.common import SHAPE, TaskName, checked_name, count_for, file_body, problems
-from service.web.schemas import LabelScore, ManyAnswer, PredictAnswer
+from service.web.schemas import EmbedAnswer, LabelScore, ManyAnswer, PredictAnswer, WindowAnswer
 
 router = APIRouter(tags=["predict"])
 
@@ -38,9 +41,39 @@ _BODY = file_body(
     ["application/octet-stream", "image/jpeg", "video/mp4"],
     FIELDS,
 )
+_ABSTAIN = "the best score, 0 to 1, from which `accepted` is true; without it the task's own threshold, if it has one"
 _PROBLEMS = problems(404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
 
 TopK = Annotated[int, Query(ge=1, description="how many labels to return, best first; all if there are fewer")]
+
+
+Seconds = float | SkipJsonSchema[None]
+
+
+async def extras(
+    min_score: Annotated[
+        float, Query(ge=0, le=1, allow_inf_nan=False, description="leave out labels with a lower score, 0 to 1")
+    ] = 0.0,
+    abstain: Annotated[
+        float | SkipJsonSchema[None],
+        Query(ge=0, le=1, allow_inf_nan=False, description=_ABSTAIN),
+    ] = None,
+    embedding: Annotated[bool, Query(description="answer with the vector that the task's head sees")] = False,
+    start: Annotated[Seconds, Query(description="of a clip: seconds after its first frame where to begin")] = None,
+    end: Annotated[Seconds, Query(description="of a clip: seconds after its first frame where to end")] = None,
+    window: Annotated[Seconds, Query(description="of a clip: an answer for each window of so many seconds")] = None,
+    stride: Annotated[Seconds, Query(description="seconds from window to window; `window` if not said")] = None,
+) -> Extras:
+    """What is asked beyond the best labels. Raises BadRequest."""
+    if start is end is window is stride is None:
+        return Extras(min_score, abstain, embedding)
+    try:
+        return Extras(min_score, abstain, embedding, Excerpt(start or 0.0, end, window, stride))
+    except ValueError as error:
+        raise BadRequest(str(error), field=str(error).split()[0]) from error
+
+
+TheExtras = Annotated[Extras, Depends(extras)]
 Version = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="a version other than the active one")]
 DeadlineMs = Annotated[
     int | SkipJsonSchema[None],
@@ -63,6 +96,7 @@ class Calls:
         """``state`` holds what ``service.web.app`` has built."""
         self.settings: Settings = state.settings
         self.catalogue: Catalogue = state.catalogue
+        self._engine: Link = state.engine
         self._answers: Answers = state.answers
         self._bodies: Budget = state.bodies
         self._counts: Counting = state.counts
@@ -70,38 +104,69 @@ class Calls:
         self._tracing: Tracing | None = state.tracing
 
     async def one(
-        self, request: Request, task: str, version: int | None, top_k: int, deadline_ms: int | None
-    ) -> Response:
+        self, request: Request, task: str, version: int | None, top_k: int, deadline_ms: int | None,
+        extras: Extras = PLAIN,
+    ) -> Response:  # fmt: skip
         """The answer of one task."""
-        outcomes = await self._answer(request, [(task, version)], top_k, deadline_ms)
-        return _response(wire(outcomes.results[0]), outcomes)
+        outcomes = await self._answer(request, [(task, version)], top_k, deadline_ms, extras)
+        return _response(wire(outcomes.results[0]), _timing_of(outcomes))
 
-    async def many(self, request: Request, tasks: Sequence[str], top_k: int, deadline_ms: int | None) -> Response:
+    async def many(
+        self, request: Request, tasks: Sequence[str], top_k: int, deadline_ms: int | None, extras: Extras = PLAIN
+    ) -> Response:
         """The answers of several."""
-        outcomes = await self._answer(request, [(name, None) for name in tasks], top_k, deadline_ms)
-        return _response(ManyAnswer(results=[wire(outcome) for outcome in outcomes.results]), outcomes)
+        outcomes = await self._answer(request, [(name, None) for name in tasks], top_k, deadline_ms, extras)
+        return _response(ManyAnswer(results=[wire(outcome) for outcome in outcomes.results]), _timing_of(outcomes))
 
     async def _answer(
-        self, request: Request, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None
+        self, request: Request, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None, extras: Extras
     ) -> Outcomes:
         """What is asked is looked up before the body is read, and fixed after it.
 
         The deadline counts from the whole body; a slow sender's has bounds of its own.
         """
-        settings, catalogue = self.settings, self.catalogue
-        caller = Caller(deadline_seconds(settings, deadline_ms))
+        catalogue = self.catalogue
+        caller = Caller(deadline_seconds(self.settings, deadline_ms))
         async with Memory(self._bodies) as memory:
             digests = [catalogue.repository.version(task, version).digest for task, version in asked]
             await self._answers.check_room(digests, caller)
-            limit = settings.max_body_bytes
-            await receive(request, memory, settings, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
-            caller.restart()
-            caller.watch(exchange(request).departed)
+            await self._receive(request, memory, caller)
             await catalogue.catch_up()
             versions = [await catalogue.resolve(task, version) for task, version in asked]
             await self._answers.check_room([served.digest for served in versions], caller)
-            answering = self._answers.predict(memory.take(), versions, top_k, caller)
+            answering = self._answers.predict(memory.take(), versions, top_k, caller, extras)
             return await self.told(request, [task for task, _ in asked], caller, answering)
+
+    async def embed(self, request: Request, frames: int | None, deadline_ms: int | None) -> Response:
+        """The bare backbone's vector."""
+        caller = Caller(deadline_seconds(self.settings, deadline_ms))
+        async with Memory(self._bodies) as memory:
+            await self._answers.check_room_bare(caller)
+            await self._receive(request, memory, caller)
+            await self._answers.check_room_bare(caller)
+            try:
+                found = await self._answers.embed(memory.take(), frames, caller)
+            except Exception as error:
+                if self._tracing is not None:
+                    self._tracing.failed(request, error, caller.spent)
+                raise
+        decoded, layout = found.decoded, self._engine.facts.layout
+        self._metrics.staged(decoded.decode_s, found.queue_s, found.compute_s)
+        if self._tracing is not None:
+            self._tracing.answered(request, decoded, caller.spent)
+        answer = EmbedAnswer(
+            backbone=layout.model, fingerprint=layout.fingerprint, modality=found.modality, frames=found.frames,
+            embedding=found.vector.tolist(), bad_frames=found.bad_frames,
+        )  # fmt: skip
+        return _response(answer, _server_timing(decoded.decode_s, found.queue_s, found.compute_s))
+
+    async def _receive(self, request: Request, memory: Memory, caller: Caller) -> None:
+        """The whole body; the caller's time begins when it is there."""
+        settings = self.settings
+        limit = settings.max_body_bytes
+        await receive(request, memory, settings, limit=limit, limit_name="max_body_bytes", fields=FIELDS)
+        caller.restart()
+        caller.watch(exchange(request).departed)
 
     async def told(
         self, request: Request, tasks: Sequence[str], caller: Caller, answering: Awaitable[Outcomes]
@@ -148,18 +213,20 @@ async def predict(
     request: Request,
     calls: TheCalls,
     task: TaskName,
+    extras: TheExtras,
     top_k: TopK = TOP_K,
     version: Version = None,
     deadline_ms: DeadlineMs = None,
 ) -> Response:
     """Classify a picture or clip. `Server-Timing` tells what decoding, queueing and computing took."""
-    return await calls.one(request, task, version, top_k, deadline_ms)
+    return await calls.one(request, task, version, top_k, deadline_ms, extras)
 
 
 @router.post(MANY, openapi_extra=_BODY, responses=_PROBLEMS, response_model=ManyAnswer)
 async def predict_many(
-    request: Request, calls: TheCalls, task: Tasks, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
-) -> Response:
+    request: Request, calls: TheCalls, task: Tasks, extras: TheExtras, top_k: TopK = TOP_K,
+    deadline_ms: DeadlineMs = None,
+) -> Response:  # fmt: skip
     """Ask many tasks about one picture or clip: it is decoded once and computed in one go. All answer, or none."""
     limit = calls.settings.max_tasks_per_request
     if len(task) > limit:
@@ -169,17 +236,42 @@ async def predict_many(
         )  # fmt: skip
     names = [checked_name(name) for name in task]
     count_for(request, calls.catalogue, names)
-    return await calls.many(request, names, top_k, deadline_ms)
+    return await calls.many(request, names, top_k, deadline_ms, extras)
 
 
-def _response(answer: BaseModel, outcomes: Outcomes) -> Response:
-    headers = {"Server-Timing": _server_timing(outcomes)}
-    return Response(answer.model_dump_json(), headers=headers, media_type="application/json")
+@router.post("/v1/embed", openapi_extra=_BODY, responses=_PROBLEMS, response_model=EmbedAnswer)
+async def embed(
+    request: Request,
+    calls: TheCalls,
+    frames: Annotated[
+        int | SkipJsonSchema[None], Query(ge=1, le=MAX_FRAMES, description="of a clip, 8 if not said; not for pictures")
+    ] = None,
+    deadline_ms: DeadlineMs = None,
+) -> Response:
+    """The frozen backbone's own vector of a picture or clip, before any adapter: for search and clustering."""
+    return await calls.embed(request, frames, deadline_ms)
 
 
-def _server_timing(outcomes: Outcomes) -> str:
-    stages = {"decode": outcomes.decode_s, "queue": outcomes.queue_s, "compute": outcomes.compute_s}
+def _response(answer: BaseModel, timing: str) -> Response:
+    return Response(answer.model_dump_json(), headers={"Server-Timing": timing}, media_type="application/json")
+
+
+def _timing_of(outcomes: Outcomes) -> str:
+    return _server_timing(outcomes.decode_s, outcomes.queue_s, outcomes.compute_s)
+
+
+def _server_timing(decode_s: float, queue_s: float, compute_s: float) -> str:
+    stages = {"decode": decode_s, "queue": queue_s, "compute": compute_s}
     return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items())
+
+
+def _said(outcome: Outcome) -> dict[str, Any]:
+    """What a whole answer and that of a window both have."""
+    return {
+        "predictions": [LabelScore(label=p.label, index=p.index, score=p.score) for p in outcome.predictions],
+        "accepted": outcome.accepted,
+        "embedding": None if outcome.vector is None else outcome.vector.tolist(),
+    }
 
 
 def wire(outcome: Outcome) -> PredictAnswer:
@@ -190,6 +282,9 @@ def wire(outcome: Outcome) -> PredictAnswer:
         version=served.version,
         digest=served.digest,
         modality=served.config.modality,
-        predictions=[LabelScore(label=p.label, index=p.index, score=p.score) for p in outcome.predictions],
         bad_frames=outcome.bad_frames,
+        windows=None
+        if outcome.windows is None
+        else [WindowAnswer(start=start, end=end, **_said(own)) for (start, end), own in outcome.windows],
+        **_said(outcome),
     )

@@ -22,6 +22,11 @@ _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 _SHORTER = ("CLIP", "ChineseCLIP", "Bit", "ConvNext", "LeViT", "Levit", "VideoMAE")
 """Processors that take a size of one number as that of the shorter side; others squash to a square of it."""
 
+SQUASH: Mapping[str, object] = {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear"}
+SQUASH_BICUBIC: Mapping[str, object] = {**SQUASH, "interpolation": "bicubic"}
+CENTER: Mapping[str, object] = {"crop_mode": "center", "crop_pct": 0.875, "interpolation": "bicubic"}
+"""What the published processors of a model's family do, where a file does not tell: all but mean and std."""
+
 
 @dataclass(frozen=True)
 class Processor:

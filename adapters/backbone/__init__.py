@@ -1,7 +1,8 @@
 """The frozen timm model: load it, fingerprint it, and open the places where residuals are added."""
 
 from adapters.backbone.checkpoint import fingerprint_of
-from adapters.backbone.model import Backbone, Features, Operator, load_backbone
+from adapters.backbone.model import Backbone, load_backbone
+from adapters.backbone.operator import Features, Operator
 from adapters.backbone.placement import resolve_device, resolve_dtype
 
 __all__ = [

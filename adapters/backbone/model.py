@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Protocol, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.backbone.families import linear_sites, prepare, trunk_of
+from adapters.backbone.operator import Features, Operator, Probe
 from adapters.backbone.placement import resolve_device, resolve_dtype
 from adapters.backbone.weights import Built, build_model
 from adapters.config import SiteName, Size, size_of, size_text
@@ -26,39 +26,6 @@ from adapters.layout import Layout
 
 _AT_OUTPUT = ("attn", "sequential")
 """Sites of a submodule's output; others of submodules tap what goes in."""
-
-
-class Operator(Protocol):
-    """What the hooks call: ``add`` returns ``out`` plus this site's residual of ``tap``.
-
-    ``tap`` is (rows, tokens, width in), ``out`` (rows, tokens, width out); ``out`` may be written.
-    """
-
-    @property
-    def active(self) -> frozenset[str]:
-        """The sites that have something to add; hooks of other sites return at once."""
-        ...
-
-    def enter(self, block: int, tokens: Tensor) -> Tensor:
-        """The tokens of all rows right before a block, or before the last norm, which counts as one more.
-
-        What comes back goes in; rows may have been put behind the others.
-        """
-        ...
-
-    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Features:
-    """Tokens of every row before (``raw``) and after (``normed``) the backbone's last norm.
-
-    (rows, tokens, width) for plain transformers, (rows, height, width, channels) where they lie on a grid, and as
-    timm's ``forward_features`` gives them where it gives something else.
-    """
-
-    raw: Tensor
-    normed: Tensor
 
 
 class Backbone:
@@ -239,7 +206,7 @@ class Backbone:
         self._seen = {}
         blank = torch.zeros(1, 3, *self.input.size, device=self.device)
         with torch.inference_mode():
-            features = self.features(blank, _Probe())
+            features = self.features(blank, Probe())
             width = self.pool(features, "backbone", "frozen").shape[-1]
         seen, self._seen = self._seen, None
         depth = len(self._blocks)
@@ -265,18 +232,6 @@ def _unless_empty(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return forward(tokens, *args, **kwargs) if tokens.shape[0] else tokens
 
     return call
-
-
-class _Probe:
-    """Adds nothing; being called is the point."""
-
-    active = frozenset[str](get_args(SiteName))
-
-    def enter(self, block: int, tokens: Tensor) -> Tensor:  # noqa: ARG002
-        return tokens
-
-    def add(self, site: SiteName, block: int, tap: Tensor, out: Tensor) -> Tensor:  # noqa: ARG002
-        return out
 
 
 def load_backbone(

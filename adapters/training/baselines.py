@@ -18,7 +18,7 @@ from torch.func import functional_call
 from adapters.backbone import Backbone
 from adapters.config import AdapterConfig
 from adapters.errors import TrainingError
-from adapters.training.model import AdaptedModel, HeadedModel, Prefix
+from adapters.training.model import AdaptedModel, FrozenTokens, HeadedModel
 from adapters.training.recipe import Recipe
 
 PROMPTS = 10
@@ -70,7 +70,7 @@ class PromptedModel(HeadedModel):
         self.dropout = nn.Dropout(dropout)
         self.to(backbone.device)
 
-    def pooled(self, images: Tensor | Prefix) -> Tensor:
+    def pooled(self, images: Tensor | FrozenTokens) -> Tensor:
         assert isinstance(images, Tensor)  # its first block is trained
         with self._inserted():
             features = self.backbone.features(images)
@@ -117,7 +117,7 @@ class TunedModel(HeadedModel):
         self.weights = nn.ParameterList(nn.Parameter(t.detach().float().clone()) for t in tensors)
         self.to(backbone.device)
 
-    def pooled(self, images: Tensor | Prefix) -> Tensor:
+    def pooled(self, images: Tensor | FrozenTokens) -> Tensor:
         weights = {name: w.to(self.backbone.dtype) for name, w in zip(self._names, self.weights, strict=True)}
         found: Tensor = functional_call(_Pooled(self.backbone, self.config), weights, (images,))
         return found

@@ -26,7 +26,7 @@ MOST_WRITTEN_OUT = 256
 
 
 @dataclass(frozen=True)
-class Prefix:
+class FrozenTokens:
     """What the frozen blocks before the first adapted one make of images: tokens (items * frames, ..., width)."""
 
     tokens: Tensor
@@ -65,7 +65,7 @@ class HeadedModel(nn.Module):
             weight = solved.weight * scale.deviation.repeat(frames)
             self.head.begin(weight, solved.bias + solved.weight @ scale.mean.repeat(frames))
 
-    def pooled(self, images: Tensor | Prefix) -> Tensor:
+    def pooled(self, images: Tensor | FrozenTokens) -> Tensor:
         """Normalised images (rows, 3, height, width), or their prefix -> one vector (rows, width) each."""
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ class HeadedModel(nn.Module):
         """Whether nothing that is trained comes before ``pooled_items``, so that it need not be computed twice."""
         return False
 
-    def pooled_items(self, images: Tensor | Prefix) -> Tensor:
+    def pooled_items(self, images: Tensor | FrozenTokens) -> Tensor:
         """Normalised images (items * frames, 3, height, width) -> what the head looks at.
 
         The mean over each item's frames (items, width), or (items, frames, width) where the head sees time.
@@ -88,12 +88,12 @@ class HeadedModel(nn.Module):
         seen: Tensor = self.head.seen(pooled.view(-1, self.config.frames, pooled.shape[-1]))
         return seen
 
-    def vectors(self, images: Tensor | Prefix) -> Tensor:
+    def vectors(self, images: Tensor | FrozenTokens) -> Tensor:
         """Normalised images, or what ``pooled_items`` made of them -> the latter, after the own norm if any."""
         pooled = images if isinstance(images, Tensor) and images.ndim <= 3 else self.pooled_items(images)
         return pooled if self.norm is None else self.norm(pooled)
 
-    def forward(self, images: Tensor | Prefix) -> Tensor:
+    def forward(self, images: Tensor | FrozenTokens) -> Tensor:
         """What ``vectors`` takes -> logits (items, classes) float32."""
         logits: Tensor = self.head((self.vectors(images) - self.mean) / self.deviation)
         return logits
@@ -151,9 +151,9 @@ class AdaptedModel(HeadedModel):
     def first_block(self) -> int:
         return self._first
 
-    def pooled(self, images: Tensor | Prefix) -> Tensor:
+    def pooled(self, images: Tensor | FrozenTokens) -> Tensor:
         self._joining = None
-        if isinstance(images, Prefix):
+        if isinstance(images, FrozenTokens):
             self._joining = images.tokens
             images = images.tokens.new_empty(0, 3, *self.config.input.size)
         features = self.backbone.features(images, self if self.active else None)
@@ -238,11 +238,11 @@ def prefix_of(model: HeadedModel, images: Tensor) -> Tensor:
 
 
 def images_of(model: HeadedModel, pixels: Tensor) -> Any:
-    """What ``normalised`` makes of pixels for the model's config; vectors stay, and other tensors are a ``Prefix``."""
+    """What ``normalised`` makes of pixels for the model's config; vectors stay, other tensors are ``FrozenTokens``."""
     here = pixels.to(model.backbone.device)
     if here.dtype == torch.uint8:
         return normalised(here, model.config, model.backbone.device)
-    return here if here.ndim <= 3 else Prefix(here.flatten(0, 1))
+    return here if here.ndim <= 3 else FrozenTokens(here.flatten(0, 1))
 
 
 def normalised(pixels: Tensor, config: AdapterConfig, device: torch.device) -> Tensor:

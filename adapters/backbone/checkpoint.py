@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib
 import io
-import json
 import logging
 import re
 import warnings
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from adapters.backbone.files import read_as_named
 from adapters.backbone.sizes import TABLE, grids_of, native_size
 from adapters.backbone.transformers_names import timm_names
 from adapters.config import Size
@@ -30,9 +29,6 @@ from adapters.errors import BackboneError
 
 log = logging.getLogger(__name__)
 
-INDEX = ".index.json"
-"""How the name of an index of shards ends."""
-MAX_INDEX_BYTES = 32 * 2**20
 SHOWN = 3
 """Names of one kind in a sentence."""
 UNUSED = re.compile(
@@ -109,48 +105,6 @@ def read(path: Path) -> Mapping[str, Any]:
         log.info("%s: %d tensors are no part of the backbone, such as %s", path.name, len(found.aside),
                  _some(found.aside))  # fmt: skip
     return found.tensors
-
-
-def read_as_named(path: Path) -> Mapping[str, Any]:
-    """The same by the file's own names. Raises BackboneError."""
-    if not path.is_file():
-        raise BackboneError(f"weights file '{path}' does not exist", weights=str(path))
-    state: Mapping[str, Any] = {}
-    for shard in _shards_of(path) if path.name.endswith(INDEX) else [path]:
-        state = {**state, **_read(shard)}
-    return state
-
-
-def _shards_of(index: Path) -> list[Path]:
-    """The files that an index of transformers or timm names, all of which lie beside it. Raises BackboneError."""
-    try:
-        if index.stat().st_size > MAX_INDEX_BYTES:
-            raise ValueError(f"it has more than {MAX_INDEX_BYTES} bytes")
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise ValueError("its weight_map must name files beside it")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BackboneError(f"weights index '{index.name}' cannot be read ({type(error).__name__}: {error})",
-                            weights=str(index)) from error  # fmt: skip
-    shards = [index.parent / name for name in sorted(names)]
-    lacking = [shard.name for shard in shards if not shard.is_file()]
-    if lacking:
-        raise BackboneError(f"weights index '{index.name}' names {len(lacking)} files that are not beside it, such as "
-                            f"{lacking[0][:80]}", weights=str(index))  # fmt: skip
-    return shards
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        state: Mapping[str, Any] = load_state_dict(str(path), use_ema=True, weights_only=True)
-    except Exception as error:  # torch, safetensors and timm raise many kinds: it cannot be read
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise BackboneError(
-            f"weights file '{path.name}' cannot be read as a checkpoint of plain tensors "
-            f"({type(error).__name__}: {first})",
-            weights=str(path),
-        ) from error
-    return state
 
 
 def load(model: nn.Module, found: Comparison, source: str) -> None:

@@ -112,10 +112,7 @@ class Backbone:
             self._busy.release()
 
     def pool(self, features: Features, pool: str, norm: str) -> Tensor:
-        """One vector (rows, width) per row, as the adapter's ``pool`` and ``norm`` say (see AdapterConfig).
-
-        Of ``cls+avg`` it is (rows, 2 width).
-        """
+        """One vector (rows, width) per row, of ``cls+avg`` (rows, 2 width), by ``pool`` and ``norm`` of a config."""
         if pool == "cls+avg":
             return torch.cat([self.pool(features, one, norm) for one in ("cls", "avg")], 1)
         if pool == "backbone":

@@ -27,6 +27,11 @@ SQUASH_BICUBIC: Mapping[str, object] = {**SQUASH, "interpolation": "bicubic"}
 CENTER: Mapping[str, object] = {"crop_mode": "center", "crop_pct": 0.875, "interpolation": "bicubic"}
 """What the published processors of a model's family do, where a file does not tell: all but mean and std."""
 
+OF_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+OF_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+"""Their means and standard deviations."""
+
 
 @dataclass(frozen=True)
 class Processor:

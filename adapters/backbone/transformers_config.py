@@ -12,10 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from timm.layers import QuickGELU, SwiGLUPacked
-from torch import nn
+from timm.layers import SwiGLUPacked
 
-from adapters.backbone.processor import CENTER, SQUASH, SQUASH_BICUBIC, find_processor, read_processor
+from adapters.backbone.fields import Fields
+from adapters.backbone.manner import Manner
+from adapters.backbone.processor import (
+    CENTER,
+    HALVES,
+    OF_CLIP,
+    OF_IMAGENET,
+    SQUASH,
+    SQUASH_BICUBIC,
+    find_processor,
+    read_processor,
+)
 from adapters.config import MAX_BLOCKS, Size
 from adapters.errors import BackboneError, ImportRefused
 
@@ -24,40 +34,13 @@ log = logging.getLogger(__name__)
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 32 * 2**20
 """One with the labels of ImageNet-21k has 2 MB."""
-MAX_WIDTH = 2**16
 WRAPPER = "timm_wrapper"
 _PARTS = {"clip": "vision_config", "siglip": "vision_config"}
 """Types of models that have one of pictures as a part."""
-_ACTS: Mapping[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU, "gelu_python": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU, "silu": nn.SiLU,
-    "swish": nn.SiLU,
-    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lambda: nn.GELU("tanh")),
-}  # fmt: skip
-_OF_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-_OF_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 _SIZES = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
     "image_size": 224, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "qkv_bias": True,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How a model computes where timm's with the same tensors may compute otherwise: with which epsilon in its layer
-    norms, but in those of ``usual_eps``, and with which activation in its MLPs. None: as it is."""
-
-    eps: float | None = None
-    act: str | None = None
-    usual_eps: Sequence[str] = ()
-
-    def give(self, model: nn.Module) -> None:
-        """Make a timm model compute so."""
-        for name, module in list(model.named_modules()):
-            if isinstance(module, nn.LayerNorm) and self.eps is not None and not name.endswith(tuple(self.usual_eps)):
-                module.eps = self.eps
-            if self.act is not None and isinstance(getattr(module, "act", None), nn.Module):
-                module.act = _ACTS[self.act]()
 
 
 @dataclass(frozen=True)
@@ -85,50 +68,11 @@ class _Kind:
     """
 
     architecture: str
-    args: Callable[[_Config], Mapping[str, Any]]
+    args: Callable[[Fields], Mapping[str, Any]]
     defaults: Mapping[str, Any]
     seen: Mapping[str, object]
     usual_eps: Sequence[str] = ()
     antialias: bool | None = False
-
-
-class _Config:
-    """config.json's fields, each of the type that is asked for, with transformers' defaults. Raises ValueError."""
-
-    def __init__(self, raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        self._fields = {**defaults, **{name: value for name, value in raw.items() if value is not None}}
-
-    def whole(self, name: str, most: int = MAX_WIDTH) -> int:
-        value = self._fields[name]
-        if isinstance(value, list) and len(set(value)) == 1:  # a square
-            value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            raise ValueError(f"{name} is {value!r:.60}, expected a whole number up to {most}")
-        return value
-
-    def wholes(self, name: str) -> tuple[int, ...]:
-        value = self._fields[name]
-        if not isinstance(value, list) or not value or len(value) > MAX_BLOCKS:
-            raise ValueError(f"{name} is {value!r:.60}, expected a list of whole numbers")
-        return tuple(_Config({name: one}, {}).whole(name) for one in value)
-
-    def number(self, name: str) -> float:
-        value = self._fields[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MAX_WIDTH:
-            raise ValueError(f"{name} is {value!r:.60}, expected a number")
-        return float(value)
-
-    def on(self, name: str) -> bool:
-        value = self._fields[name]
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r:.60}, expected true or false")
-        return value
-
-    def act(self) -> str:
-        value = "silu" if self._fields.get("use_swiglu_ffn") else self._fields["hidden_act"]
-        if value not in _ACTS:
-            raise ValueError(f"hidden_act is {value!r:.60}, known are {', '.join(_ACTS)}")
-        return str(value)
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -137,7 +81,7 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else ratio + 0.5 / width
 
 
-def _plain(config: _Config) -> dict[str, Any]:
+def _plain(config: Fields) -> dict[str, Any]:
     """Arguments of every transformer whose blocks are alike, but the MLP's width."""
     return {
         "img_size": config.whole("image_size"), "patch_size": config.whole("patch_size"),
@@ -146,16 +90,16 @@ def _plain(config: _Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _vit(config: _Config) -> dict[str, Any]:
+def _vit(config: Fields) -> dict[str, Any]:
     ratio = _ratio(config.whole("intermediate_size"), config.whole("hidden_size"))
     return {**_plain(config), "mlp_ratio": ratio, "qkv_bias": config.on("qkv_bias")}
 
 
-def _siglip(config: _Config) -> dict[str, Any]:
+def _siglip(config: Fields) -> dict[str, Any]:
     return {**_vit(config), **({} if config.on("vision_use_head") else {"global_pool": "avg", "fc_norm": False})}
 
 
-def _dinov2(config: _Config) -> dict[str, Any]:
+def _dinov2(config: Fields) -> dict[str, Any]:
     width = config.whole("hidden_size")
     hidden = int(width * config.number("mlp_ratio"))
     args = {
@@ -169,15 +113,13 @@ def _dinov2(config: _Config) -> dict[str, Any]:
     return {**args, "mlp_ratio": _ratio(2 * hidden, width), "mlp_layer": SwiGLUPacked}
 
 
-def _registers(config: _Config) -> dict[str, Any]:
+def _registers(config: Fields) -> dict[str, Any]:
     return {**_dinov2(config), "reg_tokens": config.whole("num_register_tokens")}
 
 
-def _beit(config: _Config) -> dict[str, Any]:
-    if not config.on("use_mean_pooling"):
-        pooling: dict[str, Any] = {"global_pool": "token", "use_fc_norm": False}
-    else:
-        pooling = {"global_pool": "avg"}
+def _beit(config: Fields) -> dict[str, Any]:
+    mean = config.on("use_mean_pooling")
+    pooling: dict[str, Any] = {"global_pool": "avg"} if mean else {"global_pool": "token", "use_fc_norm": False}
     scale = config.number("layer_scale_init_value")
     return {
         **_vit(config), **pooling, "init_values": scale or None,
@@ -187,7 +129,7 @@ def _beit(config: _Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _swin(config: _Config) -> dict[str, Any]:
+def _swin(config: Fields) -> dict[str, Any]:
     if config.on("use_absolute_embeddings"):
         raise ValueError("use_absolute_embeddings is true, which timm's Swin has not")
     return {
@@ -198,28 +140,28 @@ def _swin(config: _Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_VIT = _Kind("vit_base_patch16_224", _vit, _SIZES, {**SQUASH, **_HALVES})
+_VIT = _Kind("vit_base_patch16_224", _vit, _SIZES, {**SQUASH, **HALVES})
 _CLIP = _Kind(
     "vit_base_patch16_clip_224", _vit,
     {**_SIZES, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-    {**CENTER, "crop_pct": 1.0, **_OF_CLIP},
+    {**CENTER, "crop_pct": 1.0, **OF_CLIP},
 )  # fmt: skip
 _SIGLIP = _Kind(
     "vit_base_patch16_siglip_224", _siglip,
     {**_SIZES, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": True},
-    {**SQUASH_BICUBIC, **_HALVES},
+    {**SQUASH_BICUBIC, **HALVES},
 )  # fmt: skip
 _BEIT = _Kind(
     "beit_base_patch16_224", _beit,
     {**_SIZES, "use_mean_pooling": True, "layer_scale_init_value": 0.1, "use_absolute_position_embeddings": False,
      "use_relative_position_bias": False, "use_shared_relative_position_bias": False},
-    {**SQUASH, **_HALVES}, antialias=None,
+    {**SQUASH, **HALVES}, antialias=None,
 )  # fmt: skip
 _DINOV2 = _Kind(
     "vit_base_patch14_dinov2", _dinov2,
     {**_SIZES, "patch_size": 14, "layer_norm_eps": 1e-6, "mlp_ratio": 4, "layerscale_value": 1.0,
      "use_swiglu_ffn": False, "num_register_tokens": 4},
-    {**CENTER, **_OF_IMAGENET},
+    {**CENTER, **OF_IMAGENET},
 )  # fmt: skip
 _SWIN_DEFAULTS = {
     "image_size": 224, "patch_size": 4, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
@@ -230,7 +172,7 @@ _KINDS: Mapping[str, _Kind] = {
     **dict.fromkeys(("vit", "vit_mae"), _VIT),
     "vit_msn": _Kind(_VIT.architecture, _vit, {**_SIZES, "layer_norm_eps": 1e-6}, _VIT.seen),
     "ijepa": _Kind("vit_huge_patch14_gap_224", _vit, {**_SIZES, "layer_norm_eps": 1e-6}, _VIT.seen),
-    "deit": _Kind("deit_base_distilled_patch16_224", _vit, _SIZES, {**CENTER, "crop_mode": "squash", **_OF_IMAGENET}),
+    "deit": _Kind("deit_base_distilled_patch16_224", _vit, _SIZES, {**CENTER, "crop_mode": "squash", **OF_IMAGENET}),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _Kind(
         "vit_base_patch14_reg4_dinov2", _registers, _DINOV2.defaults, _DINOV2.seen, antialias=True
@@ -239,7 +181,7 @@ _KINDS: Mapping[str, _Kind] = {
     **dict.fromkeys(("siglip", "siglip_vision_model"), _SIGLIP),
     **dict.fromkeys(("beit", "data2vec-vision"), _BEIT),
     "swin": _Kind(
-        "swin_tiny_patch4_window7_224", _swin, _SWIN_DEFAULTS, {**SQUASH_BICUBIC, **_OF_IMAGENET},
+        "swin_tiny_patch4_window7_224", _swin, _SWIN_DEFAULTS, {**SQUASH_BICUBIC, **OF_IMAGENET},
         usual_eps=("patch_embed.norm", "downsample.norm"), antialias=None,
     ),
 }  # fmt: skip
@@ -295,7 +237,7 @@ def manner_beside(weights: Path) -> Manner | None:
         raise BackboneError(f"{weights.parent / CONFIG}: {error}", weights=str(weights)) from error
 
 
-def _kind_of(raw: Mapping[str, Any], name: str) -> tuple[_Kind, _Config]:
+def _kind_of(raw: Mapping[str, Any], name: str) -> tuple[_Kind, Fields]:
     found = str(raw["model_type"])
     if found not in _KINDS:
         raise BackboneError(
@@ -306,7 +248,7 @@ def _kind_of(raw: Mapping[str, Any], name: str) -> tuple[_Kind, _Config]:
     part = raw.get(_PARTS[found]) or {} if found in _PARTS else raw
     if not isinstance(part, dict):
         raise BackboneError(f"{name}: its {_PARTS[found]} is no object", model=name)
-    return _KINDS[found], _Config(part, _KINDS[found].defaults)
+    return _KINDS[found], Fields(part, _KINDS[found].defaults)
 
 
 def _wrapped(raw: Mapping[str, Any], name: str) -> Described:

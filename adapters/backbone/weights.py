@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from adapters.backbone import hub
 from adapters.backbone.checkpoint import Comparison, compare, fingerprint_of, load, read
 from adapters.backbone.families import blocks_of
+from adapters.backbone.files import file_in, not_loaded
 from adapters.backbone.inputs import input_config
 from adapters.backbone.sizes import patch_of, refuse_part_of_a_patch, refused, resample_as_given, squares_near
-from adapters.backbone.transformers_config import Described, Manner, described, manner_beside
+from adapters.backbone.source import Source, hint, in_folder
+from adapters.backbone.transformers_config import manner_beside
 from adapters.config import InputConfig, Size
 from adapters.errors import BackboneError
 
@@ -38,12 +40,6 @@ _MODULES = (
     "naflexvit", "vitamin",
 )  # fmt: skip
 _SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so", 1280: "huge"}
-_FOLDER_FILES = (
-    "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
-)  # fmt: skip
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_ADVICE = "give a local file with --weights, or use the shipped demo"
 
 
 class Built(NamedTuple):
@@ -62,33 +58,11 @@ class _Loaded(NamedTuple):
     resampled: str
 
 
-class _Source(NamedTuple):
-    """What timm is asked for: its ``name`` of a model, or of a ``folder``, in which the weights are.
-
-    ``told``: what the folder says of its model where that is not timm's own, and ``manner`` how it computes.
-    """
-
-    name: str
-    folder: Path | None = None
-    told: Described | None = None
-    manner: Manner | None = None
-
-    def create(self, size: Size | None, *, pretrained: bool) -> nn.Module:
-        """Raises whatever timm raises."""
-        args: dict[str, Any] = {"img_size": size} if size else {}
-        if self.told:
-            args = {**self.told.args, **args, "pretrained_cfg_overlay": dict(self.told.seen)}
-        model: nn.Module = timm.create_model(self.name, pretrained=pretrained, num_classes=0, **args)
-        if self.manner:
-            self.manner.give(model)
-        return model
-
-
 class _Plan(NamedTuple):
     """What is to be built. ``own``: the model without memory, at its own size. ``size``: another one, or None."""
 
     name: str
-    source: _Source
+    source: Source
     own: nn.Module
     size: Size | None
 
@@ -125,47 +99,31 @@ def build_model(name: str, weights: str, size: Size | None = None) -> Built:
     return Built(label, input_config(loaded.model, plan.size), *loaded)
 
 
-def _resolve(name: str) -> tuple[_Source, str]:
+def _resolve(name: str) -> tuple[Source, str]:
     """Where a name leads, and what the backbone is called. Raises BackboneError."""
     if name == "demo":
-        return _Source(f"local-dir:{DEMO_BACKBONE}", DEMO_BACKBONE), name
+        return Source(f"local-dir:{DEMO_BACKBONE}", DEMO_BACKBONE), name
     folder = Path(name.removeprefix("local-dir:"))
     if (folder / "config.json").is_file():
-        return _in_folder(folder, folder.name or folder.resolve().name)
+        return in_folder(folder, folder.name or folder.resolve().name)
     # A published timm model is the same by either name, and so is what timm makes of it.
     of_timm = re.fullmatch(r"(?:hf[-_]hub:)?timm/([\w.-]+)", name)
     if of_timm and timm.is_model(of_timm[1].split(".")[0]):
         name = of_timm[1]
     elif on_hub := re.fullmatch(r"hf[-_]hub:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name):
         try:
-            return _in_folder(hub.fetched(on_hub[1], on_hub[2], REACH_S), on_hub[1])
+            return in_folder(hub.fetched(on_hub[1], on_hub[2], REACH_S), on_hub[1])
         except hub.OutOfReach as error:
             raise BackboneError(
                 f"{name} could not be loaded ({error}); give a local folder with its config.json and "
                 "model.safetensors, or use the shipped demo", model=name,
             ) from error  # fmt: skip
     if not timm.is_model(name.split(".")[0]):
-        raise BackboneError(
-            f"'{name}' is neither a timm model nor a folder with a config.json{_hint(name)}", model=name
-        )
-    return _Source(name), name
+        raise BackboneError(f"'{name}' is neither a timm model nor a folder with a config.json{hint(name)}", model=name)
+    return Source(name), name
 
 
-def _hint(name: str) -> str:
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        return f"; on the Hugging Face hub it would be hf-hub:{name}"
-    close = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
-    return f"; close: {', '.join(close)}" if close else "; see timm.list_models()"
-
-
-def _in_folder(folder: Path, label: str) -> tuple[_Source, str]:
-    told = described(folder, label)
-    if told is None:
-        return _Source(f"local-dir:{folder}", folder), label
-    return _Source(told.architecture, folder, told, told.manner), label
-
-
-def _planned(name: str, source: _Source, size: Size | None) -> _Plan:
+def _planned(name: str, source: Source, size: Size | None) -> _Plan:
     """Build the model without memory, so that nobody downloads what cannot be adapted, or cannot run at that size."""
     with torch.device("meta"):
         model = _create(name, source)
@@ -173,7 +131,7 @@ def _planned(name: str, source: _Source, size: Size | None) -> _Plan:
     try:
         own = input_config(model).size
     except (KeyError, TypeError, ValueError) as error:  # a config.json by hand
-        raise _not_loaded(name, f"its preprocessing cannot be read: {_first_line(error)}") from error
+        raise not_loaded(name, f"its preprocessing cannot be read: {_first_line(error)}") from error
     if size is None or size == own:
         return _Plan(name, source, model, None)
     plan = _Plan(name, source, model, size)
@@ -187,36 +145,19 @@ def _planned(name: str, source: _Source, size: Size | None) -> _Plan:
     return plan
 
 
-def _create(name: str, source: _Source, size: Size | None = None, *, pretrained: bool = False) -> nn.Module:
+def _create(name: str, source: Source, size: Size | None = None, *, pretrained: bool = False) -> nn.Module:
     try:
         with hub.within_reach(name, REACH_S) if pretrained else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about how timm resamples
             return source.create(size, pretrained=pretrained)
     except hub.OutOfReach as error:
-        raise _not_loaded(name, str(error)) from error
+        raise not_loaded(name, str(error)) from error
     except Exception as error:  # timm, torch and the hub's client raise many kinds; each means: not this model, here
-        raise _not_loaded(name, f"{type(error).__name__}: {_first_line(error)}") from error
-
-
-def _not_loaded(name: str, why: str) -> BackboneError:
-    return BackboneError(f"{name} could not be loaded ({why}); {_ADVICE}", model=name)
+        raise not_loaded(name, f"{type(error).__name__}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
-
-
-def file_in(folder: Path, label: str) -> Path:
-    """The checkpoint in a folder of timm's or transformers' layout, or its parts' index, or the only one in it.
-
-    Raises BackboneError.
-    """
-    known = [folder / name for name in (*_FOLDER_FILES, *_INDICES) if (folder / name).is_file()]
-    others = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".pth", ".bin")]
-    if not known and len(others) != 1:
-        count = f"{len(others)} checkpoints and none" if others else "no checkpoint"
-        raise _not_loaded(label, f"the folder has {count} with a name such as {_FOLDER_FILES[0]}")
-    return (known or others)[0]
 
 
 def _random(plan: _Plan, seed: int, label: str) -> _Loaded:
@@ -326,7 +267,7 @@ def _architecture_of(state: Mapping[str, Any], near: str) -> str:
         if time.monotonic() > end:
             break
         with suppress(BackboneError), torch.device("meta"):
-            found = compare(_create(name, _Source(name)), state)
+            found = compare(_create(name, Source(name)), state)
             if found.fits and not found.stretched:
                 return name
     return ""

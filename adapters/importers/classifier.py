@@ -14,10 +14,9 @@ from typing import Literal
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.backbone.checkpoint import read_as_named
+from adapters.backbone.files import file_in, read_as_named
 from adapters.backbone.processor import Processor
 from adapters.backbone.transformers_config import read_config
-from adapters.backbone.weights import file_in
 from adapters.errors import ImportRefused
 from adapters.importers.common import Imported, ImportTerms, check_head, config_of
 from adapters.importers.families import FAMILIES, SIGLIP, Family, base_told, seen_by

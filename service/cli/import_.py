@@ -34,6 +34,7 @@ from service.cli.import_options import (
     refuse_half_a_check,
     say,
 )
+from service.cli.import_transformers import transformers
 from service.exits import USAGE
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ app = typer.Typer(
     Example:  adaptserve import adaptformer checkpoint.pth --base demo --labels labels.txt --out my-task.safetensors
     """,
 )
+
+
+app.command()(transformers)
 
 
 @app.command()
@@ -160,50 +164,6 @@ def peft(
         given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
         terms = ImportTerms(task or task_name(file.name), labelled, given)
         imported = convert(source, backbone, terms, processor=seen, skip=skip)
-        finish(file, imported, backbone, check, against)
-
-
-@app.command()
-def transformers(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What save_pretrained of transformers wrote.")],
-    file: Out,
-    base: Annotated[
-        str, typer.Option("--base", metavar="NAME", help="The backbone, as other imports take it.  [default: FOLDER]")
-    ] = "",
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", metavar="FILE", help="As other imports take it.  [default: FOLDER's id2label]"),
-    ] = None,
-    task: Task = None,
-    weights: Weights = "",
-    image_size: ImageSize = "",
-    processor: ProcessorFile = None,
-    mean: Mean = None,
-    std: Std = None,
-    interpolation: Interpolation = None,
-    crop_pct: CropPct = None,
-    crop_mode: CropMode = None,
-    check: Check = None,
-    against: Against = None,
-) -> None:
-    """Import the classifier of a model of Hugging Face's transformers, as a task of a head alone.
-
-    The backbone is the folder's own: `adaptserve serve --backbone FOLDER`. Adapters for it may stand beside the task.
-
-    Example:  adaptserve import transformers ./vit-base-patch16-224 --out imagenet.safetensors
-    """
-    refuse_half_a_check(check, against)
-    with one_line_errors():
-        from adapters.backbone import load_backbone
-        from adapters.importers import ImportTerms
-        from adapters.importers.classifier import convert, read_folder
-
-        source = read_folder(folder)
-        labelled = names(labels, str(folder), source.classes)
-        backbone = load_backbone(base or str(folder), weights, "cpu", "float32", image_size)
-        given = preprocessing(mean, std, interpolation, crop_pct, crop_mode)
-        terms = ImportTerms(task or task_name(file.name), labelled, given)
-        imported = convert(source, backbone, terms, processor=processor_of(processor, folder), own=not base)
         finish(file, imported, backbone, check, against)
 
 

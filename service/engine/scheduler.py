@@ -27,10 +27,11 @@ class Ticket(Generic[P]):
 
 
 class Scheduler(Generic[P]):
-    """First in, first out within a task; between tasks, equal rows over time.
+    """First in, first out within a task; between tasks, equal rows over time, as far as tickets fit.
 
     A ticket that has its turn but no room left in the batch goes first in the next one, so large clips are
-    not passed over for ever. Every ticket must fit an empty batch.
+    not passed over for ever. Others take the room that it had no use for, so that a task of clips that often do not
+    fit may get fewer rows than one of pictures. Every ticket must fit an empty batch.
     """
 
     def __init__(self, max_batch_rows: int) -> None:

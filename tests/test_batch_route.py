@@ -99,6 +99,12 @@ def test_each_item_has_the_answer_that_predict_gives(home: House, form: str) -> 
 def test_parameters_are_those_of_predict(home: House) -> None:
     content, kind = body(GOOD[:2], "zip")
     assert [len(item["predictions"]) for item in lines_of(send(home, content, kind, top_k=2))[0]] == [2, 2]
+    for item in lines_of(send(home, content, kind, min_score=1, abstain=0, embedding=True))[0]:
+        assert (item["predictions"], item["accepted"]) == ([], True)
+        assert len(item["embedding"]) == home.local.backbone.layout.width
+    clips = lines_of(send(home, *body([("a.mp4", clip(count=24))], "zip"), task="clips", window=0.4))[0]
+    alone = home.ask("clips", clip(count=24), window=0.4).json()
+    assert clips[0]["windows"] == alone["windows"]
     assert problem(send(home, content, kind, version=9), 404)
     assert problem(send(home, content, kind, task="nosuch"), 404)
     assert "topk" in str(problem(send(home, content, kind, topk=2), 400)["detail"])

@@ -28,13 +28,13 @@ from service.web.archives import Entry
 from service.web.batches import BatchOrder, BatchPlace, BatchRunner
 from service.web.caller import Caller
 from service.web.middleware import PROGRESS
-from service.web.prediction import Answers, Outcomes
+from service.web.prediction import Answers, Extras, Outcomes
 from service.web.problems import document, plain_document
 from service.web.routes.batch_body import GZIP, TAR, ZIP, BatchBody
 from service.web.routes.bodies import exchange, receive
 from service.web.routes.common import TaskName, problems
 from service.web.routes.parameters import declared
-from service.web.routes.predict import TOP_K, TopK, Version, wire
+from service.web.routes.predict import TOP_K, TheExtras, TopK, Version, wire
 from service.web.schemas import BatchEnd, BatchFailure, BatchItem
 
 log = logging.getLogger(__name__)
@@ -103,16 +103,19 @@ class BatchCall:
         return await body.entries(caller)
 
     def answered(
-        self, place: BatchPlace, entries: Sequence[Entry], served: Served, top_k: int, caller: Caller
+        self, place: BatchPlace, entries: Sequence[Entry], served: Served, top_k: int, caller: Caller, extras: Extras
     ) -> Response:
         """The answer, which gives the place back when it is over."""
 
         async def answer(index: int, name: str, read: Callable[[], bytes]) -> bytes:
-            outcomes = await self._answers.predict(read, [served], top_k, caller)
+            outcomes = await self._answers.predict(read, [served], top_k, caller, extras)
             return self._good(index, name, outcomes)
 
         self.progress.items = len(entries)
-        asked = BatchOrder(entries, served.config.rows, answer, self._bad)
+        rows = served.config.rows
+        if extras.excerpt and extras.excerpt.window:  # as many as there may be, and that half of the queue holds
+            rows = max(rows, min(rows * self.settings.max_windows, self.settings.max_queue_rows // 2))
+        asked = BatchOrder(entries, rows, answer, self._bad)
         return _Streamed(self, place, self.batches.lines(asked, caller), caller)
 
     def _good(self, index: int, name: str, outcomes: Outcomes) -> bytes:
@@ -181,8 +184,9 @@ class _Streamed(Lines):
 
 @router.post(PATH, openapi_extra=_BODY, responses=_RESPONSES, response_class=Lines)
 async def batch(
-    request: Request, task: TaskName, top_k: TopK = TOP_K, version: Version = None, deadline_ms: DeadlineMs = None
-) -> Response:
+    request: Request, task: TaskName, extras: TheExtras, top_k: TopK = TOP_K, version: Version = None,
+    deadline_ms: DeadlineMs = None,
+) -> Response:  # fmt: skip
     """Classify many pictures or clips: a line of JSON for each, in order, sent as soon as it is there.
 
     An item that cannot be answered is a line with its problem. One version answers for all.
@@ -195,7 +199,7 @@ async def batch(
         entries = await call.read(place, caller)
         await call.catalogue.catch_up()
         served = await call.catalogue.resolve(task, version)
-        return call.answered(place, entries, served, top_k, caller)
+        return call.answered(place, entries, served, top_k, caller, extras)
     except BaseException:
         place.leave()
         raise

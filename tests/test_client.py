@@ -41,6 +41,7 @@ from adaptserve_client.errors import refusal_of
 from adaptserve_client.retries import Attempts
 from service.keys import create, dump
 from tests.houses import CLIP, House, Kit, house, photograph
+from tests.media_samples import clip
 
 KINDS: list[type[Client] | type[AsyncClient]] = [Client, AsyncClient]
 
@@ -133,6 +134,19 @@ def test_one_picture_as_path_bytes_and_open_file(home: House, client: Either, tm
     assert answer.timing.keys() == {"decode", "queue", "compute"}
     both = client.predict_many(path, tasks=["birds", "pets"], top_k=1)
     assert [(one.task, len(one.predictions)) for one in both] == [("birds", 1), ("pets", 1)]
+
+
+def test_vectors_and_windows(home: House, client: Either) -> None:
+    bare = client.embed(photograph())
+    assert (len(bare.embedding), bare.modality, bare.frames) == (home.local.backbone.layout.width, "image", 1)
+    assert bare.embedding == tuple(home.client.post("/v1/embed", content=photograph()).json()["embedding"])
+    assert client.embed(clip(count=24), frames=2).frames == 2
+    seen = client.predict(photograph(), task="pets", embedding=True, abstain=0.0, min_score=1.0)
+    assert (len(seen.embedding or ()), seen.accepted, seen.best) == (len(bare.embedding), True, None)
+    parts = client.predict(clip(count=24), task="moves", window=0.4).windows or ()
+    assert [one.start for one in parts] == pytest.approx([0.4 * i for i in range(len(parts))])
+    assert len(parts) > 1
+    assert all(len(one.predictions) for one in parts)
 
 
 def test_a_tasks_life(kit: Kit, client: Either, kind: Any, tmp_path: Path) -> None:

@@ -9,7 +9,17 @@
 """
 
 from adaptserve_client.aio import AsyncClient
-from adaptserve_client.answers import BatchOutcome, Classification, ScoredLabel, ServerInfo, Task, Upload, Version
+from adaptserve_client.answers import (
+    BatchOutcome,
+    Classification,
+    Embedding,
+    ScoredLabel,
+    ServerInfo,
+    Task,
+    Upload,
+    Version,
+    Window,
+)
 from adaptserve_client.calls import BatchOptions, PredictOptions
 from adaptserve_client.client import Client
 from adaptserve_client.errors import (
@@ -55,6 +65,7 @@ __all__ = [
     "Client",
     "ConflictError",
     "DeadlineError",
+    "Embedding",
     "ForbiddenError",
     "NoAnswerError",
     "NoRoomError",
@@ -76,6 +87,7 @@ __all__ = [
     "UnsupportedError",
     "Upload",
     "Version",
+    "Window",
     "WrongBaseError",
     "WrongModalityError",
     "__version__",

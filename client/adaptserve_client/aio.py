@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from adaptserve_client import calls
-from adaptserve_client.answers import BatchOutcome, Classification, ServerInfo, Task, Upload, Version
+from adaptserve_client.answers import BatchOutcome, Classification, Embedding, ServerInfo, Task, Upload, Version
 from adaptserve_client.client import CONCURRENCY, RETRIES, TIMEOUT_S
 from adaptserve_client.errors import (
     AdaptServeError,
@@ -76,6 +76,10 @@ class AsyncClient:
     ) -> list[Classification]:
         """Ask several tasks about one picture or clip, which is decoded once. All answer, in order, or none."""
         return await self._send(calls.predict_many(await asyncio.to_thread(content_of, file), tasks, options))
+
+    async def embed(self, file: File, *, frames: int | None = None) -> Embedding:
+        """The frozen backbone's vector of a picture or clip, before any adapter. ``frames``: of a clip."""
+        return await self._send(calls.embed(await asyncio.to_thread(content_of, file), frames))
 
     def batch(
         self,

@@ -23,11 +23,38 @@ class ScoredLabel:
 
 
 @dataclass(frozen=True)
+class Window:
+    """What a task says of a part of a clip; ``start`` and ``end`` in seconds after its first frame."""
+
+    start: float
+    end: float
+    predictions: tuple[ScoredLabel, ...] = ()
+    accepted: bool | None = None
+    embedding: tuple[float, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the frozen backbone makes of a picture or clip; ``frames``: over which the vector is the mean."""
+
+    backbone: str
+    fingerprint: str
+    modality: str
+    frames: int
+    embedding: tuple[float, ...]
+    bad_frames: int = 0
+    timing: Mapping[str, float] = field(default_factory=dict, compare=False)
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
 class Classification:
     """What one task says of one picture or clip, and which file said so.
 
     ``predictions`` are best first; ``digest`` is the sha256 of the adapter file; ``bad_frames`` counts frames of a clip
     that did not decode. ``accepted`` tells whether the best score reaches the abstain threshold, if there is one.
+    ``embedding`` and ``windows`` are there where they were asked for.
     ``timing`` has the milliseconds of each stage, of an answer that is not one of many; ``raw`` is what came.
     """
 
@@ -38,6 +65,8 @@ class Classification:
     predictions: tuple[ScoredLabel, ...] = ()
     bad_frames: int = 0
     accepted: bool | None = None
+    embedding: tuple[float, ...] | None = None
+    windows: tuple[Window, ...] | None = None
     timing: Mapping[str, float] = field(default_factory=dict, compare=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -146,6 +175,8 @@ def read(kind: type[Answer], document: Any, **more: Any) -> Answer:
 def _value(name: str, value: Any) -> Any:
     if name == "predictions":
         return tuple(read(ScoredLabel, one) for one in value)
+    if name == "windows":
+        return tuple(read(Window, one) for one in value)
     if name == "created":
         return datetime.fromisoformat(value.replace("Z", "+00:00"))
     return tuple(value) if isinstance(value, list) else value

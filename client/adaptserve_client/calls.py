@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
-from adaptserve_client.answers import Classification, ServerInfo, Task, Upload, Version, read
+from adaptserve_client.answers import Classification, Embedding, ServerInfo, Task, Upload, Version, read
 from adaptserve_client.errors import BadAddressError, UnexpectedAnswerError
 from adaptserve_client.sources import Stream
 from adaptserve_client.version import __version__
@@ -157,6 +157,14 @@ def predict_many(content: bytes, tasks: Sequence[str], options: BatchOptions) ->
         "POST", "/v1/predict",
         lambda r: [read(Classification, one, timing=timing_of(r)) for one in member(json_of(r), "results")],
         content=content, **fields,
+    )  # fmt: skip
+
+
+def embed(content: bytes | Stream, frames: int | None) -> Request[Embedding]:
+    """One picture or clip, no task."""
+    return Request(
+        "POST", "/v1/embed", lambda r: read(Embedding, json_of(r), timing=timing_of(r)),
+        params={} if frames is None else {"frames": frames}, content=content,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from adaptserve_client import calls
-from adaptserve_client.answers import BatchOutcome, Classification, ServerInfo, Task, Upload, Version
+from adaptserve_client.answers import BatchOutcome, Classification, Embedding, ServerInfo, Task, Upload, Version
 from adaptserve_client.errors import (
     AdaptServeError,
     NoAnswerError,
@@ -82,6 +82,10 @@ class Client:
     ) -> list[Classification]:
         """Ask several tasks about one picture or clip, which is decoded once. All answer, in order, or none."""
         return self._send(calls.predict_many(content_of(file), tasks, options))
+
+    def embed(self, file: File, *, frames: int | None = None) -> Embedding:
+        """The frozen backbone's vector of a picture or clip, before any adapter. ``frames``: of a clip."""
+        return self._send(calls.embed(content_of(file), frames))
 
     def batch(
         self,

@@ -36,8 +36,8 @@ VIEWS = Spec(IMAGE.sites, 4, "cls", "trained", frames=2, head="frames")
 
 
 def vector_of(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
-    """(clips, width): the reference, with a head that gives the vector itself."""
-    width, video = backbone.layout.width, adapter.config.video
+    """(clips, width): the reference, with a head that gives the vector itself, of ``cls+avg`` twice as wide."""
+    width, video = (2 if adapter.config.twice else 1) * backbone.layout.width, adapter.config.video
     plain = None if video is None else VideoConfig(frames=video.frames)
     config = adapter.config.model_copy(update={"labels": tuple(map(str, range(width))), "video": plain})
     kept = {name: tensor for name, tensor in adapter.tensors.items() if not name.startswith("head.")}
@@ -76,7 +76,7 @@ def test_a_tasks_vector_is_what_its_head_sees(kit: Kit, number: int) -> None:
     body = photograph() if HEADS[number].frames == 1 else clip()
     images = seen(kit.backbone, body, None if HEADS[number].frames == 1 else HEADS[number].frames)
     found, expected = torch.from_numpy(predictor.embed(body, "t")), vector_of(kit.backbone, adapter, images)[0]
-    assert found.shape == (kit.backbone.layout.width,)
+    assert found.shape == ((2 if adapter.config.twice else 1) * kit.backbone.layout.width,)
     close(found, expected)
     if adapter.config.head == "mean":
         logits = adapter.tensors["head.weight"] @ found + adapter.tensors["head.bias"]
@@ -122,6 +122,17 @@ def test_vectors_come_to_the_host_for_batches_that_ask_alone(tmp_path: Path, dev
                 expected = vector_of(bench.backbone, adapter, torch.from_numpy(jobs[number].pixels))[0]
                 close(torch.from_numpy(vectors[number]), expected)
     assert counted.counts == [1] + [2] * 6
+
+
+def test_vectors_of_one_and_two_meet_in_a_batch(tmp_path: Path) -> None:
+    specs = [Spec(IMAGE.sites, 4, "cls+avg"), Spec(IMAGE.sites, 4, "avg", "trained"), Spec(IMAGE.sites, 4, "cls")]
+    bench = Bench(tmp_path, specs=specs)
+    jobs = [replace(job, embed=True) for job in bench.jobs(1, 0, 2)]
+    vectors = bench.forward.run(bench.forward.prepare(jobs)).vectors()
+    for number, spec in enumerate((1, 0, 2)):
+        adapter = random_adapter(bench.backbone, specs[spec], spec + 1)
+        expected = vector_of(bench.backbone, adapter, torch.from_numpy(jobs[number].pixels))[0]
+        close(torch.from_numpy(vectors[number]), expected)
 
 
 def test_a_head_that_sees_time_adds_no_row(kit: Kit) -> None:

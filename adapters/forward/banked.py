@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 class Prepared:
     """A batch that is laid out and on its way to the device.
 
-    ``embedded``: of the jobs whose pooled vector is wanted, the one that computes it.
+    ``embedded``: of the jobs whose pooled vector is wanted, the one that computes it, and the vector's width.
     """
 
     plan: Plan
     classes: tuple[int, ...]
     staged: Staged
     prefix: Prefix | None = None
-    embedded: Mapping[int, int] = field(default_factory=dict)
+    embedded: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Running:
 
     classes: tuple[int, ...]
     outputs: Fetched
-    embedded: Mapping[int, int]
+    embedded: Mapping[int, tuple[int, int]]
 
     def result(self) -> list[NDArray[np.float32]]:
         """Logits (classes,) float32 per job; blocks until the device has them. Ask before the next but one runs."""
@@ -64,11 +64,11 @@ class Running:
         return [row[:classes].copy() for row, classes in zip(found, self.classes, strict=False)]
 
     def vectors(self) -> dict[int, NDArray[np.float32]]:
-        """Pooled vectors (width,) float32 by job, of those that asked; as ``result``."""
+        """Pooled vectors (width,) float32 by job, of those that asked, twice as wide of ``cls+avg``; as ``result``."""
         if not self.embedded:
             return {}
         found = self.outputs.result()[1]
-        return {job: found[place].copy() for job, place in self.embedded.items()}
+        return {job: found[place][:width].copy() for job, (place, width) in self.embedded.items()}
 
 
 class BankedForward:
@@ -118,10 +118,12 @@ class BankedForward:
 
     def prepare(self, jobs: Sequence[Job]) -> Prepared:
         """Lay a batch out and begin to copy it; at most one may be prepared and not yet run."""
-        classes, embedded = tuple(job.meta.classes for job in jobs), dict[int, int]()
+        classes, embedded = tuple(job.meta.classes for job in jobs), dict[int, tuple[int, int]]()
         asked = [number for number, job in enumerate(jobs) if job.embed]
         if asked:
-            jobs, embedded = _with_pooled(jobs, asked)
+            jobs, places = _with_pooled(jobs, asked)
+            width = self.backbone.layout.width
+            embedded = {number: (at, 2 * width if jobs[at].meta.twice else width) for number, at in places.items()}
         with torch.inference_mode():
             plan = plan_of(jobs, pad=self._graphs is not None, prefixes=self.prefixes)
             pixels = [jobs[i].pixels for i in plan.inputs] or [jobs[0].pixels[:0]]

@@ -182,8 +182,9 @@ _HEAD = """# Backbones
 Made by `python -m benchmarks.backbones` with timm {timm}: {names:,} of its {all:,} pretrained names can be adapted,
 those of {models} architectures. A name is `model.weights`, such as `vit_base_patch16_224.augreg2_in21k_ft_in1k`.
 
-- **Sites** are {sites}; `adapters/config.py` says what each is. A site is there if it is
-  in every block. Class tokens that join behind the blocks (CaiT, XCiT) have layers of their own, which stay frozen.
+- **Sites** are {sites}.
+  `adapters/config.py` says what each is. A site is there if it is in every block. Class tokens that join behind the
+  blocks (CaiT, XCiT) have layers of their own, which stay frozen.
 - **Pixels** that the weights were made for, and whether `--image-size` can choose others. Patches, and Swin's windows,
   set which: the error names sizes near the one that was asked for.
 - **Blocks** and their width, from the first to the last stage.

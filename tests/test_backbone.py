@@ -25,6 +25,9 @@ from adapters.training.model import AdaptedModel
 from tests.forwards import FORWARDS, last_norm, norm_of_pooled
 from tests.models import FAMILIES, OTHERS, Spec, close, head_of, random_adapter, residual, small_backbone
 
+NORMS = {"backbone": ("frozen",), "cls+avg": ("frozen", "none")}
+"""Those that a pool can have, where not all."""
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
@@ -150,13 +153,11 @@ def reference(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
         return head_of(backbone, adapter, model.forward_head(last_norm(model, raw), pre_logits=True))
     tokens = (last_norm(model, raw) if config.norm == "frozen" else raw).flatten(1, -2)
     prefix = getattr(model, "num_prefix_tokens", 0)
-    pooled = {"cls": tokens[:, 0], "avg": tokens[:, prefix:].mean(1)}.get(config.pool)
-    if pooled is None:
-        assert config.pool == "cls+avg"
-        pooled = torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], 1)
+    pools = {"cls": tokens[:, 0], "avg": tokens[:, prefix:].mean(1)}
+    parts = [pools[pool] for pool in config.pool.split("+")]
     if config.norm == "frozen" and (norm := norm_of_pooled(model)):
-        pooled = norm(pooled)
-    return head_of(backbone, adapter, pooled)
+        parts = [norm(part) for part in parts]
+    return head_of(backbone, adapter, torch.cat(parts, 1))
 
 
 def all_sites(
@@ -198,7 +199,7 @@ def test_every_site_and_pool_equals_the_reference(backbone: Backbone) -> None:
     images = pixels(backbone, 2)
     for i, name in enumerate(backbone.layout.sites):
         for pool in backbone.layout.pools:
-            for norm in ("frozen",) if pool == "backbone" else ("frozen", "trained", "none"):
+            for norm in NORMS.get(pool, ("frozen", "trained", "none")):
                 if name in ("qkv", "q", "k", "v", "proj"):
                     continue  # inside attention: `test_lora_on_attention` adds them to the weights
                 act = ACTIVATIONS[i % len(ACTIVATIONS)]
@@ -288,7 +289,7 @@ def test_others_of_a_family(tmp_path: Path, name: str) -> None:
     assert torch.equal(features.normed, bare.forward_features(images))
     vector = backbone.pool(features, "backbone", "frozen")
     assert torch.equal(vector, bare.forward_head(features.normed, pre_logits=True))
-    if "cls" not in backbone.layout.pools and "avg" in backbone.layout.pools:
+    if name in ("samnorm", "abswin"):  # whose own way is the mean
         close(backbone.pool(features, "avg", "frozen"), vector)
         assert backbone.pool(features, "avg", "none").shape == vector.shape
     adapter = random_adapter(backbone, Spec((all_sites(backbone, "parallel"),)), 1)
@@ -311,7 +312,7 @@ def test_sixteen_tasks_in_one_batch_answer_as_each_alone(backbone: Backbone) -> 
         frames = (1, 1, 2, 3)[i % 4]
         site = all_sites(backbone, names[i % len(names)], temporal=frames > 1, act=("relu", "none", "gelu")[i % 3])
         pool = backbone.layout.pools[i % len(backbone.layout.pools)]
-        norm = "trained" if pool != "backbone" and i % 2 else "frozen"
+        norm = "trained" if pool not in NORMS and i % 2 else "frozen"
         adapters.append(random_adapter(backbone, Spec((site,), 3 + 5 * (i % 7), pool, norm, frames), i))
     bench = Bench(backbone, adapters)
     jobs = [bench.job(i, pixels(backbone, a.config.frames, seed=i)) for i, a in enumerate(adapters)]

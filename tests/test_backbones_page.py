@@ -47,6 +47,7 @@ def test_the_page_says_what_the_code_does(text: str, model: str) -> None:
 
 
 @pytest.mark.torture
+@pytest.mark.timeout(3600)
 def test_the_page_is_what_the_command_writes(text: str) -> None:
     assert page((examine(model), tags) for model, tags in pretrained().items()) == text
 

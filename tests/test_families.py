@@ -9,7 +9,7 @@ import torch
 
 from adapters.backbone import load_backbone
 from tests.models import Spec, random_adapter
-from tests.test_backbone import Bench, all_sites, normalised, pixels, reference
+from tests.test_backbone import NORMS, Bench, all_sites, normalised, pixels, reference
 
 NAMES = (
     "vit_tiny_patch16_224", "vit_base_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224",
@@ -34,7 +34,7 @@ def test_full_size(name: str) -> None:
     for i in range(16):
         frames = (1, 1, 1, 2)[i % 4]
         pool = backbone.layout.pools[i % len(backbone.layout.pools)]
-        norm = "trained" if pool != "backbone" and i % 2 else "frozen"
+        norm = "trained" if pool not in NORMS and i % 2 else "frozen"
         site = all_sites(backbone, names[i % len(names)], temporal=frames > 1, rank=8)
         adapters.append(random_adapter(backbone, Spec((site,), 3 + i, pool, norm, frames), i, size=0.05))
     bench = Bench(backbone, adapters)

@@ -391,10 +391,10 @@ def test_a_lost_item_is_asked_again(home: House, monkeypatch: pytest.MonkeyPatch
     link, losses = home.built.answers._engine, [EngineLost("the engine's process ended before it had answered")] * 2
     inner = link.ask
 
-    def ask(items: list[Item], *rest: Any) -> Any:
+    def ask(items: list[Item], *rest: Any, **more: Any) -> Any:
         if losses:
             raise losses.pop()
-        return inner(items, *rest)
+        return inner(items, *rest, **more)
 
     monkeypatch.setattr(link, "ask", ask)
     assert [("problem" in item) for item in asked(home, GOOD, "zip")] == [False] * 5
@@ -406,7 +406,7 @@ def test_a_lost_item_is_asked_again(home: House, monkeypatch: pytest.MonkeyPatch
 def test_our_own_mistake_is_the_items_and_the_log_has_it(
     home: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def wrong(*_: Any) -> None:
+    def wrong(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(home.built.answers, "_compute", wrong)

@@ -6,9 +6,9 @@ nothing of adapters or hooks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, cast
 
 import torch
@@ -160,8 +160,10 @@ def linear_sites(block: Any) -> dict[SiteName, tuple[nn.Linear, tuple[int, int] 
     return found
 
 
-def prepare(model: nn.Module) -> None:
+def prepare(model: nn.Module, blocks: Sequence[Block]) -> None:
     """Change how timm's modules are called, never what they compute, where hooks or rows that join need it."""
+    for block in blocks:
+        block.module.forward = _unless_empty(block.module.forward)
     root: Any = encoder_of(model)
     _keep_rope(root)
     for module in model.modules():
@@ -169,6 +171,16 @@ def prepare(model: nn.Module) -> None:
             _call_qkv(module)
     if root is not model:
         root.forward_features = partial(_encoded, root)
+
+
+def _unless_empty(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A block's forward, left out where no row has come to it."""
+
+    @wraps(forward)
+    def call(tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return forward(tokens, *args, **kwargs) if tokens.shape[0] else tokens
+
+    return call
 
 
 def _call_qkv(attn: Any) -> None:

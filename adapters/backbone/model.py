@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any, Protocol, cast, get_args
 
 import torch
@@ -53,8 +51,7 @@ class Operator(Protocol):
 class Features:
     """Tokens of every row before (``raw``) and after (``normed``) the backbone's last norm.
 
-    (rows, tokens, width) for plain transformers, (rows, height, width, channels) where they lie on a grid, and as
-    timm's ``forward_features`` gives them where it gives something else.
+    (rows, tokens, width), or (rows, height, width, channels) on a grid; ``normed`` is as timm's model gives it.
     """
 
     raw: Tensor
@@ -71,9 +68,9 @@ class Backbone:
         self.last_step = 0.0
         """When the latest block was computed, or on CUDA put into the queue; on the monotonic clock."""
         self.model.to(dtype)
-        prepare(self.model)
         self._trunk = trunk_of(self.model, built.name)
         self._blocks = self._trunk.blocks
+        prepare(self.model, self._blocks)
         self._operator: Operator | None = None
         self._rows = 0
         self._taps: dict[int, Tensor] = {}
@@ -139,7 +136,6 @@ class Backbone:
 
     def _open_sites(self) -> None:
         for index, block in enumerate(self._blocks):
-            block.module.forward = _unless_empty(block.module.forward)
             block.module.register_forward_pre_hook(self._enter(index))
             block.module.register_forward_pre_hook(self._input(index))
             block.before_mlp.register_forward_pre_hook(self._before_mlp(index))
@@ -233,8 +229,7 @@ class Backbone:
     def _measure(self, built: Built) -> Layout:
         """Run one blank picture: a site exists only if its hook fires in every block.
 
-        One of timm's models may read a Linear's weight without calling it; a hook there would be silently skipped, and
-        the bare backbone would answer in an adapter's place.
+        A Linear's weight may be read without calling it; a hook there would be skipped, and the bare backbone answer.
         """
         self._seen = {}
         blank = torch.zeros(1, 3, *self.input.size, device=self.device)
@@ -255,16 +250,6 @@ class Backbone:
             built.name, built.fingerprint, sum(p.numel() for p in self.model.parameters()), width, self.input.size,
             depth, sites, tuple(pools), self._trunk.prefix, built.resampled,
         )  # fmt: skip
-
-
-def _unless_empty(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A block's forward, left out where no row has come to it."""
-
-    @wraps(forward)
-    def call(tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return forward(tokens, *args, **kwargs) if tokens.shape[0] else tokens
-
-    return call
 
 
 class _Probe:

@@ -20,6 +20,7 @@ NAMES = (
 
 
 @pytest.mark.torture
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", NAMES)
 @torch.inference_mode()
 def test_full_size(name: str) -> None:

@@ -72,7 +72,7 @@ def main() -> None:
         "ablations",
         f"![{LABEL}]({FIGURE.name})\n\n"
         f"{bench.place()}; AdaptFormer on {SETS[0]}, {STEPS} steps of {BATCH}, highest learning rate {lr:g}, "
-        f"{len(bench.seeds)} seeds.{_scales(bench, trial({'learn_scale': True}))}",
+        f"{bench.counted}.{_scales(bench, trial({'learn_scale': True}))}",
         Table(("choice", "accuracy", "trained parameters", "of the backbone", "CPU seconds"), tuple(rows)),
     )
 

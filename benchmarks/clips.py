@@ -64,7 +64,7 @@ def main() -> None:
     told = "; ".join(filter(None, (verdict(bench, data) for data in SETS)))
     bench.put(
         "clips",
-        f"{bench.place()}; demo backbone, 8 frames, {STEPS} steps of {BATCH} clips, {len(bench.seeds)} seeds. {told}.",
+        f"{bench.place()}; demo backbone, 8 frames, {STEPS} steps of {BATCH} clips, {bench.counted}. {told}.",
         Table(
             ("set", "method", "accuracy", "balanced", "of the backbone", "file, MB", "CPU seconds", "peak MiB"),
             tuple(lines),

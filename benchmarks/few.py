@@ -54,7 +54,7 @@ def main() -> None:
         FIGURE.write_text(figure(panels, LABEL, 560))
     bench.put(
         "few",
-        f"![{LABEL}]({FIGURE.name})\n\n{bench.place()}; {STEPS} steps of 8 pictures, {len(bench.seeds)} seeds. "
+        f"![{LABEL}]({FIGURE.name})\n\n{bench.place()}; {STEPS} steps of 8 pictures, {bench.counted}. "
         f"{'; '.join(told)}.",
         Table(("set", "examples of each class", "linear", "AdaptFormer", "points more"), tuple(lines)),
     )

@@ -87,7 +87,7 @@ def main() -> None:
     bench.put(
         "pictures",
         f"{bench.place()}, {sizes['dtype']}; {STEPS} steps of {BATCH} pictures for every method but linear, "
-        f"{len(bench.seeds)} seeds; highest learning rates {chosen}. {verdict(bench, rates)}.",
+        f"{bench.counted}; highest learning rates {chosen}. {verdict(bench, rates)}.",
         Table(
             ("set", "method", "accuracy", "balanced", "of the backbone", "file, MB", "CPU seconds", "peak MiB",
              "kept MiB"),

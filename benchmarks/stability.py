@@ -43,7 +43,7 @@ def main() -> None:
     bench.put(
         "stability",
         f"![{LABEL}]({FIGURE.name})\n\n{bench.place()}; AdaptFormer with time mixing on {STEADY.data}, rate "
-        f"{STEADY.lr:g}, {STEADY.steps} steps of {STEADY.batch} clips, {len(bench.seeds)} seeds.",
+        f"{STEADY.lr:g}, {STEADY.steps} steps of {STEADY.batch} clips, {bench.counted}.",
         Table(("training", "held-out loss at the end", "at its highest", "largest rise in an epoch"), tuple(rows)),
     )
 

@@ -81,12 +81,18 @@ class Bench:
         else:
             put(section, text, table)
 
+    @property
+    def counted(self) -> str:
+        """The seeds, in words."""
+        return "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+
     def place(self) -> str:
         """Where and when, in words."""
-        at = self.ledger.machine
+        at, jobs = self.ledger.machine, self.options.jobs
+        side_by_side = "one training" if jobs == 1 else f"{jobs} trainings"
         return (
-            f"{at['device']}, {self.options.jobs} trainings at a time with one thread each, torch {at['torch']}, "
-            f"Python {at['python']}, {at['date']}"
+            f"{at['device']}, {side_by_side} at a time with one thread each, torch {at['torch']}, Python {at['python']}, "
+            f"{at['date']}"
         )
 
 

@@ -91,8 +91,8 @@ class Bench:
         at, jobs = self.ledger.machine, self.options.jobs
         side_by_side = "one training" if jobs == 1 else f"{jobs} trainings"
         return (
-            f"{at['device']}, {side_by_side} at a time with one thread each, torch {at['torch']}, Python {at['python']}, "
-            f"{at['date']}"
+            f"{at['device']}, {side_by_side} at a time with one thread each, torch {at['torch']}, "
+            f"Python {at['python']}, {at['date']}"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.figure import Panel, figure
 from benchmarks.page import PAGE, Table
-from benchmarks.pictures import BATCH, RANKS, SETS, STEPS, choose
+from benchmarks.pictures import BATCH, RANKS, SETS, STEPS, chosen
 from benchmarks.tables import Bench, spread
 from benchmarks.trial import Trial
 
@@ -40,11 +40,7 @@ CHOICES = (
 
 def main() -> None:
     bench = Bench("ablations", __doc__)
-    pictures = bench.ledger_of("pictures")
-    bench.ledger = pictures
-    lr = choose(bench)["adaptformer"]
-    bench.ledger = bench.ledger_of("ablations", also=pictures)
-    default = Trial(SETS[0], "adaptformer", steps=STEPS, batch=BATCH, lr=lr, rank=RANKS[1])
+    default = chosen(bench, "ablations")
 
     def trial(options: dict[str, Any]) -> Trial:
         # Fewer blocks get a higher rank, for the same number of parameters.
@@ -71,7 +67,7 @@ def main() -> None:
     bench.put(
         "ablations",
         f"![{LABEL}]({FIGURE.name})\n\n"
-        f"{bench.place()}; AdaptFormer on {SETS[0]}, {STEPS} steps of {BATCH}, highest learning rate {lr:g}, "
+        f"{bench.place()}; AdaptFormer on {SETS[0]}, {STEPS} steps of {BATCH}, highest learning rate {default.lr:g}, "
         f"{bench.counted}.{_scales(bench, trial({'learn_scale': True}))}",
         Table(("choice", "accuracy", "trained parameters", "of the backbone", "CPU seconds"), tuple(rows)),
     )

@@ -34,13 +34,12 @@ def worth(gains: dict[int, float], data: str) -> str:
 
 def main() -> None:
     bench = Bench("few", __doc__)
-    cells = [(data, count) for data in SETS for count in EXAMPLES]
     for data in SETS:
         bench.run(f"few {data}", over_seeds([row for n in EXAMPLES for row in rows_of(data, n)], bench.seeds))
     lines, panels, told = [], [], []
     for data in SETS:
         gains, points = {}, []
-        for count in [n for name, n in cells if name == data]:
+        for count in EXAMPLES:
             linear, adapted = (bench.results(row.trial) for row in rows_of(data, count))
             if not linear or not adapted:
                 continue

@@ -49,6 +49,14 @@ def choose(bench: Bench) -> dict[str, float]:
     }
 
 
+def chosen(bench: Bench, name: str) -> Trial:
+    """The table's AdaptFormer with its chosen rate, for a command whose own ledger ``name`` need not run it again."""
+    bench.ledger = bench.ledger_of("pictures")
+    lr = choose(bench)["adaptformer"]
+    bench.ledger = bench.ledger_of(name, also=bench.ledger)
+    return Trial(SETS[0], "adaptformer", steps=STEPS, batch=BATCH, lr=lr, rank=RANKS[1])
+
+
 def line(bench: Bench, row: Row) -> tuple[str, ...] | None:
     found = bench.results(row.trial)
     if not found:
@@ -82,12 +90,12 @@ def main() -> None:
     for data in SETS:
         bench.run(data, over_seeds(rows_of(data, rates), bench.seeds))
     lines = [line(bench, row) for data in SETS for row in rows_of(data, rates)]
-    chosen = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
+    highest = ", ".join(f"{method} {rate:g}" for method, rate in rates.items())
     sizes = bench.results(rows_of(SETS[0], rates)[0].trial)[0]
     bench.put(
         "pictures",
         f"{bench.place()}, {sizes['dtype']}; {STEPS} steps of {BATCH} pictures for every method but linear, "
-        f"{bench.counted}; highest learning rates {chosen}. {verdict(bench, rates)}.",
+        f"{bench.counted}; highest learning rates {highest}. {verdict(bench, rates)}.",
         Table(
             ("set", "method", "accuracy", "balanced", "of the backbone", "file, MB", "CPU seconds", "peak MiB",
              "kept MiB"),

@@ -21,7 +21,7 @@ from rich.progress import track
 
 from benchmarks.family import WAIT_S, served
 from benchmarks.page import Table
-from benchmarks.pictures import BATCH, RANKS, SETS, STEPS, choose
+from benchmarks.pictures import RANKS, SETS, chosen
 from benchmarks.sets import written
 from benchmarks.tables import Bench
 from benchmarks.trial import BACKBONES, WORK, Trial, run
@@ -40,9 +40,8 @@ class Asked:
     expected: dict[str, float]
 
 
-def trials_of(lr: float) -> list[Trial]:
+def trials_of(adapted: Trial) -> list[Trial]:
     """Three that ``benchmarks.pictures`` has trained, and two more: one of them of clips."""
-    adapted = Trial(SETS[0], "adaptformer", steps=STEPS, batch=BATCH, lr=lr, rank=RANKS[1])
     return [
         *(replace(adapted, data=name) for name in (*SETS, "letters")),
         Trial("down or up", "linear", head="frames"),
@@ -107,11 +106,7 @@ def main() -> None:
     from adapters.backbone import load_backbone
 
     bench = Bench("served", __doc__)
-    pictures = bench.ledger_of("pictures")
-    bench.ledger = pictures
-    lr = choose(bench)["adaptformer"]
-    bench.ledger = bench.ledger_of("served", also=pictures)
-    trials = [bench.paced(trial) for trial in trials_of(lr)]
+    trials = [bench.paced(trial) for trial in trials_of(chosen(bench, "served"))]
     bench.run("training", trials)
     for trial in trials:
         if not trial.file.exists():  # measured on another machine, or before a cleaning

@@ -101,10 +101,11 @@ def fit(
     before, done = result.seconds, result.epochs
     while done < config.epochs and not _has_ended(result, config):
         following = range(done, min(done + config.every, config.epochs))
-        losses = [
-            _epoch(model, loader, optimizer, config, epoch, augment=augment, on_step=on_step, generator=generator)
-            for epoch in following
-        ]
+        with written_out_attention(model.backbone):
+            losses = [
+                _epoch(model, loader, optimizer, config, epoch, augment=augment, on_step=on_step, generator=generator)
+                for epoch in following
+            ]
         done, loss = following.stop, sum(losses) / len(losses)
         scored = _scoring(on_step, done / config.epochs, loss)
         result.seconds = before + time.monotonic() - began
@@ -174,9 +175,8 @@ def _epoch(
         here = pixels.to(device)
         images = images_of(model, augment(here, generator) if augment else here)
         optimizer.zero_grad(set_to_none=True)
-        with written_out_attention(model.backbone):
-            loss = _mixed_loss(model, images, truth.to(device), config, generator)
-            loss.backward()  # type: ignore[no-untyped-call]
+        loss = _mixed_loss(model, images, truth.to(device), config, generator)
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, config.clip)
         optimizer.step()
         losses.append(loss.item())

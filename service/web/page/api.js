@@ -63,6 +63,18 @@ export const send = async (method, path, body) =>
 export const fetchBlob = async (path) => (await answered("GET", path)).response.blob();
 export const fetchText = async (path) => (await answered("GET", path)).response.text();
 
+/** A source for an image element: the address itself, or with a key, which an element cannot send, the bytes. */
+export async function picture(path) {
+  if (!secret) return address(path).href;
+  const blob = await fetchBlob(path);
+  return new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(reader.error);
+    reader.readAsDataURL(blob);
+  });
+}
+
 function stagesOf(response) {
   const found = {};
   for (const part of (response.headers.get("Server-Timing") ?? "").split(",")) {

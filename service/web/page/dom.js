@@ -58,6 +58,7 @@ export function bytes(number) {
 
 export function ms(value) {
   if (!Number.isFinite(value)) return "–";
+  if (value === 0) return "0 ms";
   if (value >= 10_000) return `${(value / 1000).toFixed(0)} s`;
   return value >= 1000 ? `${(value / 1000).toFixed(1)} s` : `${value < 10 ? value.toFixed(1) : value.toFixed(0)} ms`;
 }

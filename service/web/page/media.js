@@ -63,7 +63,9 @@ async function dropped(transfer) {
   const walk = async (entry) => {
     if (found.length >= MOST_DROPPED || entry.name.startsWith(".")) return;
     if (entry.isFile) {
-      found.push(await new Promise((done, failed) => entry.file(done, failed)));
+      const file = await new Promise((done, failed) => entry.file(done, failed));
+      file.folder = entry.fullPath.split("/").at(-2);
+      found.push(file);
       return;
     }
     const reader = entry.createReader();
@@ -139,8 +141,8 @@ const SIDE = 104;
 
 /** A strip of the frames at these seconds, drawn by this browser from the clip where it can show it. */
 export function strip(one, seconds) {
-  const cells = seconds.map((time) => h("figure", {}, h("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" }), h("figcaption", {}, `${time.toFixed(2)} s`)));
-  const node = h("div", { class: "strip", tabindex: 0, role: "group", "aria-label": `${seconds.length} frames were looked at` }, cells);
+  const cells = seconds.map((time) => h("figure", {}, h("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" }), h("figcaption", {}, time.toFixed(2))));
+  const node = h("div", { class: "strip", role: "group", "aria-label": `The ${seconds.length} frames that were looked at, by their second` }, cells);
   draw(one, seconds, cells).catch(() => node.classList.add("blind"));
   return node;
 }

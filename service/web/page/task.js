@@ -38,8 +38,7 @@ function facts(task) {
     ["Accuracy, held out", percent(task.accuracy, 1)],
     ["Parameters", [compact(task.parameters), " ", h("small", {}, `${percent(task.share, 2)} of the backbone`)]],
     ["Where it is now", h("span", { class: `where ${task.residency}` }, task.residency)],
-    ["Requests", count(task.requests.answered + task.requests.failed)],
-    ["Errors", count(task.requests.failed)],
+    ["Requests", [`${count(task.requests.answered + task.requests.failed)} `, h("small", { class: task.requests.failed ? "bad" : "" }, plural(task.requests.failed, "error"))]],
   ];
   return h("dl", { class: "facts" }, rows.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))));
 }

@@ -122,7 +122,7 @@ function item(task, row) {
   return h("div", shell,
     cell("name", h("a", { href: `#/tasks/${task.task}` }, task.task), task.problem && h("span", { class: "bad" }, ` · ${task.problem}`)),
     cell("soft hide", task.modality === "video" ? "clip" : task.modality === "image" ? "picture" : "–"),
-    cell("labels soft", task.classes === null ? "–" : `${count(task.classes)}: ${task.labels.slice(0, 6).join(", ")}${task.classes > 6 ? " …" : ""}`),
+    cell("labels soft", task.classes === null ? "–" : `${count(task.classes)} · ${task.labels.slice(0, 6).join(", ")}${task.classes > 6 ? " …" : ""}`),
     cell("hide", task.version === null ? h("span", { class: "soft" }, "none active") : [`v${task.version}`, task.versions > 1 && h("span", { class: "soft" }, ` of ${task.versions}`)]),
     cell("num accuracy", percent(task.accuracy, 1)),
     cell("num hide", percent(task.share, 2)),

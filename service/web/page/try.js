@@ -40,6 +40,7 @@ export async function view(only) {
     if (!one) return;
     const groups = one.kinds.map((kind) => ({ kind, names: chosen(kind) })).filter((group) => group.names.length);
     tellings.replaceChildren();
+    for (const chip of chips.querySelectorAll(".chip")) chip.classList.toggle("aside", !one.kinds.includes(chip.dataset.kind));
     if (groups.length === 0) {
       use.show(null);
       results.replaceChildren(h("p", { class: "empty" }, nobody(one)));
@@ -148,7 +149,7 @@ function waiting(name) {
 /** The tasks that are asked, as chips, and a search for more of them where there are many. */
 function picker(place, run) {
   const shown = [...new Set([...kept.chosen, ...[...kept.tasks.keys()].slice(0, CHOSEN)])];
-  const chip = (name) => h("label", { class: "chip" }, h("input", {
+  const chip = (name) => h("label", { class: "chip", "data-kind": kept.tasks.get(name)?.modality }, h("input", {
     type: "checkbox", value: name, checked: kept.chosen.has(name),
     onchange: (event) => { if (event.target.checked) kept.chosen.add(name); else kept.chosen.delete(name); run(); },
   }), name);

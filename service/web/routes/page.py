@@ -32,6 +32,11 @@ HEADERS = docs.HEADERS | {
     "Cache-Control": "no-cache",  # kept, and asked for again by its ETag
 }
 INDEX = "index.html"
+SAMPLES = (
+    "digits-9.png", "digit-collage-0-3-7.png", "animal-or-vehicle-animal.png", "animal-or-vehicle-vehicle.png",
+    "moving-digit-left.mp4",
+)  # fmt: skip
+"""Those of the demo that the page offers; try.js has the same names."""
 ROOT = b"{root}"
 _SERVED = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -91,8 +96,7 @@ def assets_of() -> dict[str, Asset]:
     }
     samples = {
         path.name: Asset.of(path.read_bytes(), mimetypes.types_map[path.suffix])
-        for path in (DEMO / "samples").iterdir()
-        if path.suffix in {".png", ".mp4"}
+        for path in (DEMO / "samples" / name for name in SAMPLES)
     }
     return samples | found
 

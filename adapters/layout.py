@@ -50,6 +50,10 @@ class Layout:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", MappingProxyType(dict(self.sites)))
 
+    def rows_of(self, config: AdapterConfig) -> int:
+        """Rows that the backbone sees of one view of an input: its frames, or the clip as one."""
+        return config.frames // self.frames
+
     def default_rank(self, share: float = 0.014) -> int:
         """The multiple of 8 whose ``parallel`` residuals come closest to ``share`` of the backbone: 64 on ViT-B."""
         widths = sum(width_in + width_out for width_in, width_out in self.sites["parallel"])

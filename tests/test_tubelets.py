@@ -12,19 +12,33 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.backbone.tubelets import NAMES, sinusoids
-from adapters.config import SiteConfig
-from adapters.errors import BackboneError, BrokenAdapter, WrongModality
+from adapters.backbone.weights import _architecture_of
+from adapters.config import SiteConfig, VideoConfig
+from adapters.errors import AdaptError, BackboneError, BrokenAdapter, WrongModality
+from adapters.file import read_adapter, write_adapter
+from adapters.forward.banked import BankedForward
+from adapters.limits import FileLimits
 from adapters.predictor import Predictor
+from adapters.training.fit import FitConfig, fit, predict
+from adapters.training.model import AdaptedModel
+from adapters.training.recipe import Recipe
+from adapters.training.recipe import config_of as recipe_of
+from adapters.training.start import frozen
+from service.cli.main import app
 from tests.clip_backbone import FRAMES, ClipBase, clips_of, normalised, videomae_names
+from tests.devices import StandIn
 from tests.media_samples import clip, encode, scene
 from tests.models import Spec, close, config_of, random_adapter, residual
 from tests.official_video import official_vectors, random_clip_state
 from tests.test_backbone import Bench
+from tests.test_training_fit import tinted
 
 State = dict[str, Tensor]
 SITES = ("parallel", "sequential", "qkv", "q", "v", "proj", "fc1", "fc2", "attn", "input", "pre_mlp", "output")
@@ -143,7 +157,7 @@ def test_what_does_not_fit_is_told(base: ClipBase, tmp_path: Path) -> None:
         load_backbone(str(tmp_path), "random:0", "cpu", "float32")
 
 
-def test_published_models_go_by_names_and_need_weights(tmp_path: Path) -> None:
+def test_published_models_go_by_names_and_need_weights() -> None:
     assert len(NAMES) == len(timm.list_models(module="tubelets")) == 12
     assert not set(NAMES) & {name.split(".")[0] for name in timm.list_pretrained()}
     with torch.device("meta"):
@@ -153,15 +167,9 @@ def test_published_models_go_by_names_and_need_weights(tmp_path: Path) -> None:
     assert sum(p.numel() for p in other.parameters()) == 86_227_200 + 12 * 768  # keys' zero biases among them
     with pytest.raises(BackboneError, match="give a local file with --weights"):
         load_backbone("videomae_small_patch16_224_f8", "", "cpu", "float32")
-    weights = tmp_path / "w.safetensors"
-    save_file({name: torch.zeros(tensor.shape) for name, tensor in small().state_dict().items()}, weights)
-    with pytest.raises(BackboneError, match="fits videomae_small_patch16_224"):
-        load_backbone("vit_small_patch16_224", str(weights), "cpu", "float32")
-
-
-def small() -> Any:
     with torch.device("meta"):
-        return timm.create_model("videomae_small_patch16_224_f8", num_classes=0)
+        small = timm.create_model("videomae_small_patch16_224_f8", num_classes=0).state_dict()
+    assert _architecture_of(small, "vit_small_patch16_224") == "videomae_small_patch16_224"
 
 
 @torch.inference_mode()
@@ -238,3 +246,84 @@ def test_the_library_sees_clips_and_refuses_pictures(backbone: Backbone) -> None
     for ask in (predictor, predictor.embed):
         with pytest.raises(WrongModality, match="takes clips, a picture came"):
             ask(encode(scene(), "PNG"))  # type: ignore[operator]
+
+
+@torch.inference_mode()
+def test_graphs_and_kept_tokens_hold_whole_clips(backbone: Backbone) -> None:
+    """Rows of a graph, and of the prefix cache, are clips; both answer as eager does."""
+    late = SiteConfig(site="parallel", blocks=(2,), rank=4)
+    specs = [spec(), replace(spec(), sites=(late,)), replace(spec("fc1"), norm="frozen")]
+    bench = Bench(backbone, [random_adapter(backbone, one, seed) for seed, one in enumerate(specs)])
+    device, clips = StandIn(), clips_of(backbone, 5)
+    graphs = BankedForward(backbone, bench.slabs, device=device)  # type: ignore[arg-type]
+    assert graphs.warm_up((1, 32)) == 4  # a clip and eight, of no task and of a usual one
+    jobs = [bench.job(number % 3, one) for number, one in enumerate(clips)]
+    for turn in (jobs, jobs[::-1], jobs[:1], jobs[1:4]):
+        for found, expected in zip(graphs(turn), bench.forward(turn), strict=True):
+            close(torch.from_numpy(found), torch.from_numpy(expected))
+    assert sum(graph.replays for graph in device.graphs) >= 4
+    kept = BankedForward(backbone, bench.slabs, prefix_cache_bytes=2**20)
+    assert kept.prefixes is not None
+    one, other = (replace(bench.job(number, clips[0]), picture="clip") for number in (1, 2))
+    for job in (one, one, other):
+        close(torch.from_numpy(kept([job])[0]), torch.from_numpy(bench.forward([job])[0]))
+    assert (len(kept.prefixes), kept.prefixes.hits) == (1, 1)
+    (tokens,) = (tokens for blocks in kept.prefixes._kept.values() for tokens in blocks.values())
+    assert tokens.shape == (1, FRAMES // 2 * 16, 48)
+
+
+@pytest.mark.parametrize("blocks", [(0, 2), (2,)], ids=["from the first block", "from the last"])
+def test_what_is_trained_answers_as_it_is_served(backbone: Backbone, blocks: tuple[int, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    site = SiteConfig(site="parallel", blocks=blocks, rank=4, scale=0.5)
+    model = AdaptedModel(backbone, config_of(backbone, replace(spec(), sites=(site,), classes=2)))
+    data = tinted(16, FRAMES)
+    fit(model, data, data, FitConfig(epochs=2, batch=8, lr=5e-3, mixup=0.2))
+    expected, _ = predict(model, data, FitConfig())
+    write_adapter(tmp_path / "a.safetensors", model.exported_config(), model.tensors())
+    adapter = read_adapter(tmp_path / "a.safetensors", backbone.layout, FileLimits())
+    found = Predictor(backbone, adapter).logits(data.tensors[0].numpy())
+    torch.testing.assert_close(torch.from_numpy(np.stack(found)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["adaptformer", "lora", "linear", "vpt", "full"])
+def test_every_method_has_a_recipe_for_it(backbone: Backbone, method: Any) -> None:
+    config = recipe_of(Recipe("t", method=method), backbone, "video", ("a", "b"))
+    assert config.video == VideoConfig(frames=FRAMES)
+    assert not any(site.temporal for site in config.sites)
+    vectors = frozen(backbone, config, backbone.layout.pools, tinted(6, FRAMES))
+    assert {v.shape for v in vectors.vectors.values()} == {(6, 1, 48)}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "modality", "reason"),
+    [
+        (Recipe("t"), "image", "the data holds pictures"), (Recipe("t", frames=8), "video", "the adapter takes 8"),
+        (Recipe("t", head="frames"), "video", "no frames for video.head"),
+        (Recipe("t", temporal=True), "video", "no frames beside each other"),
+        (Recipe("t", method="st-adapter"), "video", "sees together"),
+    ],
+)  # fmt: skip
+def test_training_refuses_what_it_cannot_see(backbone: Backbone, recipe: Recipe, modality: Any, reason: str) -> None:
+    with pytest.raises(AdaptError, match=reason):
+        recipe_of(recipe, backbone, modality, ("a", "b"))
+
+
+def test_a_command_trains_what_a_server_answers(base: ClipBase, tmp_path: Path) -> None:
+    for number in range(5):
+        for name in ("lighter", "still"):
+            picture = Image.new("RGB", (32, 32), (30 * number, 90, 40)) if name == "still" else None
+            (tmp_path / "clips" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "clips" / name / f"{number}.mp4").write_bytes(clip(count=8 + number, picture=picture))
+    where, file = ["--backbone", str(base.folder), "--weights", str(base.weights)], tmp_path / "moves.safetensors"
+    few = ["--device", "cpu", "--dtype", "float32", "--epochs", "2", "--scale", "0.5", "--no-fallback"]
+    done = CliRunner().invoke(app, ["train", str(tmp_path / "clips"), "--out", str(file), *where, *few])
+    assert done.exit_code == 0, done.output
+    adapter = read_adapter(file, base.backbone.layout, FileLimits())
+    assert adapter.config.video == VideoConfig(frames=FRAMES)
+    assert adapter.config.sites
+    predictor = Predictor(base.backbone, adapter)
+    held_out = json.loads((Path(f"{file}.report") / "metrics.json").read_text())["held_out"]
+    for example in held_out:
+        scores = predictor(tmp_path / "clips" / example["path"]).scores
+        assert dict(zip(adapter.config.labels, scores, strict=True)) == pytest.approx(example["scores"], abs=1e-5)

@@ -95,6 +95,11 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
             f"{layout.model} sees clips of {layout.frames} frames and nothing else, and the data holds pictures; train "
             "them on a backbone of pictures", field="backbone", expected="video", got="image",
         )  # fmt: skip
+    if layout.frames > 1 and recipe.method == "st-adapter":
+        raise TrainingError(
+            f"method st-adapter mixes the frames of clips, which {layout.model} sees together; take adaptformer",
+            field="method",
+        )  # fmt: skip
     if modality == "image" and recipe.method == "st-adapter":
         raise TrainingError(
             "method st-adapter mixes the frames of clips, and the data holds pictures; take adaptformer", field="method"

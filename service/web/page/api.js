@@ -22,8 +22,9 @@ export const mayWatch = () => may("admin") && caller.tasks === null;
 /** Putting adapters and examples: the scope upload where the server has it. */
 export const mayTeach = () => may("upload") || may("admin");
 
+/** The address of a call, `/v1/…`; one that the server gave is whole already, and is a URL. */
 export function address(path, query = []) {
-  const url = new URL(path.replace(/^\//, ""), ROOT);
+  const url = path instanceof URL ? path : new URL(path.replace(/^\//, ""), ROOT);
   for (const [name, value] of query) if (value !== null && value !== undefined) url.searchParams.append(name, value);
   return url;
 }
@@ -63,10 +64,13 @@ export const send = async (method, path, body) =>
 export const fetchBlob = async (path) => (await answered("GET", path)).response.blob();
 export const fetchText = async (path) => (await answered("GET", path)).response.text();
 
+/** An address that the server gave in an answer. */
+export const given = (path) => new URL(path, ROOT.origin);
+
 /** A source for an image element: the address itself, or with a key, which an element cannot send, the bytes. */
 export async function picture(path) {
-  if (!secret) return address(path).href;
-  const blob = await fetchBlob(path);
+  if (!secret) return given(path).href;
+  const blob = await fetchBlob(given(path));
   return new Promise((done, failed) => {
     const reader = new FileReader();
     reader.onload = () => done(reader.result);

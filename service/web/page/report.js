@@ -1,6 +1,6 @@
 // Reports of trainings, inside the page: the server's HTML, rebuilt from a list of harmless elements.
 
-import { fetchText, get } from "./api.js";
+import { fetchText, get, given } from "./api.js";
 import { failure, h, percent, when } from "./dom.js";
 
 const ELEMENTS = new Set([
@@ -27,7 +27,7 @@ export function reported(one) {
   const node = h("details", {}, h("summary", {}, `v${one.version} · ${one.method} · ${percent(one.accuracy, 1)} held out`, one.active && " · active"), h("p", { class: "note" }, one.verdict ?? "", " ", one.when && when(one.when)), inside);
   node.addEventListener("toggle", async () => {
     if (!node.open || inside.childElementCount) return;
-    try { inside.append(...rebuilt(await fetchText(one.report))); } catch (error) { inside.replaceChildren(failure(error)); }
+    try { inside.append(...rebuilt(await fetchText(given(one.report)))); } catch (error) { inside.replaceChildren(failure(error)); }
   });
   return node;
 }

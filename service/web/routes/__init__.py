@@ -2,14 +2,27 @@
 
 from fastapi import FastAPI
 
-from service.web.routes import batch, compat, docs, download, health, key, page, predict, tasks, upload
+from service.web.routes import (
+    batch,
+    compat,
+    docs,
+    download,
+    examples,
+    feedback,
+    health,
+    key,
+    page,
+    predict,
+    tasks,
+    upload,
+)  # fmt: skip
 from service.web.routes.common import problems
 
 
 def install(app: FastAPI, root_path: str) -> None:
     """Add every endpoint; ``root_path`` is what a proxy puts before the addresses that the page writes."""
     page.install(app, root_path)
-    for module in (predict, batch, upload, tasks, download):
+    for module in (predict, batch, upload, tasks, download, examples, feedback):
         app.include_router(module.router, responses=problems(400, 401, 403, 421, 503))
     for module in (health, key):
         app.include_router(module.router, responses=problems(400, 421))

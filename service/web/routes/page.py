@@ -20,6 +20,7 @@ from starlette.types import Scope
 
 from service.store.demo import DEMO
 from service.web.routes import docs
+from service.web.routes.download import matches
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -124,7 +125,6 @@ def _quality(parameters: list[str]) -> float:
 
 def _answer(request: Request, asset: Asset, more: dict[str, str]) -> Response:
     headers = HEADERS | {"ETag": asset.etag} | more
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if asset.etag in known or "*" in known:
+    if matches(", ".join(request.headers.getlist("if-none-match")), asset.etag):
         return Response(status_code=304, headers=headers)
     return Response(asset.content, headers=headers, media_type=asset.media_type)

@@ -51,7 +51,7 @@ const alone = (values) => values.flatMap((value, i) => (value !== null && (value
 
 /** A histogram of counts between bounds, as bars with their bound below. */
 export function bins(title, note) {
-  const place = h("div", { class: "bins", role: "img" });
+  const place = h("div", { class: "bins", role: "img", "aria-label": `${title}: none yet` });
   const node = h("figure", { class: "plot" }, h("figcaption", {}, h("h3", {}, title), h("p", { class: "note" }, note)), place);
   return {
     node,

@@ -1,5 +1,8 @@
 // Elements from calls, and numbers as words. Text is always set as text: nothing here reads HTML.
 
+/** A task's name, as an input's pattern. */
+export const NAME = "[a-z0-9][a-z0-9._\\-]{0,63}";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(node, props, children) {

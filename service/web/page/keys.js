@@ -23,7 +23,7 @@ export function keys(changed) {
         input.value = "";
         say(`Key ${caller.name} is in use`);
         changed();
-      } catch (error) { told.replaceChildren(failure(error)); }
+      } catch (error) { input.value = ""; told.replaceChildren(failure(error)); }
     },
   },
   h("label", { class: "field", for: "secret" }, "Key"), h("div", { class: "line" }, h("div", {}, input), h("button", { class: "primary" }, "Use this key")),

@@ -34,6 +34,7 @@ async function show() {
   leave = made.leave ?? null;
   const first = main.childElementCount === 0 || main.querySelector("noscript");
   main.replaceChildren(made.node);
+  main.dataset.view = [name, ...rest].join("/");
   document.title = `${made.title} · AdaptServe`;
   made.shown?.();
   if (!first) {
@@ -87,6 +88,7 @@ function theme() {
 }
 
 theme();
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 addEventListener("hashchange", show);
 // What is dropped beside a drop zone must not replace the page.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());

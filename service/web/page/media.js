@@ -143,7 +143,7 @@ const SIDE = 104;
 export function strip(one, seconds) {
   const cells = seconds.map((time) => h("figure", {}, h("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" }), h("figcaption", {}, time.toFixed(2))));
   const node = h("div", { class: "strip", role: "group", "aria-label": `The ${seconds.length} frames that were looked at, by their second` }, cells);
-  draw(one, seconds, cells).catch(() => node.classList.add("blind"));
+  draw(one, seconds, cells).then(() => node.classList.add("drawn"), () => node.classList.add("blind"));
   return node;
 }
 

@@ -1,12 +1,10 @@
 // Teach: pictures into boxes by label, one button, a curve, and the result beside it.
 
-import { h } from "./dom.js";
+import { NAME, h } from "./dom.js";
 import { Boxes } from "./examples.js";
 import { Training } from "./job.js";
 import { Attempt } from "./attempt.js";
 import { unsure } from "./unsure.js";
-
-const NAME = "[a-z0-9][a-z0-9._\\-]{0,63}";
 
 export async function view(name) {
   return name ? workshop(name) : begin();

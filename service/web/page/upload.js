@@ -1,7 +1,7 @@
 // Upload: an adapter file, what it says of itself, its way to the server, and the checks there.
 
 import { get, may, upload } from "./api.js";
-import { bytes, count, failure, h, percent, plural, say, sized } from "./dom.js";
+import { NAME, bytes, count, failure, h, percent, plural, say, sized } from "./dom.js";
 import { dropZone } from "./media.js";
 import { useThis } from "./use.js";
 
@@ -27,7 +27,7 @@ export async function view() {
     file = given;
     use.show(null);
     const config = await read(file).catch(() => null);
-    const name = h("input", { type: "text", id: "task-name", value: config?.task ?? taskName(file.name), pattern: "[a-z0-9][a-z0-9._-]{0,63}", required: true, autocomplete: "off", spellcheck: "false" });
+    const name = h("input", { type: "text", id: "task-name", value: config?.task ?? taskName(file.name), pattern: NAME, required: true, autocomplete: "off", spellcheck: "false" });
     const activate = h("input", { type: "checkbox", checked: true });
     const checks = h("div", {}), existing = h("p", { class: "note" });
     const look = async () => {

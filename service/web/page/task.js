@@ -115,7 +115,7 @@ function training(told, number) {
 function danger(task) {
   if (!may("admin")) return "";
   const told = h("div", {});
-  return h("section", { class: "stack tight" }, h("div", {},
+  return h("section", { class: "stack tight" }, h("div", { class: "flush" },
     twice("Delete this task", `Delete ${task.task}, all its versions and its examples?`, async () => {
       try { await send("DELETE", `/v1/tasks/${task.task}`); location.hash = "#/tasks"; say(`${task.task} is deleted`); } catch (error) { told.replaceChildren(failure(error)); }
     })), told);

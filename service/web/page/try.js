@@ -66,14 +66,14 @@ export async function view(only) {
   }
 
   function block(result, one) {
-    const task = kept.tasks.get(result.task), below = h("div", {});
+    const task = kept.tasks.get(result.task), below = h("div", {}), beside = h("div", {});
     return h("article", { class: "answer", "data-task": result.task },
       h("h3", {}, h("a", { href: `#/tasks/${result.task}` }, result.task), h("span", {}, `v${result.version}`)),
       verdict(result, task), result.sampled?.length > 0 && strip(one, result.sampled), bars(result, task), notes(result),
       h("div", { class: "line" },
-        task?.versions > 1 && h("button", { type: "button", class: "quiet compare", onclick: () => compare(below, one, task) }, "Compare versions"),
+        task?.versions > 1 && h("button", { type: "button", class: "quiet compare", onclick: () => compare(beside, one, task) }, "Compare versions"),
         mayTeach() && task && h("button", { type: "button", class: "quiet wrong", onclick: () => correct(below, one, task, result) }, "Wrong?")),
-      below);
+      below, beside);
   }
 
   const samples = h("div", { class: "samples", role: "group", "aria-label": "Samples" }, SAMPLES.map(sampleButton));

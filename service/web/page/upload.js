@@ -37,16 +37,16 @@ export async function view() {
     };
     name.addEventListener("change", look);
     const button = h("button", { class: "primary" }, "Upload");
-    const form = h("form", { class: "stack", onsubmit: async (event) => {
+    const form = h("form", { class: "columns", onsubmit: async (event) => {
       event.preventDefault();
       button.disabled = true;
       try { await go(name.value, activate.checked, checks); } finally { button.disabled = false; look(); }
     } },
-    h("div", {}, h("h2", {}, file.name), h("p", { class: "soft" }, bytes(file.size))),
+    h("div", { class: "stack" }, h("div", {}, h("h2", {}, file.name), h("p", { class: "soft" }, bytes(file.size))),
     config ? about(config) : h("p", { class: "note warn" }, "This page finds no adapter config in it. The server will say what it is."),
     h("div", { class: "stack tight" }, h("label", { class: "field", for: "task-name" }, "Task"), h("div", { class: "narrow" }, name), existing),
     may("admin") && h("label", { class: "check" }, activate, "Activate it: it answers as soon as it is checked"),
-    h("div", {}, button), checks);
+    h("div", {}, button)), checks);
     told.replaceChildren(form);
     await look();
   }
@@ -59,6 +59,7 @@ export async function view() {
     const path = `/v1/tasks/${encodeURIComponent(task)}/adapter`, query = active ? [] : [["activate", "false"]];
     try {
       const { data, status } = await upload("PUT", path, { query, body: file, progress: (share) => { sized(bar, share); if (share >= 1) wait(row(1)); } });
+      bar.parentElement.remove();
       for (const item of list.children) pass(item);
       const text = status === 200 ? `The task has had these very bytes before: they are v${data.version}.` : data.active
         ? `${task} v${data.version} is live.` : `${task} v${data.version} is staged: it waits to be activated.`;
@@ -66,6 +67,7 @@ export async function view() {
         h("a", { class: "button", href: `#/try/${task}` }, "Try it"), h("a", { class: "button", href: `#/tasks/${task}` }, "See the task"))));
       say(text);
     } catch (error) {
+      bar.parentElement.remove();
       fail(list, error);
       say(error.message);
     }

@@ -52,6 +52,7 @@ class Board {
     this.stages = STAGES.map((name) => [name, lines(`${name[0].toUpperCase()}${name.slice(1)}`, { form: seconds, ends, least: 0.01 })]);
     this.queue = lines("Rows that wait", { form: (value) => compact(Math.round(value)), ends, least: 4 });
     this.rows = bins("Rows in a batch", "batches of the last two seconds, by how many rows");
+    this.adapters = bins("Tasks in a batch", "the same batches, by how many different adapters");
     this.state = h("p", { class: "lead", role: "status" });
     this.batch = h("div", { class: "batch" });
     this.story = h("p", { class: "soft" });
@@ -60,7 +61,7 @@ class Board {
     this.node = h("div", { class: "stack wide" },
       h("div", {}, h("h1", { tabindex: -1 }, "Watch"), this.state), this.now,
       h("section", { class: "stack tight" }, h("h2", {}, "The batch"), this.batch, this.story),
-      h("section", { class: "plots" }, this.rates.node, this.total.node, ...this.stages.map(([, chart]) => chart.node), this.queue.node, this.rows.node),
+      h("section", { class: "plots" }, this.rates.node, this.total.node, ...this.stages.map(([, chart]) => chart.node), this.queue.node, this.rows.node, this.adapters.node),
       h("section", { class: "stack tight" }, h("h2", {}, "Tasks"), this.tasks));
   }
 
@@ -91,7 +92,8 @@ class Board {
     this.total.draw(times("total"), { length });
     for (const [name, chart] of this.stages) chart.draw(times(name), { length });
     this.queue.draw([{ name: "rows", values: series((one) => one.queue), kind: "main" }], { length });
-    if (point.rows) this.rows.draw(point.rows.bounds, point.rows.counts);
+    if (point.rows) this.rows.draw(...point.rows);
+    if (point.adapters) this.adapters.draw(...point.adapters);
     const slots = Object.entries(now.slots).map(([state, number]) => `${count(number)} ${state}`).join(", ");
     const facts = [["Requests", count(now.requests.total)], ["Waiting", `${count(now.queue_rows)} rows`], ["Slots on the device", slots || "–"],
       ["Adapters in memory", bytes(now.host_cache_bytes)], now.device_memory_bytes > 0 && ["Device memory", bytes(now.device_memory_bytes)],
@@ -137,17 +139,19 @@ function difference(before, now) {
     const counts = between(before.stages[stage], after);
     times[stage] = [quantile(0.5, after.bounds, counts), quantile(0.99, after.bounds, counts)];
   }
-  const counts = between(before.batch.rows, now.batch.rows), batches = counts.reduce((sum, value) => sum + value, 0);
+  const parts = (name) => [named(now.batch[name].bounds), between(before.batch[name], now.batch[name])];
+  const rows = parts("rows"), adapters = parts("adapters"), batches = rows[1].reduce((sum, value) => sum + value, 0);
   const mean = (name) => (batches ? (now.batch[name].total - before.batch[name].total) / batches : null);
   const old = new Map(before.tasks.map((task) => [task.task, task]));
   const tasks = now.tasks.map((task) => {
     const was = old.get(task.task) ?? { requests: 0, errors: 0, seconds: 0 }, asked = task.requests - was.requests;
     return { task: task.task, rate: asked / seconds, errors: task.errors - was.errors, mean: asked ? (task.seconds - was.seconds) / asked : 0 };
   }).filter((task) => task.rate > 0).sort((a, b) => b.rate - a.rate);
-  const used = now.batch.rows.bounds.length;
   return {
     rate: (now.requests.total - before.requests.total) / seconds, errors: (failed(now) - failed(before)) / seconds, times, queue: now.queue_rows, batches,
-    meanRows: mean("rows"), meanAdapters: mean("adapters"), tasks,
-    rows: { bounds: now.batch.rows.bounds.map((bound, i) => (bound === null ? `> ${now.batch.rows.bounds[used - 2]}` : bound === 1 || i === 0 ? `${bound}` : `≤ ${bound}`)), counts },
+    meanRows: mean("rows"), meanAdapters: mean("adapters"), tasks, rows, adapters,
   };
 }
+
+/** Upper bounds as words. */
+const named = (bounds) => bounds.map((bound, i) => (bound === null ? `> ${bounds[i - 1]}` : bound === 1 || bound === 0 ? `${bound}` : `≤ ${bound}`));

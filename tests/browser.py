@@ -116,7 +116,7 @@ class Browser:
         self._call("Emulation.setEmulatedMedia", features=[wish])
 
     def fake(self, method: str, path: str, answer: Callable[[str], Any]) -> None:
-        """Answer calls whose address has ``path`` in it with JSON, given the whole address; None lets them through."""
+        """Answer calls whose address has ``path`` in it: with JSON or, a str, HTML; None lets one through."""
         self._fakes.append((method, path, answer))
         self._call("Fetch.enable", patterns=[{"urlPattern": f"*{path}*"} for _, path, _ in self._fakes])
 
@@ -131,8 +131,10 @@ class Browser:
                 found = answer(request["url"])
                 if found is None:
                     break
-                body = base64.b64encode(json.dumps(found).encode()).decode()
-                headers = [{"name": "Content-Type", "value": "application/json"}]
+                text = found if isinstance(found, str) else json.dumps(found)
+                body = base64.b64encode(text.encode()).decode()
+                kind = "text/html" if isinstance(found, str) else "application/json"
+                headers = [{"name": "Content-Type", "value": kind}]
                 self._say(
                     "Fetch.fulfillRequest", requestId=event["requestId"], responseCode=202 if method == "POST" else 200,
                     responseHeaders=headers, body=body,

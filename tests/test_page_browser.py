@@ -201,18 +201,23 @@ def test_a_broken_adapter_is_refused_in_the_servers_words(page: Browser, kit: Ki
 
 
 @contextmanager
-def load(url: str) -> Iterator[None]:
-    """Pictures to two tasks, again and again."""
+def load(url: str, clients: int = 2) -> Iterator[None]:
+    """Pictures to one task and to several, again and again."""
     over = threading.Event()
     body = (DEMO / "samples" / "digits-9.png").read_bytes()
+    calls = [
+        "tasks/digits/predict",
+        "predict?task=digits&task=digit-collage&task=animal-or-vehicle",
+        "tasks/no/predict",
+    ]
 
     def ask() -> None:
         with client_of(url) as client:
             while not over.is_set():
-                for task in ("digits", "digit-collage", "nosuch"):
-                    client.post(f"/v1/tasks/{task}/predict", content=body)
+                for call in calls:
+                    client.post(f"/v1/{call}", content=body)
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:

@@ -184,6 +184,15 @@ class UploadAnswer(VersionAnswer):
     share: float
 
 
+class KeyAnswer(_Answer):
+    """What whoever asks may do here."""
+
+    required: bool = Field(description="whether this server has keys; without, everybody may do everything")
+    name: str | None = Field(description="of the key that came; null: none came, or none is needed", examples=["shop"])
+    may: list[str] = Field(description="the scopes that it has or includes", examples=[["predict"]])
+    tasks: list[str] | None = Field(description="the only tasks that it may touch; null: all", examples=[["pets"]])
+
+
 class Live(_Answer):
     """The process runs."""
 

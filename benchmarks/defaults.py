@@ -40,7 +40,7 @@ def one(name: str) -> dict[str, Any]:
     from adapters.training.progress import Teller
     from adapters.training.recipe import Recipe
     from adapters.training.run import Trained, train
-    from service.cli.train import CROP
+    from adapters.training.recipe import CROP
 
     torch.set_num_threads(1)
     chosen = next(each for each in ALL if each.name == name)

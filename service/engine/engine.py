@@ -40,7 +40,7 @@ class Engine:
     ) -> None:  # fmt: skip
         """``room`` has these bounds, and cells that others read. ``last_step`` says when a block was last computed.
 
-        On CUDA that is when it was put into the queue, or never where a graph is replayed. ``background_rows``: of Scheduler.
+        On CUDA that is when it was queued, or never where a graph is replayed. ``background_rows``: of Scheduler.
         """
         self._bank, self._clock = bank, clock
         self.last_step = last_step

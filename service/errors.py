@@ -10,6 +10,7 @@ AdaptError (adapters.errors)
 ├── Forbidden                403
 │   └── ForeignOrigin        403  a page of another origin wants to change something
 ├── UnknownVersion           404
+├── UnknownExample           404
 ├── RequestTimeout           408  headers or a body came too slowly
 ├── Conflict                 409  the state forbids it (deleting the active version, a locked folder)
 ├── BodyTooLarge             413
@@ -85,6 +86,10 @@ class UnknownHost(AdaptError):
 
 class UnknownVersion(AdaptError):
     """The task has no such version."""
+
+
+class UnknownExample(AdaptError):
+    """The task has no such example."""
 
 
 class RequestTimeout(AdaptError):
@@ -189,6 +194,7 @@ STATUS: dict[type[AdaptError], int] = {
     UnknownHost: 421,
     UnknownTask: 404,
     UnknownVersion: 404,
+    UnknownExample: 404,
     RequestTimeout: 408,
     Conflict: 409,
     BodyTooLarge: 413,

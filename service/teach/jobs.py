@@ -82,8 +82,13 @@ class Jobs:
         """Raises UnknownJob."""
         job = self._read(job_id) if _ID.fullmatch(job_id) else None
         if job is None:
-            raise UnknownJob(f"there is no training '{job_id[:40]}'; GET /v1/jobs lists those that are kept")
+            raise self.unknown(job_id)
         return job
+
+    @staticmethod
+    def unknown(job_id: str) -> UnknownJob:
+        """The error that says so."""
+        return UnknownJob(f"there is no training '{job_id[:40]}'; GET /v1/jobs lists those that are kept")
 
     def all(self) -> list[TrainingJob]:
         """Newest first; a record that cannot be read is left out."""

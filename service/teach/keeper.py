@@ -61,4 +61,7 @@ class Keeper:
         except (AdaptError, OSError) as error:
             log.error("the trainer cannot be started: %s", error)
             return False
+        except Exception:
+            log.exception("the trainer cannot be started")
+            return False
         return True

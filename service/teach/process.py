@@ -1,7 +1,7 @@
 """The trainer: the process that carries out jobs, one after another. `python -m service.teach.process DESCRIPTOR`.
 
-It connects to the engine as a front end does, with pixels of its own. Whatever else wants the processor goes first. It
-ends when nothing is left to do.
+It connects to the engine as a front end does, with pixels of its own. Whatever else wants the processor has more of it.
+It ends when nothing is left to do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from service import child
 
 if __name__ == "__main__":
     gc.disable()  # while it imports torch, as the engine has it
-    child.go_last()
+    child.go_behind()
 
 import asyncio
 import os

@@ -5,7 +5,7 @@ It knows every part of a front end and none of their insides; the engine and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,9 @@ from service.limits import decode_workers, file_limits, media_limits
 from service.pool import Pool
 from service.settings import Settings
 from service.store.catalogue import Catalogue
+from service.store.examples import Examples
 from service.store.repository import Repository
+from service.teach.jobs import Jobs
 from service.watch import tracing
 from service.watch.counts import Counting
 from service.watch.metrics import Metrics
@@ -58,9 +60,13 @@ class FrontEnd:
 
 @contextmanager
 def front_end(
-    settings: Settings, engine: Link, repository: Repository, memory: PixelMemory, counts: Counting, metrics: Metrics
-) -> Iterator[FrontEnd]:
-    """Everything between a socket and an engine, ready to serve. Raises BadKeys and more."""
+    settings: Settings, engine: Link, repository: Repository, memory: PixelMemory, counts: Counting, metrics: Metrics,
+    job_added: Callable[[], None] = lambda: None,
+) -> Iterator[FrontEnd]:  # fmt: skip
+    """Everything between a socket and an engine, ready to serve. Raises BadKeys and more.
+
+    ``job_added`` is called when there is another training; nobody carries it out unless somebody hears it.
+    """
     with ExitStack() as stack:
         keys = Keys.read(settings.keys, settings.keys_file)
         traces = tracing.start(settings)
@@ -103,6 +109,12 @@ def front_end(
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
         app.state.batches = BatchRunner(engine, settings, spooling, decoding.workers)
         app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes")
+        app.state.examples = Examples(settings.data_dir, owner=repository.owner)
+        app.state.jobs = Jobs(
+            settings.data_dir, max_waiting=settings.max_jobs_waiting, max_kept=settings.max_jobs_kept,
+            owner=repository.owner,
+        )  # fmt: skip
+        app.state.job_added = job_added
         app.state.tracing = traces
         app.state.calls = Calls(app.state)
         _install(app, settings)

@@ -21,7 +21,16 @@ from service.store.catalogue import Catalogue, Listing
 from service.store.repository import TaskInfo, VersionInfo
 from service.watch.counts import Counting
 from service.web.pages import Page, page, starting_with
-from service.web.routes.common import Number, TaskName, TheCatalogue, TheCounts, TheEngine, TheSettings, problems
+from service.web.routes.common import (
+    Number,
+    TaskName,
+    TheCatalogue,
+    TheCounts,
+    TheEngine,
+    TheJobs,
+    TheSettings,
+    problems,
+)
 from service.web.routes.guard import Holder, visible
 from service.web.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
 
@@ -94,7 +103,7 @@ async def tasks(
     Follow `next` until it is null: a task that is there all the while comes exactly once.
     """
     names = visible(shown.catalogue, key)
-    answer = await shown.page(page(starting_with(names, prefix), after, _limit(settings, limit)))
+    answer = await shown.page(page(starting_with(names, prefix), after, page_limit(settings, limit)))
     return await _rendered(lambda: answer)
 
 
@@ -116,7 +125,7 @@ async def versions(
 ) -> Response:
     """The versions that are kept, oldest first, a page at a time."""
     info = catalogue.repository.task(task)
-    part = page(sorted(info.versions), after, _limit(settings, limit))
+    part = page(sorted(info.versions), after, page_limit(settings, limit))
     return await _rendered(lambda: _versions(catalogue, info, part))
 
 
@@ -141,8 +150,9 @@ async def activate(shown: TheTasks, task: TaskName, version: Number) -> TaskAnsw
 
 
 @router.delete("/v1/tasks/{task}", status_code=204, responses=problems(400, 404, 503, 507))
-async def delete_task(catalogue: TheCatalogue, counts: TheCounts, task: TaskName) -> None:
-    """Remove a task with all its versions. Requests under way end on it."""
+async def delete_task(catalogue: TheCatalogue, counts: TheCounts, jobs: TheJobs, task: TaskName) -> None:
+    """Remove a task with all its versions, and stop its trainings. Requests under way end on it."""
+    await asyncio.to_thread(jobs.forget, task)
     await asyncio.to_thread(catalogue.delete_task, task)
     counts.forget(task)
 
@@ -165,7 +175,7 @@ def version_fields(catalogue: Catalogue, info: VersionInfo) -> dict[str, Any]:
     }
 
 
-def _limit(settings: Settings, asked: int | None) -> int:
+def page_limit(settings: Settings, asked: int | None) -> int:
     """How much goes on a page. Raises BadRequest."""
     most = settings.max_page_items
     if asked is None:

@@ -6,7 +6,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings
 
 
-class JobSettings(BaseSettings):
+class TeachSettings(BaseSettings):
     """Name, default, bounds and help, as of ``Settings``."""
 
     max_trainings: int = Field(

@@ -15,9 +15,11 @@ from pydantic.json_schema import SkipJsonSchema
 
 from adapters.config import AdapterConfig
 from service.engine.interface import Facts, Link
-from service.errors import BadRequest
+from service.errors import BadRequest, UnknownTask
 from service.settings import Settings
 from service.store.catalogue import Catalogue, Listing
+from service.store.examples import Examples
+from service.store.recents import Recents
 from service.store.repository import TaskInfo, VersionInfo
 from service.watch.counts import Counting
 from service.web.pages import Page, page, starting_with
@@ -27,7 +29,9 @@ from service.web.routes.common import (
     TheCatalogue,
     TheCounts,
     TheEngine,
+    TheExamples,
     TheJobs,
+    TheRecents,
     TheSettings,
     problems,
 )
@@ -104,7 +108,7 @@ async def tasks(
     """
     names = visible(shown.catalogue, key)
     answer = await shown.page(page(starting_with(names, prefix), after, page_limit(settings, limit)))
-    return await _rendered(lambda: answer)
+    return await rendered(lambda: answer)
 
 
 @router.get("/v1/tasks/{task}", responses=problems(400, 404))
@@ -126,7 +130,7 @@ async def versions(
     """The versions that are kept, oldest first, a page at a time."""
     info = catalogue.repository.task(task)
     part = page(sorted(info.versions), after, page_limit(settings, limit))
-    return await _rendered(lambda: _versions(catalogue, info, part))
+    return await rendered(lambda: _versions(catalogue, info, part))
 
 
 @router.get("/v1/tasks/{task}/versions/{version}", responses=problems(400, 404))
@@ -139,7 +143,7 @@ async def one_version(catalogue: TheCatalogue, task: TaskName, version: Number) 
 async def version_config(catalogue: TheCatalogue, task: TaskName, version: Number) -> Response:
     """What the file of a version says of itself, how it was trained as well."""
     info = catalogue.repository.version(task, version)
-    return await _rendered(lambda: catalogue.header(info).config)
+    return await rendered(lambda: catalogue.header(info).config)
 
 
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
@@ -150,11 +154,28 @@ async def activate(shown: TheTasks, task: TaskName, version: Number) -> TaskAnsw
 
 
 @router.delete("/v1/tasks/{task}", status_code=204, responses=problems(400, 404, 503, 507))
-async def delete_task(catalogue: TheCatalogue, counts: TheCounts, jobs: TheJobs, task: TaskName) -> None:
-    """Remove a task with all its versions, and stop its trainings. Requests under way end on it."""
+async def delete_task(
+    catalogue: TheCatalogue, counts: TheCounts, examples: TheExamples, recents: TheRecents, jobs: TheJobs,
+    task: TaskName,
+) -> None:  # fmt: skip
+    """Remove a task with all its versions, labelled examples and trainings. Requests under way end on it."""
     await asyncio.to_thread(jobs.forget, task)
-    await asyncio.to_thread(catalogue.delete_task, task)
+    await asyncio.to_thread(_delete_task, catalogue, examples, recents, task)
     counts.forget(task)
+
+
+def _delete_task(catalogue: Catalogue, examples: Examples, recents: Recents | None, task: str) -> None:
+    """Raises UnknownTask where there was neither a version nor an example; a call that failed may be repeated."""
+    unknown = None
+    try:
+        catalogue.delete_task(task)
+    except UnknownTask as error:
+        unknown = error
+    had = examples.clear(task)
+    if recents is not None:
+        recents.forget(task)
+    if unknown is not None and not had:
+        raise unknown
 
 
 @router.delete("/v1/tasks/{task}/versions/{version}", status_code=204, responses=problems(400, 404, 409, 503, 507))
@@ -188,7 +209,7 @@ def page_limit(settings: Settings, asked: int | None) -> int:
     return asked
 
 
-async def _rendered(make: Callable[[], BaseModel]) -> Response:
+async def rendered(make: Callable[[], BaseModel]) -> Response:
     """An answer of any length, made and written as JSON off the event loop."""
     content = await asyncio.to_thread(lambda: make().model_dump_json())
     return Response(content, media_type="application/json")

@@ -41,7 +41,7 @@ class Judged:
         """
         gain = other.losses - self.losses
         error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf
-        return self.balanced_accuracy >= other.balanced_accuracy and float(gain.mean()) > error
+        return self.balanced_accuracy >= other.balanced_accuracy and bool(gain.mean() > error)
 
 
 def listing_of(examples: ExampleSet) -> DataListing:

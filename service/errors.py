@@ -13,6 +13,7 @@ AdaptError (adapters.errors)
 ├── UnknownVersion           404
 ├── UnknownExample           404
 ├── UnknownRequest           404  its input is not kept
+├── UnknownJob               404
 ├── RequestTimeout           408  headers or a body came too slowly
 ├── Conflict                 409  the state forbids it (deleting the active version, a locked folder)
 ├── BodyTooLarge             413
@@ -96,6 +97,10 @@ class UnknownVersion(AdaptError):
 
 class UnknownExample(AdaptError):
     """The task has no such example."""
+
+
+class UnknownJob(AdaptError):
+    """There is no such training, or not any more."""
 
 
 class UnknownRequest(AdaptError):
@@ -207,6 +212,7 @@ STATUS: dict[type[AdaptError], int] = {
     UnknownVersion: 404,
     UnknownExample: 404,
     UnknownRequest: 404,
+    UnknownJob: 404,
     RequestTimeout: 408,
     Conflict: 409,
     BodyTooLarge: 413,

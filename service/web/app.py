@@ -5,7 +5,7 @@ It knows every part of a front end and none of their insides; the engine and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from service.store.catalogue import Catalogue
 from service.store.examples import Examples
 from service.store.recents import Recents
 from service.store.repository import Repository
+from service.teach.jobs import Jobs
 from service.watch import tracing
 from service.watch.counts import Counting
 from service.watch.metrics import Metrics
@@ -62,9 +63,13 @@ class FrontEnd:
 
 @contextmanager
 def front_end(
-    settings: Settings, engine: Link, repository: Repository, memory: PixelMemory, counts: Counting, metrics: Metrics
-) -> Iterator[FrontEnd]:
-    """Everything between a socket and an engine, ready to serve. Raises BadKeys and more."""
+    settings: Settings, engine: Link, repository: Repository, memory: PixelMemory, counts: Counting, metrics: Metrics,
+    job_added: Callable[[], None] = lambda: None,
+) -> Iterator[FrontEnd]:  # fmt: skip
+    """Everything between a socket and an engine, ready to serve. Raises BadKeys and more.
+
+    ``job_added`` is called when there is another training; nobody carries it out unless somebody hears it.
+    """
     with ExitStack() as stack:
         keys = Keys.read(settings.keys, settings.keys_file)
         traces = tracing.start(settings)
@@ -114,6 +119,11 @@ def front_end(
         app.state.examples = Examples(settings.data_dir, example_limits(settings), repository.owner)
         app.state.intake = Intake(app.state.examples, decoding, spooling, media_limits(settings))
         app.state.recents, app.state.recorder = recents, recorder
+        app.state.jobs = Jobs(
+            settings.data_dir, max_waiting=settings.max_jobs_waiting, max_kept=settings.max_jobs_kept,
+            owner=repository.owner,
+        )  # fmt: skip
+        app.state.job_added = job_added
         app.state.tracing = traces
         app.state.calls = Calls(app.state)
         _install(app, settings)

@@ -23,7 +23,7 @@ from adapters.media import Excerpt, Span, sniff
 from adapters.meta import BARE_FRAMES, bare_config
 from adapters.scores import Prediction, best, probabilities
 from service.engine.interface import Answer, Answering, Link
-from service.messages import BARE, Item
+from service.messages import Item, bare
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
 from service.web.decoding import Body, Decoder, Seen, numbered
@@ -202,7 +202,7 @@ class Answers:
                 ) from error  # fmt: skip
             raise WrongModality("'frames' asks for a clip, and a picture came; leave it out", field="frames") from error
         (seen,), times = decoded.seen, Outcomes([], decoded.seconds, time.time_ns())
-        asked = self._engine.ask([Item("", BARE, ())], seen.pixels, caller.deadline, seen.digest, embed=True)
+        asked = self._engine.ask([bare()], seen.pixels, caller.deadline, seen.digest, embed=True)
         (answer,) = await caller.wait(asked, "computing")
         assert answer.vector is not None, "an engine left out what was asked"
         return Embedded(

@@ -30,6 +30,7 @@ from service.web.routes.common import (
     TheCounts,
     TheEngine,
     TheExamples,
+    TheJobs,
     TheRecents,
     TheSettings,
     problems,
@@ -155,9 +156,11 @@ async def activate(shown: TheTasks, task: TaskName, version: Number) -> TaskAnsw
 
 @router.delete("/v1/tasks/{task}", status_code=204, responses=problems(400, 404, 503, 507))
 async def delete_task(
-    catalogue: TheCatalogue, counts: TheCounts, examples: TheExamples, recents: TheRecents, task: TaskName
-) -> None:
-    """Remove a task with all its versions and labelled examples. Requests under way end on it."""
+    catalogue: TheCatalogue, counts: TheCounts, examples: TheExamples, recents: TheRecents, jobs: TheJobs,
+    task: TaskName,
+) -> None:  # fmt: skip
+    """Remove a task with all its versions, labelled examples and trainings. Requests under way end on it."""
+    await asyncio.to_thread(jobs.forget, task)
     await asyncio.to_thread(_delete_task, catalogue, examples, recents, task)
     counts.forget(task)
 

@@ -5,21 +5,16 @@ It starts a server on the demo in a scratch folder, does what a person would do,
 
 from __future__ import annotations
 
-import io
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from sklearn.datasets import load_digits
-
 from service.store.demo import DEMO
 from tests.browser import Browser
 from tests.houses import Process
-from tests.test_page_browser import go, has, load, sample
+from tests.test_page_browser import fill, go, has, load, sample, scans
 
 OUT = Path(__file__).parent.parent / "docs" / "page"
 WIDE, PHONE = (1280, 860), (390, 844)
@@ -27,6 +22,8 @@ LABELS = {3: "three", 5: "five", 8: "eight"}
 EACH = 20
 CHARTS_S = 40.0
 """Of load, until the charts show something."""
+TAUGHT_S = 900.0
+"""Until an adapter has its first epochs, however busy the machine."""
 
 
 def main() -> None:
@@ -73,22 +70,11 @@ def keep(page: Browser, name: str) -> None:
 
 
 def prepare(served: Process, folder: Path) -> None:
-    """A task with two versions, and pictures of three labels."""
+    """A task with two versions, and a file that was cut short."""
     for file in ("digit-collage", "digits"):
         content = (DEMO / "tasks" / f"{file}.safetensors").read_bytes()
         served.client.put("/v1/tasks/my-digits/adapter", content=content).raise_for_status()
     (folder / "cut.safetensors").write_bytes((DEMO / "tasks" / "digits.safetensors").read_bytes()[:100_000])
-    digits = load_digits()
-    for number, label in LABELS.items():
-        (folder / label).mkdir()
-        for i, scan in enumerate(digits.images[digits.target == number][: EACH + 1]):
-            (folder / label / f"{i}.png").write_bytes(_png(scan))
-
-
-def _png(scan: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray((scan * 255 / 16).astype(np.uint8)).resize((96, 96), Image.Resampling.BICUBIC).save(file, "PNG")
-    return file.getvalue()
 
 
 def compare(page: Browser) -> None:
@@ -112,24 +98,17 @@ def upload(page: Browser, folder: Path) -> None:
 def teach(page: Browser, folder: Path) -> None:
     page.look(1280, 1000)
     go(page, "teach/numerals", ".box")
-    for place, label in enumerate(LABELS.values(), 1):
-        if place > 2:
-            page.run("[...document.querySelectorAll('.teach button')].find(b => b.innerText === 'Add a label').click()")
-        box = f".box:nth-child({place})"
-        page.type(f"{box} input[type=text]", label)
-        page.choose(f"{box} input[type=file]", *(str(folder / label / f"{i}.png") for i in range(EACH)))
-        page.until(f"document.querySelectorAll('{box} button.thumb img[src]').length >= 12")
+    fill(page, scans(folder, LABELS, EACH + 1), EACH)
     page.click(".large")
-    page.until("document.querySelector('.made') !== null")
+    page.until("document.querySelector('.made') !== null", TAUGHT_S)
     page.until("!document.querySelector('.teach > :last-child .drop').disabled")
     page.choose(".teach > :last-child input[type=file]", str(folder / "five" / f"{EACH}.png"))
     page.until("document.querySelector('.teach .answer') !== null")
-    page.until("document.querySelector('.curve.main')?.getAttribute('d').length > 100", 120)
+    page.until("document.querySelector('.curve.main').getAttribute('d').length > 40", TAUGHT_S)
     keep(page, "teach-light")
     page.look(*PHONE)
     page.run("document.querySelector('.teach > :nth-child(2)').scrollIntoView()")
     keep(page, "teach-phone")
-    page.until("document.querySelector('.verdict-line') !== null", 600)
 
 
 def watch(page: Browser, url: str) -> None:

@@ -151,7 +151,7 @@ def adding(source: Examples, task: str, label: str | None) -> Iterator[Request[E
         yield _add(stream_of(cast("File", source)), task, label, {})
         return
     else:
-        items = cast("Iterable[Item]", source)
+        items = source
     taken: list[tuple[str, bytes]] = []
     size = 0
     for item in items:

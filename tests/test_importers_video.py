@@ -166,6 +166,24 @@ def test_another_backbone_can_be_exported_and_is_served(bed: ClipBed) -> None:
     close(found, official_clip_logits(state, clips.float().div(255).sub(mean).div(std)))
 
 
+def test_a_check_compares_clips(bed: ClipBed, tmp_path: Path) -> None:
+    """Also one that is looked at more often than a server takes by default."""
+    state, seen = random_clip_state(bed.backbone), tmp_path / "seen"
+    source = bed.checkpoint(state)
+    adapter = bed.made("adaptformer", source, "--views", "2", "--crops", "3")
+    seen.mkdir()
+    (seen / "a.mp4").write_bytes(clip(count=30))
+    scores = Predictor(bed.backbone, adapter)(seen / "a.mp4").scores
+    (seen / "scores.csv").write_text("a.mp4," + ",".join(f"{score:.9f}" for score in scores))
+    looks = ["--views", "2", "--crops", "3", "--check", str(seen)]
+    assert "checked: 1 of 1" in bed.run("adaptformer", source, *looks).output
+    assert "does not answer as expected" in bed.run("adaptformer", source, *looks, "--scale", "3").output
+    looks[1] = "4"
+    told = bed.run("adaptformer", source, *looks).output
+    assert "ADAPTSERVE_MAX_CLIP_FRAMES=48" in told
+    assert "1 pictures have the same best label" in told
+
+
 @pytest.fixture(scope="module")
 def home(base: ClipBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     settings = Settings(

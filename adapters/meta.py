@@ -91,14 +91,14 @@ class AdapterMeta:
         return self.class_pages * (2 if self.twice else 1) + self.groups * group_pages(self.head, self.frames)
 
     @classmethod
-    def bare(cls, layout: Layout, seen: InputConfig, frames: int = 1) -> AdapterMeta:
+    def bare(cls, layout: Layout, seen: InputConfig, frames: int = 1, pool: Pool = "backbone") -> AdapterMeta:
         """Of no adapter: the backbone's own pooled vector of what it ``seen`` as it was trained to.
 
         Raises WrongModality where a backbone of clips would see another number of frames than its own.
         """
         _check_seen(layout, frames)
         return cls(
-            "", "image", frames, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0,
+            "", "image", frames, 1, "softmax", pool, "frozen", {}, frozenset(), 0,
             first=layout.blocks, normalisation=(*seen.mean, *seen.std),
         )  # fmt: skip
 

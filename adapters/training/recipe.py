@@ -46,6 +46,8 @@ RATES: dict[str, float] = {
     "adaptformer": 5e-3, "lora": 3e-3, "st-adapter": 1e-3, "linear": 1e-3, "vpt": 1e-2, "full": 1e-4,
 }  # fmt: skip
 """The highest learning rate of each method."""
+CROP = 0.8
+"""The smallest share of a picture's area that a random crop leaves, unless another is given."""
 FRAMES = 8
 STRIDE = 4
 """Of dense frames, as in VideoMAE."""

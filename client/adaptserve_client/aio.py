@@ -20,6 +20,7 @@ from adaptserve_client.errors import (
     refusal_of,
     translated,
 )
+from adaptserve_client.examples import AsyncExampleMethods
 from adaptserve_client.portions import MAX_BYTES, MAX_ITEMS, Item, Loaded, Portion, Terms, portions
 from adaptserve_client.retries import Attempts
 from adaptserve_client.sources import File, Stream, content_of, name_of, stream_of
@@ -33,7 +34,7 @@ T = TypeVar("T")
 Outcomes = asyncio.Queue[BatchOutcome | BaseException | None]
 
 
-class AsyncClient:
+class AsyncClient(AsyncExampleMethods):
     """Asks one server from asyncio; arguments, answers and errors are those of ``Client``. Files are read in threads.
 
     async with AsyncClient("http://127.0.0.1:8000") as client:
@@ -140,6 +141,10 @@ class AsyncClient:
     async def metrics(self) -> str:
         """Prometheus' text of the whole server."""
         return await self._send(calls.metrics())
+
+    async def stats(self, limit: int = 100) -> dict[str, Any]:
+        """The same as one document, with the ``limit`` tasks that were asked most."""
+        return await self._send(calls.stats(limit))
 
     async def health(self) -> bool:
         """True when the server's process answers."""

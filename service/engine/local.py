@@ -38,6 +38,8 @@ from service.watch.metrics import Metrics, Snapshot
 PAGES_PER_SLOT = 4
 """Head pages beside those of one largest head: 64 classes for each slot."""
 WARM_UP_S = 300.0
+BACKGROUND_ROWS = 8
+"""Of a batch in the background on CUDA, which takes about as long as one row; a processor takes as long for each."""
 
 
 class LocalEngine:
@@ -66,20 +68,23 @@ class LocalEngine:
         self.engine.check_room(rows, deadline, digests)
 
     def ask(
-        self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes, *, embed: bool = False
-    ) -> Sequence[Future[Answer]]:
-        self.engine.check_room(len(items), deadline, [item.digest for item in items if item.digest != BARE])
+        self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes, *, embed: bool = False,
+        background: bool = False,
+    ) -> Sequence[Future[Answer]]:  # fmt: skip
+        if not background:
+            self.engine.check_room(len(items), deadline, [item.digest for item in items if item.digest not in BARE])
         frames, answers = pixels.array, list[Future[Answer]]()
         try:
             for item in items:
-                if item.digest == BARE:
-                    meta = AdapterMeta.bare(self.backbone.layout, self.backbone.input, len(frames))
-                    answer = self.engine.embed(frames, deadline, meta, picture)
+                if pool := BARE.get(item.digest):
+                    meta = AdapterMeta.bare(self.backbone.layout, self.backbone.input, len(frames), pool)
+                    answer = self.engine.embed(frames, deadline, meta, picture, background=background)
                 else:
                     load = Load(self.loading, item.digest, item.files)
                     answer = self.engine.submit(
-                        item.task, item.digest, load, frames, deadline, picture=picture, admitted=True, embed=embed
-                    )
+                        item.task, item.digest, load, frames, deadline, picture=picture, admitted=True, embed=embed,
+                        background=background,
+                    )  # fmt: skip
                 answer.add_done_callback(_Hold(pixels))
                 answers.append(answer)
         except AdaptError as error:
@@ -163,6 +168,7 @@ def local_engine(
             on_batch=_tell(metrics, health),
             last_step=lambda: backbone.last_step,
             room=room,
+            background_rows=BACKGROUND_ROWS if backbone.device.type == "cuda" else 1,
         )
         engine.start()
         stack.callback(engine.close)

@@ -23,7 +23,7 @@ from adapters.media import Excerpt, Span, sniff
 from adapters.meta import BARE_FRAMES, bare_config
 from adapters.scores import Prediction, best, probabilities
 from service.engine.interface import Answer, Answering, Link
-from service.messages import BARE, Item
+from service.messages import Item, bare
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
 from service.web.decoding import Body, Decoder, Seen, numbered
@@ -41,13 +41,15 @@ class Extras:
     """What an answer is asked beyond its best labels.
 
     Labels below ``min_score`` are left out; ``abstain`` stands in for the file's own threshold; ``embedding``: with the
-    task's pooled vector; ``excerpt``: of a part of a clip, or of windows of it.
+    task's pooled vector; ``excerpt``: of a part of a clip, or of windows of it; ``sampled``: with the times of the
+    frames that were looked at.
     """
 
     min_score: float = 0.0
     abstain: float | None = None
     embedding: bool = False
     excerpt: Excerpt | None = None
+    sampled: bool = False
 
 
 PLAIN = Extras()
@@ -59,7 +61,8 @@ class Outcome:
 
     ``accepted``: whether the best score reaches the abstain threshold; None where there is none. ``vector`` (width,)
     float32 is the mean over the views, if it was asked. ``windows`` are answers of their own, if they were asked; the
-    outcome is then of all of them, as if each were a view.
+    outcome is then of all of them, as if each were a view. ``sampled``: when the frames begin that were looked at, each
+    once, in seconds after the clip's first one.
     """
 
     served: Served
@@ -70,6 +73,7 @@ class Outcome:
     accepted: bool | None = None
     vector: NDArray[np.float32] | None = None
     windows: Sequence[tuple[Span, Outcome]] | None = None
+    sampled: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ class Answers:
                 ) from error  # fmt: skip
             raise WrongModality("'frames' asks for a clip, and a picture came; leave it out", field="frames") from error
         (seen,), times = decoded.seen, Outcomes([], decoded.seconds, time.time_ns())
-        asked = self._engine.ask([Item("", BARE, ())], seen.pixels, caller.deadline, seen.digest, embed=True)
+        asked = self._engine.ask([bare()], seen.pixels, caller.deadline, seen.digest, embed=True)
         (answer,) = await caller.wait(asked, "computing")
         assert answer.vector is not None, "an engine left out what was asked"
         return Embedded(
@@ -251,6 +255,8 @@ def _whole(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, extr
     """The outcome, and that of each window; views lie crop by crop, in each window by window, in each view by view."""
     how, spans = served.config.score, seen.spans
     outcome = _outcome(served, views, seen, top_k, how, extras)
+    if extras.sampled and served.config.video is not None:
+        outcome = replace(outcome, sampled=sorted(set(seen.times)))
     if extras.excerpt is None or extras.excerpt.window is None:
         return outcome
     crops, step = served.config.crops, served.config.views // served.config.crops

@@ -32,6 +32,8 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
     ("GET", "/v1/tasks/{task}"): "predict",
     ("GET", "/v1/tasks/{task}/versions"): "predict",
     ("GET", "/v1/tasks/{task}/versions/{version}"): "predict",
+    ("GET", "/v1/tasks/{task}/versions/{version}/config"): "predict",
+    ("GET", "/v1/key"): None,
     ("GET", "/livez"): None,
     ("GET", "/readyz"): None,
     # Of other servers' protocols: what tells whether the server is there is open, what changes tasks needs admin.
@@ -59,13 +61,13 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
 }
 """The scope of each endpoint, None for open ones. Whatever is not listed needs ``admin``."""
 
-WHOLE_SERVER = {"/metrics"}
+WHOLE_SERVER = {"/metrics", "/v1/stats"}
 """Endpoints that tell of all tasks at once: not for a key that is limited to some."""
 
-WHILE_DRAINING = {"/livez", "/metrics", "/v2/health/live", "/"}
+WHILE_DRAINING = {"/livez", "/metrics", "/v1/stats", "/v2/health/live", "/"}
 """What a server that stops still answers: it lives, and can be watched."""
 
-WHEN_CROWDED = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/ping", "/"}
+WHEN_CROWDED = {"/livez", "/readyz", "/metrics", "/v1/stats", "/v2/health/live", "/v2/health/ready", "/ping", "/"}
 """What is answered even when every connection is taken: whoever watches the server must see that."""
 
 
@@ -117,16 +119,24 @@ def visible(catalogue: Catalogue, key: Key) -> Sequence[str]:
     return catalogue.names() if key.tasks is None else [name for name in sorted(key.tasks) if catalogue.has(name)]
 
 
-def _holder(request: Request, keys: Keys, scope: Scope) -> Key:
+def holder(request: Request, keys: Keys, scope: Scope = "predict") -> Key | None:
+    """Whose key came with the request; None where none came. Raises Unauthorised for one that nobody has."""
     secret = _secret(request)
     if secret is None:
-        raise Unauthorised(
-            f"this call needs a key with the scope '{scope}'; send it as 'Authorization: Bearer KEY'", scope=scope
-        )
+        return None
     key = keys.find(secret)
     if key is None:
         raise Unauthorised(
             f"the key that came is none of this server's; this call needs one with the scope '{scope}'", scope=scope
+        )
+    return key
+
+
+def _holder(request: Request, keys: Keys, scope: Scope) -> Key:
+    key = holder(request, keys, scope)
+    if key is None:
+        raise Unauthorised(
+            f"this call needs a key with the scope '{scope}'; send it as 'Authorization: Bearer KEY'", scope=scope
         )
     return key
 

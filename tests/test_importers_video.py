@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from tests.media_samples import clip
 from tests.models import close
 from tests.official import random_state
 from tests.official_video import official_clip_logits, random_clip_state
+from tests.teaching import send, start, trainer
 
 VIDEO = {"num_frames": 4, "num_segments": 1, "sampling_rate": 4, "window_size": (2, 4, 4), "patch_size": (8, 8),
          "model": "vit_base_patch16_224", "data_set": "HMDB51", "inception": False}  # fmt: skip
@@ -264,3 +266,23 @@ def test_a_folder_of_transformers_is_its_backbone(base: ClipBase, tmp_path: Path
     assert found.layout.fingerprint == base.backbone.layout.fingerprint
     assert (found.layout.frames, found.layout.input_size, found.norm_eps) == (4, (32, 32), 1e-5)
     assert (found.model.blocks[0].norm1.eps, found.input.interpolation) == (1e-12, "bilinear")
+
+
+def test_a_job_trains_on_examples_that_are_clips(home: House) -> None:
+    """The head on vectors that the engine computes of whole clips; pictures are refused in words."""
+    client = home.client
+    for label, picture in (("lighter", None), ("still", Image.new("RGB", (32, 32), (90, 90, 40)))):
+        files = [("file", (f"{n}.mp4", clip(count=8 + n, picture=picture))) for n in range(5)]
+        client.post("/v1/tasks/moves/examples", params={"label": label}, files=files).raise_for_status()
+    with trainer(home) as worker:
+        start(client, "moves", method="auto", epochs=1)
+        done = worker.work()
+        assert (done.state, done.problem) == ("done", None)
+        assert [one.method for one in done.published] == ["linear", "adaptformer"]
+        assert client.get("/v1/tasks/moves").json()["frames"] == 4
+        assert home.ask("moves", clip(count=9)).json()["predictions"][0]["label"] in ("lighter", "still")
+        send(client, "stills", 3)
+        start(client, "stills", method="linear")
+        failed = worker.work()
+        assert failed.state == "failed"
+        assert "sees clips of 4 frames and nothing else" in str(failed.problem)

@@ -49,6 +49,7 @@ from adaptserve_client.errors import (
     WrongBaseError,
     WrongModalityError,
 )
+from adaptserve_client.jobs import TrainedVersion, Training
 from adaptserve_client.version import __version__
 
 __all__ = [
@@ -79,6 +80,8 @@ __all__ = [
     "Task",
     "TimedOutError",
     "TooLargeError",
+    "TrainedVersion",
+    "Training",
     "UnavailableError",
     "UnexpectedAnswerError",
     "UnknownTaskError",

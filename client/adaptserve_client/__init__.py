@@ -50,6 +50,7 @@ from adaptserve_client.errors import (
     WrongModalityError,
 )
 from adaptserve_client.examples import Addition, Feedback, LabelledExample
+from adaptserve_client.jobs import TrainedVersion, Training
 from adaptserve_client.version import __version__
 
 __all__ = [
@@ -83,6 +84,8 @@ __all__ = [
     "Task",
     "TimedOutError",
     "TooLargeError",
+    "TrainedVersion",
+    "Training",
     "UnavailableError",
     "UnexpectedAnswerError",
     "UnknownTaskError",

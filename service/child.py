@@ -17,9 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from adapters.errors import AdaptError
@@ -31,8 +29,6 @@ from service.watch import logs
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S = 1.0
-NICENESS = 5
-"""Of what goes behind others: beside one process that wants all of a core it has a quarter of it."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -79,13 +75,6 @@ def begin() -> Beginning:
     settings = Settings.model_validate_json(told["settings"])
     logs.configure(settings.log_level, settings.log_format)
     return Beginning(control, settings, told)
-
-
-def go_behind() -> None:
-    """Let every other process of this machine have more of the processor, from now on."""
-    os.nice(NICENESS)
-    with suppress(OSError):  # where the kernel weighs sessions, niceness says nothing beyond a process's own
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def beginning(told: dict[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,7 +80,14 @@ class Trainer:
         asking = Asking(engine, memory, settings.data_dir / "staging", loop, "trainer")  # type: ignore[arg-type]
         self.jobs = built.jobs
         self.teaching = Teaching(
-            settings, engine.facts, built.jobs, built.examples, built.catalogue, asking, lambda _: None
+            settings,
+            engine.facts,
+            built.jobs,
+            built.examples,
+            built.catalogue,
+            asking,
+            lambda: ThreadPoolExecutor(1),
+            lambda _: None,
         )
 
     def claim(self) -> TrainingJob:

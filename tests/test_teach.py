@@ -20,6 +20,7 @@ from adapters.training.progress import Teller
 from adapters.training.recipe import Recipe, config_of, pools_of
 from adapters.training.run import read_data
 from adapters.training.start import frozen
+from adaptserve_client import Client
 from service.teach import auto, telling
 from service.teach.asking import Asking
 from service.teach.judge import Judged, listing_of
@@ -75,6 +76,10 @@ def test_auto_publishes_a_head_and_then_an_adapter_by_what_held_out_examples_say
     assert (head["method"], head["version"], head["active"], head["held_out"]) == ("linear", 1, True, 6)
     assert (adapter["method"], adapter["version"]) == ("adaptformer", 2)
     assert done["verdict"] == adapter["verdict"]
+    with Client(home.url) as client:
+        told = client.job(job["id"])
+        assert (told.over, [one.version for one in told.published]) == (True, [1, 2])
+        assert told.published[0].accuracy == head["accuracy"]
     assert "better than version 1 on 6 held-out examples" in adapter["verdict"]
     assert home.client.get("/v1/tasks/shapes").json()["version"] == (2 if adapter["active"] else 1)
     assert (done["epoch"], done["epochs"], done["curves"]["epochs"]) == (2, 2, [1, 2])

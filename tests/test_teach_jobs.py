@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.errors import TrainingError
+from adaptserve_client import AsyncClient, BadRequestError, Client, NotFoundError
 from service.errors import QueueFull, UnknownJob
 from service.keys import create, dump
 from service.store.example_index import ExampleFile, ExampleSet
@@ -268,6 +269,31 @@ def test_jobs_are_listed_page_by_page_newest_first_and_stopped(home: House) -> N
     problem(home.client.delete("/v1/jobs/nosuch"), 404)
     for state in ("over", ""):
         problem(home.client.get("/v1/jobs", params={"state": state}), 400)
+
+
+def test_both_clients_begin_look_at_and_stop_trainings(home: House) -> None:
+    for job in home.built.jobs.all():
+        home.built.jobs.cancel(job.id)
+    with Client(home.url) as client:
+        job = client.train_task("shapes", "linear", activate=False)
+        assert (job.state, job.method, job.over, job.published) == ("waiting", "linear", False, ())
+        assert job.examples == {"bar": 2, "box": 2, "disc": 2}
+        client.cancel(job.id)
+        assert client.job(job.id).over
+        assert next(client.jobs("shapes")).id == job.id
+        with pytest.raises(NotFoundError):
+            client.job("../tasks")
+        with pytest.raises(BadRequestError):
+            client.train_task("shapes", "magic")
+
+    async def ask() -> list[str]:
+        async with AsyncClient(home.url) as client:
+            job = await client.train_task("shapes", epochs=4)
+            await client.cancel(job.id)
+            assert (await client.job(job.id)).state == "cancelled"
+            return [one.id async for one in client.jobs(state="cancelled") if one.id == job.id]
+
+    assert len(asyncio.run(ask())) == 1
 
 
 def test_a_server_may_train_nothing(kit: Kit, tmp_path: Path) -> None:

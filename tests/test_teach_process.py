@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,12 @@ import httpx
 import psutil
 import pytest
 
-from service.child import NICENESS
 from tests.houses import Kit, Process, until
 from tests.teaching import ended, send, shape, start
 
 TRAINER = "service.teach.process"
-PATIENCE_S = 110.0
-"""A trainer imports torch behind everything else that this machine does."""
+PATIENCE_S = 180.0
+"""A trainer imports torch, and trains behind everything else that this machine does."""
 
 
 def served(kit: Kit, folder: Path, *more: str) -> Process:
@@ -42,14 +42,15 @@ def test_a_killed_trainer_is_replaced_and_its_job_goes_on(kit: Kit, tmp_path: Pa
         client = server.client
         assert server.family(TRAINER) == []
         send(client, "shapes", 4)
-        job = start(client, "shapes", epochs=240)
+        job = start(client, "shapes", epochs=36)
         first = until_epoch(client, job, 1)
         (trainer,) = server.family(TRAINER)
-        assert trainer.nice() == NICENESS
+        threads = (os.getpriority(os.PRIO_PROCESS, one.id) for one in trainer.threads())
+        assert os.getpriority(os.PRIO_PROCESS, trainer.pid) < max(threads)  # it trains behind all others
         assert client.post("/v1/tasks/shapes/predict", content=shape("disc", 7)).json()["version"] == 1
         trainer.kill()
         done = ended(client, job, PATIENCE_S)
-        assert (done["state"], done["problem"], done["epoch"]) == ("done", None, 240)
+        assert (done["state"], done["problem"], done["epoch"]) == ("done", None, 36)
         assert [one["version"] for one in done["published"]] == [1, 2]
         assert done["curves"]["epochs"][0] <= first
         assert done["curves"]["epochs"] == sorted(set(done["curves"]["epochs"]))
@@ -68,7 +69,7 @@ def test_a_killed_trainer_is_replaced_and_its_job_goes_on(kit: Kit, tmp_path: Pa
 def test_a_job_outlives_the_server(kit: Kit, tmp_path: Path, how: signal.Signals) -> None:
     with served(kit, tmp_path) as server:
         send(server.client, "shapes", 4)
-        job = start(server.client, "shapes", epochs=600)
+        job = start(server.client, "shapes", epochs=120)
         waiting = start(server.client, "shapes", method="linear")
         before = until_epoch(server.client, job, 1)
         family = server.family()

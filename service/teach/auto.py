@@ -10,7 +10,8 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,6 +22,7 @@ from adapters.backbone import Backbone, load_backbone
 from adapters.config import InputConfig, size_text
 from adapters.errors import AdaptError, NoRoom, TrainingError
 from adapters.layout import Layout
+from adapters.training.data import DataListing
 from adapters.training.fit import FitConfig
 from adapters.training.plan import TrainingPlan
 from adapters.training.progress import Teller
@@ -67,11 +69,14 @@ class Teaching:
 
     def __init__(
         self, settings: Settings, facts: Facts, jobs: Jobs, examples: Examples, catalogue: Catalogue, asking: Asking,
-        on_step: Callable[[bool], None],
+        aside: Callable[[], AbstractContextManager[Executor]], on_step: Callable[[bool], None],
     ) -> None:  # fmt: skip
-        """``on_step`` is called after each step of an adapter's training, with whether that is on CUDA."""
+        """``aside`` gives a thread for the training of an adapter, for which nobody waits.
+
+        ``on_step`` is called after each step of that, with whether it is on CUDA.
+        """
         self._settings, self._facts, self._jobs, self._examples = settings, facts, jobs, examples
-        self._catalogue, self._asking, self._on_step = catalogue, asking, on_step
+        self._catalogue, self._asking, self._aside, self._on_step = catalogue, asking, aside, on_step
         self._media, self._threads = media_limits(settings), threads(settings)
         self._backbone: Backbone | None = None
 
@@ -121,7 +126,7 @@ class Teaching:
         listing, facts = listing_of(examples), self._facts
         known = cast("Backbone", _Known(facts.layout, facts.input, getattr(torch, facts.dtype), torch.device("cpu")))
         served = file_limits(self._settings, facts.rank)
-        frames = min(FRAMES, served.max_frames) if listing.modality == "video" else None
+        frames = min(FRAMES, served.max_frames) if listing.modality == "video" and facts.layout.frames == 1 else None
         recipe = Recipe(job.task, method, epochs=job.wanted_epochs, frames=frames)
         if any(site.rank > facts.rank for site in config_of(recipe, known, listing.modality, listing.labels).sites):
             recipe = replace(recipe, rank=facts.rank)
@@ -129,16 +134,23 @@ class Teaching:
             examples.folder, path, recipe, FitConfig(crop=CROP, workers=self._threads), fallback=False,
             limits=self._media, served=served, threads=self._threads, resume=True,
         )  # fmt: skip
-        backbone = known if method == "linear" else self._own_backbone()
+        if method == "linear":  # somebody waits for it
+            train(plan, known, teller, listing=listing, computing=self._asking)
+        else:
+            with self._aside() as thread:
+                thread.submit(self._adapt, plan, teller, listing).result()
+        return path
+
+    def _adapt(self, plan: TrainingPlan, teller: Teller, listing: DataListing) -> None:
+        backbone = self._own_backbone()
         try:
             train(plan, backbone, teller, listing=listing, computing=self._asking)
         except TrainingError as error:
             if error.facts.get("field") != "resume":
                 raise
-            log.info("training %s begins anew: its examples are others by now", job.id)
+            log.info("the training of '%s' begins anew: its examples are others by now", plan.recipe.task)
             plan.checkpoint.unlink()
             train(plan, backbone, teller, listing=listing, computing=self._asking)
-        return path
 
     def _own_backbone(self) -> Backbone:
         """A copy of the one that serves, for gradients; loaded once."""

@@ -1,29 +1,29 @@
 """The trainer: the process that carries out jobs, one after another. `python -m service.teach.process DESCRIPTOR`.
 
-It connects to the engine as a front end does, with pixels of its own. Whatever else wants the processor has more of it.
-It ends when nothing is left to do.
+It connects to the engine as a front end does, with pixels of its own, and ends when nothing is left to do.
 """
 
 from __future__ import annotations
 
 import gc
 
-from service import child
-
 if __name__ == "__main__":
     gc.disable()  # while it imports torch, as the engine has it
-    child.go_behind()
 
 import asyncio
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 import uvloop
 
 from adapters.errors import AdaptError
+from service import child
 from service.engine import memory
 from service.engine.fleet import Fleet
 from service.engine.pixels import PixelMemory, array_of, row_bytes
@@ -39,6 +39,8 @@ from service.teach.asking import IN_FLIGHT, Asking
 from service.teach.auto import Teaching, threads
 from service.teach.jobs import Jobs
 
+NICENESS = 10
+"""Of a thread that trains an adapter, for which nobody waits: where others want a whole core it has a tenth of that."""
 LINGER_S = 20.0
 """For how long it waits for another job: to start anew takes seconds."""
 MOST_YIELD_S = 1.0
@@ -58,6 +60,23 @@ class Yielding:
             while any(room.queued for room in self._rooms) and time.monotonic() < end:
                 time.sleep(0.001)
         self._last = time.monotonic()
+
+
+@contextmanager
+def behind_others() -> Iterator[ThreadPoolExecutor]:
+    """A thread, and those that torch starts for it, to which every other process of this machine is preferred."""
+    with ThreadPoolExecutor(1, "adapter", initializer=lambda: os.nice(NICENESS)) as thread:
+        _weigh_session(NICENESS)
+        try:
+            yield thread
+        finally:
+            _weigh_session(0)
+
+
+def _weigh_session(niceness: int) -> None:
+    """Where the kernel weighs sessions, niceness says nothing beyond a process's own."""
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 class _Process:
@@ -100,7 +119,7 @@ class _Process:
         asking = Asking(fleet, pixels, repository.root / "staging", asyncio.get_running_loop(), self._owner)
         catalogue = Catalogue(repository, facts.layout, file_limits(settings, facts.rank), fleet.forget, cache_bytes=0)
         examples = Examples(settings.data_dir, owner=self._owner)
-        return Teaching(settings, facts, jobs, examples, catalogue, asking, Yielding(rooms))
+        return Teaching(settings, facts, jobs, examples, catalogue, asking, behind_others, Yielding(rooms))
 
     def _work(self, jobs: Jobs, teaching: Teaching) -> None:
         while True:

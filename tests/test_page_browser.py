@@ -258,6 +258,16 @@ def test_what_the_keyboard_reaches_and_the_screen_reader_hears(page: Browser) ->
     assert page.run("document.title") == "Tasks · AdaptServe"
 
 
+@pytest.mark.parametrize("name", ["..%2F..%2Flivez", "%", "UPPER", "a%3Fb", "%3Cimg src=x%3E"])
+def test_a_link_names_a_task_and_never_another_call(page: Browser, name: str) -> None:
+    for view in ("try", "teach", "tasks"):
+        page.run(f"void (location.hash = '#/{view}/{name}')")
+        page.until(has(".failure", "is no task name"))
+        page.run("void (location.hash = '#/upload')")
+        page.until("document.querySelector('.drop.short') !== null")
+    assert not any("livez" in asked for asked in page.asked)
+
+
 def test_dark_and_light_by_the_system_and_by_the_switch(page: Browser) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
     light = page.run(paper)

@@ -1,7 +1,7 @@
 // The frame around the views: which one is shown, who may see it, light or dark.
 
 import { caller, get, hasKey, identify, may, mayTeach, mayWatch } from "./api.js";
-import { count, failure, h, plural } from "./dom.js";
+import { NAME, count, failure, h, plural } from "./dom.js";
 import { keys } from "./keys.js";
 
 const VIEWS = [
@@ -25,7 +25,7 @@ async function show() {
   let made;
   try {
     if (locked || name === "keys" || !view) made = keys(changed);
-    else made = await (await view.load()).view(...rest);
+    else made = await (await view.load()).view(...rest.slice(0, 1).filter(Boolean).map(named));
   } catch (error) {
     made = { title: "Failed", node: h("div", { class: "stack" }, h("h1", { tabindex: -1 }, "That did not work"), failure(error)) };
   }
@@ -46,6 +46,12 @@ async function show() {
 /** A part of the address as a name; what is no encoding stays as it is. */
 function decoded(part) {
   try { return decodeURIComponent(part); } catch { return part; }
+}
+
+/** A link may name a task, and nothing that a path could be made of. */
+function named(text) {
+  if (!new RegExp(`^${NAME}$`).test(text)) throw new Error(`“${text.slice(0, 80)}” is no task name`);
+  return text;
 }
 
 function mark(name) {

@@ -104,7 +104,7 @@ def teach(page: Browser, folder: Path) -> None:
     page.until("!document.querySelector('.teach > :last-child .drop').disabled")
     page.choose(".teach > :last-child input[type=file]", str(folder / "five" / f"{EACH}.png"))
     page.until("document.querySelector('.teach .answer') !== null")
-    page.until("document.querySelector('.curve.main').getAttribute('d').length > 40", TAUGHT_S)
+    page.until("document.querySelector('.curve.main').getAttribute('d').split('L').length > 2", TAUGHT_S)
     keep(page, "teach-light")
     page.look(*PHONE)
     page.run("document.querySelector('.teach > :nth-child(2)').scrollIntoView()")

@@ -2,7 +2,7 @@
 
 import { h, svg } from "./dom.js";
 
-const WIDTH = 520, HEIGHT = 140, LEFT = 44, RIGHT = 8, TOP = 8, BOTTOM = 18;
+const WIDTH = 480, HEIGHT = 140, LEFT = 44, RIGHT = 8, TOP = 8, BOTTOM = 18;
 
 /** A round number that is not less. */
 export function roof(value) {
@@ -13,26 +13,31 @@ export function roof(value) {
 
 /** One chart; `draw(series, options)` puts numbers in. Series: {name, values, kind}, gaps where a value is null. */
 export function lines(title, { form = String, ends = ["", ""], least = 0 } = {}) {
-  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", preserveAspectRatio: "none", class: "chart" });
+  const drawing = svg("svg", { role: "img", class: "chart" });
   const legend = h("div", { class: "legend" });
   const node = h("figure", { class: "plot" }, h("figcaption", { class: "spread" }, h("h3", {}, title), legend), drawing);
+  let last = [];
   const draw = (series, { length, most } = {}) => {
+    last = [series, { length, most }];
     const size = length ?? Math.max(2, ...series.map(({ values }) => values.length));
     const top = most ?? roof(Math.max(least, ...series.flatMap(({ values }) => values.filter((value) => value !== null))));
-    const x = (i) => LEFT + ((WIDTH - LEFT - RIGHT) * i) / Math.max(1, size - 1);
+    const width = drawing.clientWidth || WIDTH; // as wide as it is shown, so that its words keep their size
+    drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    const x = (i) => LEFT + ((width - LEFT - RIGHT) * i) / Math.max(1, size - 1);
     const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - Math.min(1, value / top));
     drawing.replaceChildren(
       ...[0, 0.5, 1].flatMap((share) => [
-        svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(top * share), y2: y(top * share), class: "grid" }),
+        svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(top * share), y2: y(top * share), class: "grid" }),
         svg("text", { x: LEFT - 8, y: y(top * share) + 4, "text-anchor": "end" }, form(top * share))]),
-      svg("text", { x: LEFT, y: HEIGHT - 3 }, ends[0]), svg("text", { x: WIDTH - RIGHT, y: HEIGHT - 3, "text-anchor": "end" }, ends[1]),
+      svg("text", { x: LEFT, y: HEIGHT - 3 }, ends[0]), svg("text", { x: width - RIGHT, y: HEIGHT - 3, "text-anchor": "end" }, ends[1]),
       ...series.map(({ values, kind }) => svg("path", { class: `curve ${kind}`, d: path(values, x, y, size) })),
       ...series.flatMap(({ values, kind }) => alone(values).map((i) => svg("circle", { class: `dot ${kind}`, cx: x(size - values.length + i), cy: y(values[i]), r: 2.5 }))));
-    const last = series.map(({ name, values }) => `${name} ${values.length && values.at(-1) !== null ? form(values.at(-1)) : "–"}`);
-    legend.replaceChildren(...series.map(({ kind }, i) => h("span", { class: `key ${kind}` }, last[i])));
-    drawing.setAttribute("aria-label", `${title}: ${last.join(", ")}`);
+    const words = series.map(({ name, values }) => `${name} ${values.length && values.at(-1) !== null ? form(values.at(-1)) : "–"}`);
+    legend.replaceChildren(...series.map(({ kind }, i) => h("span", { class: `key ${kind}` }, words[i])));
+    drawing.setAttribute("aria-label", `${title}: ${words.join(", ")}`);
   };
   draw([]);
+  new ResizeObserver(() => draw(...last)).observe(drawing);
   return { node, draw };
 }
 

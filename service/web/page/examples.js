@@ -35,10 +35,10 @@ export class Boxes {
       box.thumbnails(part.examples);
     }
     while (this.list.childElementCount < 2) this.box("");
-    this.told_counts();
+    this.toldCounts();
   }
 
-  told_counts() {
+  toldCounts() {
     const labels = Object.keys(this.counts).length;
     const all = Object.values(this.counts).reduce((sum, value) => sum + value, 0);
     this.total.textContent = all ? `${plural(all, "example")} of ${plural(labels, "label")}` : "";
@@ -89,7 +89,7 @@ export class Boxes {
       words ? h("p", { class: "note" }, `Of these files ${words}.`) : "",
       answer.rejected?.length ? h("details", { class: "failure" }, h("summary", {}, `${plural(answer.rejected.length, "file")} could not be taken`),
         h("ul", {}, answer.rejected.slice(0, 20).map(({ name, problem }) => h("li", { class: "small" }, h("code", {}, name), " ", problem.detail)))) : "");
-    this.told_counts();
+    this.toldCounts();
   }
 
   leave() { this.camera.close(); }
@@ -190,7 +190,7 @@ class Box {
       (node.nextElementSibling ?? node.previousElementSibling)?.focus();
       node.remove();
       this.boxes.counts[this.label] -= 1;
-      this.boxes.told_counts();
+      this.boxes.toldCounts();
     } catch (error) { this.error.replaceChildren(failure(error)); }
   }
 
@@ -199,7 +199,7 @@ class Box {
       await call("DELETE", this.boxes.path, { query: [["label", this.label]] });
       delete this.boxes.counts[this.label];
       this.node.remove();
-      this.boxes.told_counts();
+      this.boxes.toldCounts();
     } catch (error) { this.error.replaceChildren(failure(error)); }
   }
 

@@ -17,7 +17,7 @@ let leave = null, turn = 0;
 
 /** Show what the address asks for; a view is a node, a title, and what to do when it is left. */
 async function show() {
-  const [name = "", ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const [name = "", ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decoded);
   const mine = ++turn;
   const locked = caller.required && !caller.name;
   const view = VIEWS.find((one) => one.name === name && one.open()) ?? VIEWS.find((one) => one.open());
@@ -41,6 +41,11 @@ async function show() {
     scrollTo(0, 0);
     (main.querySelector("h1") ?? main).focus({ preventScroll: true });
   }
+}
+
+/** A part of the address as a name; what is no encoding stays as it is. */
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
 }
 
 function mark(name) {

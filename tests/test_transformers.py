@@ -17,15 +17,17 @@ from typer.testing import CliRunner
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.backbone.inputs import normalise
+from adapters.config import VideoConfig
 from adapters.file import Adapter, read_adapter
 from adapters.limits import FileLimits
+from adapters.predictor import Predictor
 from service.cli.main import app
 from service.settings import Settings
 from tests.houses import House, house, photograph, scores_of
 from tests.imports import LABELS, served
 from tests.models import small_backbone
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed; the extra peers has it")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed; `make libraries` installs it")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the libraries, about each other
 
@@ -126,6 +128,27 @@ def test_a_folder_answers_as_the_library(kind: str, tmp_path: Path) -> None:
             torch.testing.assert_close(served(by_weights, adapter, images), expected, rtol=0, atol=1e-5)
 
 
+@torch.inference_mode()
+def test_a_folder_of_videomae_answers_as_the_library(tmp_path: Path) -> None:
+    with torch.inference_mode(False):
+        torch.manual_seed(0)
+        told = {"id2label": dict(enumerate(LABELS)), "label2id": {name: n for n, name in enumerate(LABELS)}}
+        config = transformers.VideoMAEConfig(**MLP, num_frames=4, **told)
+        model = transformers.VideoMAEForVideoClassification(config).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(tmp_path)
+    imported("transformers", tmp_path, tmp_path / "head.safetensors")
+    backbone = load_backbone(str(tmp_path), "", "cpu", "float32")
+    adapter = adapter_at(tmp_path / "head.safetensors", backbone)
+    assert adapter.config.video == VideoConfig(frames=4, sampling="dense", stride=4)
+    clips = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+    expected = logits_of(model, backbone, clips)
+    assert expected.std() > 0.05
+    found = torch.from_numpy(np.stack(Predictor(backbone, adapter).logits(clips.numpy())))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
 @torch.inference_mode()
 def test_a_model_of_pictures_and_text_is_its_half(kind: str, tmp_path: Path) -> None:
@@ -168,6 +191,10 @@ PROCESSORS = {
     "ViT": ("ViTImageProcessor", 32),
     "DINOv2": ("BitImageProcessor", 28),
     "SigLIP": ("SiglipImageProcessor", 32),
+    "CLIP": ("CLIPImageProcessor", 32),
+    "DeiT": ("DeiTImageProcessor", 32),
+    "BEiT": ("BeitImageProcessor", 32),
+    "Swin": ("ViTImageProcessor", 32),
 }
 
 
@@ -175,20 +202,25 @@ def processor_of(kind: str) -> Any:
     """One that resizes with Pillow, in both major versions."""
     name, side = PROCESSORS[kind]
     made = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-    if kind == "DINOv2":
+    if kind in ("DINOv2", "CLIP"):
         return made(size={"shortest_edge": 32}, crop_size={"height": side, "width": side})
+    if kind in ("DeiT", "BEiT"):
+        cut = {"height": side, "width": side}
+        return made(size={"height": 36, "width": 36}, crop_size=cut, do_center_crop=True)
     return made(size={"height": side, "width": side})
 
 
 @pytest.fixture(scope="module", params=PROCESSORS)
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, House]]:
     """A PEFT model, its image processor, and a server of its base with the imported adapter and the base's own head."""
-    peft = pytest.importorskip("peft", reason="peft is not installed; the extra peers has it")
+    peft = pytest.importorskip("peft", reason="peft is not installed; `make libraries` installs it")
     kind, folder = request.param, tmp_path_factory.mktemp("tuned")
     model, processor = model_of(kind), processor_of(kind)
     model.save_pretrained(folder / "base")
     processor.save_pretrained(folder / "base")
-    told = peft.LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", modules_to_save=["classifier"])
+    # All linear layers, but of Swin those of its blocks: what merges patches between stages is no part of any.
+    names = "(?!.*downsample).*(query|key|value|dense|_proj|fc1|fc2)" if kind == "Swin" else "all-linear"
+    told = peft.LoraConfig(r=4, lora_alpha=12, target_modules=names, modules_to_save=["classifier"])
     tuned = peft.get_peft_model(model, told).eval()
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():

@@ -49,6 +49,7 @@ from adaptserve_client.errors import (
     WrongBaseError,
     WrongModalityError,
 )
+from adaptserve_client.examples import Example, ExamplesAdded, Feedback
 from adaptserve_client.jobs import TrainedVersion, Training
 from adaptserve_client.version import __version__
 
@@ -67,6 +68,9 @@ __all__ = [
     "ConflictError",
     "DeadlineError",
     "Embedding",
+    "Example",
+    "ExamplesAdded",
+    "Feedback",
     "ForbiddenError",
     "NoAnswerError",
     "NoRoomError",

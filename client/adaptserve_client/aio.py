@@ -20,6 +20,7 @@ from adaptserve_client.errors import (
     refusal_of,
     translated,
 )
+from adaptserve_client.examples import AsyncExampleMethods
 from adaptserve_client.jobs import AsyncJobMethods
 from adaptserve_client.portions import MAX_BYTES, MAX_ITEMS, Item, Loaded, Portion, Terms, portions
 from adaptserve_client.retries import Attempts
@@ -34,7 +35,7 @@ T = TypeVar("T")
 Outcomes = asyncio.Queue[BatchOutcome | BaseException | None]
 
 
-class AsyncClient(AsyncJobMethods):
+class AsyncClient(AsyncExampleMethods, AsyncJobMethods):
     """Asks one server from asyncio; arguments, answers and errors are those of ``Client``. Files are read in threads.
 
     async with AsyncClient("http://127.0.0.1:8000") as client:

@@ -16,10 +16,11 @@ import torch
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.bank import PAGE, Bank, PackedAdapter, Slabs
-from adapters.errors import AdaptError
+from adapters.errors import AdaptError, BackboneError
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward
 from adapters.forward.prefix import PrefixCache
+from adapters.limits import raised
 from adapters.meta import AdapterMeta
 from service.engine.batch import BatchReport
 from service.engine.engine import CLOSE_S, Engine
@@ -145,7 +146,11 @@ def local_engine(
         if settings.threads:
             torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.weights, device, settings.dtype, settings.image_size)
-        health = Health(backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s)
+        _check_batch(settings, backbone)
+        health = Health(
+            backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s,
+            frames=backbone.layout.frames,
+        )  # fmt: skip
         slabs = _slabs(settings, backbone)
         made: list[LocalEngine] = []
         bank = Bank(slabs, host_cache_bytes=settings.host_cache_bytes, on_load=_both(metrics, made))
@@ -187,6 +192,17 @@ class _Hold:
 
     def __call__(self, _: Future[Answer]) -> None:
         self._pixels = None  # a future keeps what it called
+
+
+def _check_batch(settings: Settings, backbone: Backbone) -> None:
+    """Raise BackboneError where a batch could not hold what the backbone sees together."""
+    frames = backbone.layout.frames
+    if settings.max_batch_rows < frames:
+        raise BackboneError(
+            f"{backbone.layout.model} sees clips of {frames} frames, and a batch holds {settings.max_batch_rows} rows; "
+            f"start with {raised(('max_batch_rows',), frames)}",
+            field="max_batch_rows", limit=settings.max_batch_rows, value=frames,
+        )  # fmt: skip
 
 
 def _slabs(settings: Settings, backbone: Backbone) -> Slabs:

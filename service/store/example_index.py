@@ -24,11 +24,14 @@ from typing import Final, Self, cast
 
 from adapters.atomic import replacing
 from adapters.config import Modality, is_task_name
-from service.store.files import NotConfirmed, safe_name
+from service.store.files import NotConfirmed, may_hold, safe_name
 from service.store.staging import left_by, sync_folder
 
 FOLDER: Final = "examples"
 INDEX: Final = "index.json"
+CLOCK_NS: Final = 100_000_000
+"""By how much the kernel's times of files may be behind the clock, and more."""
+DAY_NS: Final = 86_400_000_000_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Signature = tuple[int, int, int]
@@ -153,7 +156,7 @@ def changed_since(known: ExampleSet) -> bool:
 
 
 def changed_within(folder: Path) -> bool:
-    """Whether files came or went after the index of a task's examples was written, as after an addition that failed."""
+    """Whether files came or went since the last change of a task's examples was whole, as where one was cut short."""
     with suppress(FileNotFoundError):
         return (folder / "files").stat().st_mtime_ns > (folder / INDEX).stat().st_mtime_ns
     return True
@@ -217,18 +220,28 @@ class ExampleIndex:
         """
         path, text = new.folder / INDEX, _rendered(new)
         old = _signature(path)
-        moment = max(time.time_ns(), old[0] + 1 if old else 0)  # readers go by it, so it must grow
-        renamed = False
+        moment = max(time.time_ns() - CLOCK_NS, old[0] + 1 if old else 0)  # readers go by it, so it must grow
         try:
             with replacing(path, within=self._staging, prefix=self._prefix, suffix=".index") as temporary:
                 temporary.write_bytes(text)
                 os.utime(temporary, ns=(moment, moment))
-            renamed = True
             sync_folder(new.folder)
         except OSError as error:
-            if renamed:
+            if may_hold(path, text):
                 raise NotConfirmed(error) from error
             raise
+
+    def unsettle(self, task: str) -> None:
+        """Before files go: until ``settle``, or until one has gone, ``changed_within`` says so."""
+        moment = time.time_ns() + DAY_NS
+        os.utime(folder_of(self._root, task) / "files", ns=(moment, moment))
+
+    def settle(self, task: str) -> None:
+        """After all files of a change came and went: nothing of it is left for ``changed_within`` to find."""
+        folder = folder_of(self._root, task)
+        index = _signature(folder / INDEX)
+        if index is not None:
+            os.utime(folder / "files", ns=(index[0] - 1, index[0] - 1))
 
 
 def _signature(path: Path) -> Signature | None:

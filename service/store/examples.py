@@ -126,10 +126,12 @@ class Examples:
                 self._take_away(task, after)
             else:
                 new = old.without({e.digest for e in gone})
+                self._index.unsettle(task)
                 self._reserve.spend(lambda: self._write(new))
-                for example in gone:
-                    with suppress(OSError):  # recovery removes what is left
+                with suppress(OSError):  # recovery removes what is left
+                    for example in gone:
                         example.path.unlink(missing_ok=True)
+                    self._index.settle(task)
                 self._reserve.fill()
         return len(gone)
 
@@ -157,6 +159,7 @@ class Examples:
             try:
                 self._index.place(task, places, first=first)
                 self._write(new)
+                self._index.settle(task)
             except NotConfirmed:
                 raise
             except BaseException:

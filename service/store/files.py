@@ -17,7 +17,7 @@ from service.errors import BadTaskName
 from service.store.manifest import TaskInfo, VersionInfo, parse, render
 from service.store.staging import NotConfirmed, Staging, left_by, sync_folder
 
-__all__ = ["NotConfirmed", "TaskFiles", "safe_name"]
+__all__ = ["NotConfirmed", "TaskFiles", "may_hold", "safe_name"]
 
 MAX_KNOWN = 4096
 """Paths that are kept, since every request names some, and joining one takes longer than all else about it."""
@@ -105,7 +105,7 @@ class TaskFiles:
                 temporary.write_bytes(text)
             sync_folder(folder)
         except OSError as error:
-            if _may_hold(manifest, text):
+            if may_hold(manifest, text):
                 raise NotConfirmed(error) from error
             raise
 
@@ -120,10 +120,10 @@ def safe_name(name: str) -> str:
     return name
 
 
-def _may_hold(manifest: Path, text: bytes) -> bool:
-    """Whether the disk has this manifest; True where it does not say."""
+def may_hold(path: Path, text: bytes) -> bool:
+    """Whether the disk has a file with this text; True where it does not say."""
     try:
-        return manifest.read_bytes() == text
+        return path.read_bytes() == text
     except FileNotFoundError:
         return False
     except OSError:

@@ -9,7 +9,7 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -157,13 +157,15 @@ def _recover_index(root: Path, index: ExampleIndex, folder: Path, found: Recover
         else:  # it may be whole, and come back
             found.said.append(f"the examples of '{folder.name}' cannot be read ({error.strerror})")
         return
-    lost = {e.digest for e in known.items if sizes.pop(e.digest, None) != e.bytes}
-    for stray in sorted(sizes):
+    lost = {e.digest for e in known.items if sizes.get(e.digest) != e.bytes}
+    for stray in sorted(sizes.keys() - (known.by_digest.keys() - lost)):
         sentence = f"removed a file that is no example of '{folder.name}': {stray}"
         _tidy(found, (folder / "files" / stray).unlink, sentence)
     if lost:
         sentence = f"left out {len(lost)} examples of '{folder.name}' whose files are missing or have another size"
         _tidy(found, partial(index.write, known.without(lost)), sentence)
+    with suppress(OSError):
+        index.settle(folder.name)
 
 
 @contextmanager

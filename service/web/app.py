@@ -132,7 +132,7 @@ def front_end(
 
 def _install(app: FastAPI, settings: Settings) -> None:
     problems.install(app)
-    routes.install(app)
+    routes.install(app, settings.root_path)
     # From the inside out: a request passes the last one first.
     app.add_middleware(Methods)
     app.add_middleware(KnownOrigin, settings=settings)

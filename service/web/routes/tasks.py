@@ -67,6 +67,7 @@ class Shown:
             fingerprint=facts.layout.fingerprint,
             parameters=facts.layout.parameters,
             input_size=facts.layout.input_size,
+            frames=facts.layout.frames,
             dtype=cast(Any, facts.dtype),
             tasks=await self._answers(listed),
             count=shown.count,

@@ -30,12 +30,8 @@ def bare_config(layout: Layout, seen: InputConfig, frames: int | None) -> Adapte
     another number.
     """
     if layout.frames > 1:
-        if frames not in (None, layout.frames):
-            raise WrongModality(
-                f"{layout.model} sees clips of {layout.frames} frames, {frames} were asked; leave 'frames' out",
-                field="frames", expected=layout.frames, got=frames,
-            )  # fmt: skip
-        frames = layout.frames
+        frames = layout.frames if frames is None else frames
+        _check_seen(layout, frames)
     return AdapterConfig(
         task="backbone",
         modality="image" if frames is None else "video",
@@ -44,6 +40,14 @@ def bare_config(layout: Layout, seen: InputConfig, frames: int | None) -> Adapte
         input=seen,
         video=None if frames is None else VideoConfig(frames=frames),
     )
+
+
+def _check_seen(layout: Layout, frames: int) -> None:
+    if layout.frames not in (1, frames):
+        raise WrongModality(
+            f"{layout.model} sees clips of {layout.frames} frames, {frames} were asked; leave 'frames' out",
+            field="frames", expected=layout.frames, got=frames,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,11 @@ class AdapterMeta:
 
     @classmethod
     def bare(cls, layout: Layout, seen: InputConfig, frames: int = 1, pool: Pool = "backbone") -> AdapterMeta:
-        """Of no adapter: the backbone's own pooled vector of what it ``seen`` as it was trained to."""
+        """Of no adapter: the backbone's own pooled vector of what it ``seen`` as it was trained to.
+
+        Raises WrongModality where a backbone of clips would see another number of frames than its own.
+        """
+        _check_seen(layout, frames)
         return cls(
             "", "image", frames, 1, "softmax", pool, "frozen", {}, frozenset(), 0,
             first=layout.blocks, normalisation=(*seen.mean, *seen.std),

@@ -108,10 +108,12 @@ class Browser:
             )  # fmt: skip
 
     def look(self, width: int, height: int, *, dark: bool = False) -> None:
-        """The size of the window in pixels, and the colours that the system is said to have."""
+        """The window's size in pixels, a narrow one is a phone's, and the colours that the system is said to have."""
+        phone = width < 600
         self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )  # fmt: skip
         wish = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[wish])
 
@@ -120,9 +122,9 @@ class Browser:
         self._fakes.append((method, path, answer))
         self._call("Fetch.enable", patterns=[{"urlPattern": f"*{path}*"} for _, path, _ in self._fakes])
 
-    def picture(self) -> str:
-        """The page as a PNG, in base64."""
-        return str(self._call("Page.captureScreenshot", format="png")["data"])
+    def picture(self) -> bytes:
+        """What is seen, as a WebP."""
+        return base64.b64decode(self._call("Page.captureScreenshot", format="webp", quality=82)["data"])
 
     def _paused(self, event: dict[str, Any]) -> None:
         request = event["request"]

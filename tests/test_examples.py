@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -214,6 +215,7 @@ def test_a_full_disk_and_a_broken_index_do_not_keep_all_from_being_removed(
     (root / "examples" / "t" / "index.json").write_bytes(b'{"next": 1, "examples": {"../x": {}}}')
     with pytest.raises(StorageFailed, match="the index of the examples of 't' cannot be read"):
         store.of("t")
+    assert store.add("other", [draft("a", b"a")]).added == 1  # no other task's business
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "full")
@@ -221,6 +223,22 @@ def test_a_full_disk_and_a_broken_index_do_not_keep_all_from_being_removed(
     monkeypatch.setattr(Path, "write_bytes", full)
     assert store.clear("t")
     assert store.of("t").items == ()
+
+
+def test_times_that_cannot_be_set_lose_nothing(store: Examples, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They only say where recovery need not look."""
+    inner = os.utime
+
+    def refuse(path: Path, **how: tuple[int, int]) -> None:
+        if path.name == "files":
+            raise OSError(errno.EPERM, "no")
+        inner(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", refuse)
+        store.add("t", [draft("a", b"a")])
+    assert recovered(root) == []
+    assert whole(root) == {"a": b"a"}
 
 
 def test_whoever_gives_up_leaves_nothing(store: Examples, root: Path) -> None:

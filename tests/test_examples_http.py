@@ -26,7 +26,7 @@ from service.store.example_index import ExampleIndex
 from service.web.archives import Entry
 from service.web.intake import checked_label, labelled, thumbnail
 from tests.archives import FORMS, archive, body
-from tests.houses import House, Kit, Process, house, pages, photograph, problem, until
+from tests.houses import House, Kit, house, pages, photograph, problem, until
 from tests.media_samples import clip
 
 BOUNDS = {
@@ -365,30 +365,19 @@ def test_thumbnails_are_small(size: tuple[int, int]) -> None:
     assert min(small.size) == min(96, *size)
 
 
-def test_two_front_ends_and_a_restart(tmp_path: Path, kit: Kit) -> None:
-    """Both add to one task at once and see what the other has; a new server has all, and no input of the old one."""
-    arguments = ["--data-dir", str(tmp_path / "data"), "--backbone", str(kit.folder / "vit"), "--weights", "random:0",
-                 "--device", "cpu", "--front-ends", "2"]  # fmt: skip
-    with Process(arguments, tmp_path / "log") as server:
-
-        def put(number: int) -> None:
-            with httpx.Client(base_url=server.url, timeout=60) as client:  # a connection of its own
-                path, params = "/v1/tasks/t/examples", {"label": f"label {number % 2}"}
-                while (told := client.post(path, params=params, content=PHOTO[number])).status_code == 429:
-                    time.sleep(0.01)
-                told.raise_for_status()
-                assert client.get(path).json()["counts"][params["label"]] >= told.json()["counts"][params["label"]]
-
-        with ThreadPoolExecutor(4) as threads:
-            list(threads.map(put, range(20)))
-        before = pages(server.client, "/v1/tasks/t/examples", "examples")
-        assert [e["label"] for e in before].count("label 0") == 10
-        assert len(before) == 20
-        server.process.kill()
-        server.process.wait()
+def test_a_restart_keeps_them_and_removes_what_was_cut_short(kit: Kit, tmp_path: Path) -> None:
+    settings = kit.settings(data_dir=tmp_path / "data", keep_recent=5)
+    with house(settings) as home:
+        home.put("known", kit.file(1)[0]).raise_for_status()
+        home.ask("known", PHOTO[0]).raise_for_status()
+        add(home, archive([(f"cat/{n}.jpg", PHOTO[n]) for n in range(5)], "zip")).raise_for_status()
+        before = pages(home.client, "/v1/tasks/t/examples", "examples")
+        assert until(lambda: len(home.client.get("/v1/tasks/known/uncertain").json()["items"]) == 1)
+    files = tmp_path / "data" / "examples" / "t" / "files"
     (tmp_path / "data" / "staging" / "front-end-0.left.part").write_bytes(b"half a picture")
-    (tmp_path / "data" / "examples" / "t" / "files" / ("0" * 64)).write_bytes(b"half a picture")
-    with house(kit.settings(data_dir=tmp_path / "data")) as home:
+    (files / ("0" * 64)).write_bytes(b"half a picture")
+    with house(settings) as home:
         assert pages(home.client, "/v1/tasks/t/examples", "examples") == before
+        assert home.client.get("/v1/tasks/known/uncertain").json() == {"kept": True, "items": []}
         assert not list((tmp_path / "data" / "staging").iterdir())
-        assert len(list((tmp_path / "data" / "examples" / "t" / "files").iterdir())) == 20
+        assert len(list(files.iterdir())) == 5

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from tests.media_samples import clip
 from tests.models import close
 from tests.official import random_state
 from tests.official_video import official_clip_logits, random_clip_state
+from tests.teaching import send, start, trainer
 
 VIDEO = {"num_frames": 4, "num_segments": 1, "sampling_rate": 4, "window_size": (2, 4, 4), "patch_size": (8, 8),
          "model": "vit_base_patch16_224", "data_set": "HMDB51", "inception": False}  # fmt: skip
@@ -166,6 +168,24 @@ def test_another_backbone_can_be_exported_and_is_served(bed: ClipBed) -> None:
     close(found, official_clip_logits(state, clips.float().div(255).sub(mean).div(std)))
 
 
+def test_a_check_compares_clips(bed: ClipBed, tmp_path: Path) -> None:
+    """Also one that is looked at more often than a server takes by default."""
+    state, seen = random_clip_state(bed.backbone), tmp_path / "seen"
+    source = bed.checkpoint(state)
+    adapter = bed.made("adaptformer", source, "--views", "2", "--crops", "3")
+    seen.mkdir()
+    (seen / "a.mp4").write_bytes(clip(count=30))
+    scores = Predictor(bed.backbone, adapter)(seen / "a.mp4").scores
+    (seen / "scores.csv").write_text("a.mp4," + ",".join(f"{score:.9f}" for score in scores))
+    looks = ["--views", "2", "--crops", "3", "--check", str(seen)]
+    assert "checked: 1 of 1" in bed.run("adaptformer", source, *looks).output
+    assert "does not answer as expected" in bed.run("adaptformer", source, *looks, "--scale", "3").output
+    looks[1] = "4"
+    told = bed.run("adaptformer", source, *looks).output
+    assert "ADAPTSERVE_MAX_CLIP_FRAMES=48" in told
+    assert "1 pictures have the same best label" in told
+
+
 @pytest.fixture(scope="module")
 def home(base: ClipBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     settings = Settings(
@@ -246,3 +266,23 @@ def test_a_folder_of_transformers_is_its_backbone(base: ClipBase, tmp_path: Path
     assert found.layout.fingerprint == base.backbone.layout.fingerprint
     assert (found.layout.frames, found.layout.input_size, found.norm_eps) == (4, (32, 32), 1e-5)
     assert (found.model.blocks[0].norm1.eps, found.input.interpolation) == (1e-12, "bilinear")
+
+
+def test_a_job_trains_on_examples_that_are_clips(home: House) -> None:
+    """The head on vectors that the engine computes of whole clips; pictures are refused in words."""
+    client = home.client
+    for label, picture in (("lighter", None), ("still", Image.new("RGB", (32, 32), (90, 90, 40)))):
+        files = [("file", (f"{n}.mp4", clip(count=8 + n, picture=picture))) for n in range(5)]
+        client.post("/v1/tasks/moves/examples", params={"label": label}, files=files).raise_for_status()
+    with trainer(home) as worker:
+        start(client, "moves", method="auto", epochs=1)
+        done = worker.work()
+        assert (done.state, done.problem) == ("done", None)
+        assert [one.method for one in done.published] == ["linear", "adaptformer"]
+        assert client.get("/v1/tasks/moves").json()["frames"] == 4
+        assert home.ask("moves", clip(count=9)).json()["predictions"][0]["label"] in ("lighter", "still")
+        send(client, "stills", 3)
+        start(client, "stills", method="linear")
+        failed = worker.work()
+        assert failed.state == "failed"
+        assert "sees clips of 4 frames and nothing else" in str(failed.problem)

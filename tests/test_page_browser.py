@@ -13,7 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from service.keys import create, dump
 from service.store.demo import DEMO
@@ -40,7 +42,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 def browser(served: Process) -> Iterator[Browser]:
     with Browser() as opened:
         opened.look(1280, 900)
-        opened.fake("GET", "/v1/jobs", lambda _: {"jobs": [], "count": 0, "next": None})
         yield opened
 
 
@@ -201,18 +202,23 @@ def test_a_broken_adapter_is_refused_in_the_servers_words(page: Browser, kit: Ki
 
 
 @contextmanager
-def load(url: str) -> Iterator[None]:
-    """Pictures to two tasks, again and again."""
+def load(url: str, clients: int = 2) -> Iterator[None]:
+    """Pictures to one task and to several, again and again."""
     over = threading.Event()
     body = (DEMO / "samples" / "digits-9.png").read_bytes()
+    calls = [
+        "tasks/digits/predict",
+        "predict?task=digits&task=digit-collage&task=animal-or-vehicle",
+        "tasks/no/predict",
+    ]
 
     def ask() -> None:
         with client_of(url) as client:
             while not over.is_set():
-                for task in ("digits", "digit-collage", "nosuch"):
-                    client.post(f"/v1/tasks/{task}/predict", content=body)
+                for call in calls:
+                    client.post(f"/v1/{call}", content=body)
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -371,6 +377,46 @@ def test_a_task_is_taught_from_boxes_of_pictures(served: Process, tmp_path: Path
         page.click(".box:nth-child(2) .danger")
         page.until("document.querySelectorAll('.box').length === 1")
         assert served.client.get("/v1/tasks/animals/examples").json()["counts"] == {"cat": 2}
+
+
+@pytest.mark.torture
+def test_sixty_pictures_of_three_labels_become_a_task_that_is_right(page: Browser, tmp_path: Path) -> None:
+    """The whole of it, for real: boxes, one press, and an answer about a picture that was in none of them."""
+    folders = scans(tmp_path, {3: "three", 5: "five", 8: "eight"}, 21)
+    go(page, "teach/numerals", ".box")
+    fill(page, folders, 20)
+    page.click(".large")
+    page.until("document.querySelector('.made') !== null", 600)
+    page.until("!document.querySelector('.teach > :last-child .drop').disabled")
+    for label, folder in folders.items():
+        page.choose(".teach > :last-child input[type=file]", str(folder / "20.png"))
+        page.until(has(".teach .answer .verdict", label))
+    page.click(".training .danger")
+    page.until("document.querySelector('.large').innerText === 'Teach again'")
+
+
+def scans(place: Path, labels: dict[int, str], each: int) -> dict[str, Path]:
+    """Handwritten digits of scikit-learn as PNG files, a folder for each label."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    folders = {}
+    for number, label in labels.items():
+        folders[label] = place / label
+        folders[label].mkdir()
+        for i, scan in enumerate(digits.images[digits.target == number][:each]):
+            picture = Image.fromarray((scan * 255 / 16).astype(np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
+            picture.save(folders[label] / f"{i}.png")
+    return folders
+
+
+def fill(page: Browser, folders: dict[str, Path], each: int) -> None:
+    """Put so many files of each folder into a box of its label."""
+    for number, (label, folder) in enumerate(folders.items(), 1):
+        if number > 2:
+            page.run("[...document.querySelectorAll('.teach button')].find(b => b.innerText === 'Add a label').click()")
+        box = f".box:nth-child({number})"
+        page.type(f"{box} input[type=text]", label)
+        page.choose(f"{box} input[type=file]", *(str(folder / f"{i}.png") for i in range(each)))
+        page.until(f"document.querySelectorAll('{box} button.thumb img[src]').length >= 12")
 
 
 def test_a_wrong_answer_becomes_an_example(page: Browser, served: Process) -> None:

@@ -18,6 +18,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from adapters.config import MAX_FRAMES
+
 TUBELET = 2
 """Frames of a tubelet."""
 FRAMES = 16
@@ -29,7 +31,6 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
     "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
 }
-MAX_FRAMES = 1024
 _PREFIXES = ("encoder.", "backbone.")
 """Before the names of the ViT's tensors: in VideoMAE's masked training, and in others' training that goes on."""
 _PARTS = re.compile(r"(blocks\.\d{1,4}\.attn)\.([qkv])_(?:proj\.)?(weight|bias)")

@@ -49,12 +49,13 @@ from adaptserve_client.errors import (
     WrongBaseError,
     WrongModalityError,
 )
-from adaptserve_client.examples import Example, ExamplesAdded, Feedback
+from adaptserve_client.examples import Addition, Feedback, LabelledExample
 from adaptserve_client.jobs import TrainedVersion, Training
 from adaptserve_client.version import __version__
 
 __all__ = [
     "AdaptServeError",
+    "Addition",
     "AsyncClient",
     "AuthenticationError",
     "BadAddressError",
@@ -68,10 +69,9 @@ __all__ = [
     "ConflictError",
     "DeadlineError",
     "Embedding",
-    "Example",
-    "ExamplesAdded",
     "Feedback",
     "ForbiddenError",
+    "LabelledExample",
     "NoAnswerError",
     "NoRoomError",
     "NotFoundError",

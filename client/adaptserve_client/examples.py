@@ -28,7 +28,7 @@ HIDDEN = (".", "__MACOSX")
 
 
 @dataclass(frozen=True)
-class Example:
+class LabelledExample:
     """One labelled picture or clip; ``digest`` is the sha256 of its bytes, ``thumbnail`` an address of the server."""
 
     digest: str
@@ -47,7 +47,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class ExamplesAdded:
+class Addition:
     """What an addition came to. ``moved``: bytes that were there under another label; ``rejected``: names and why."""
 
     task: str
@@ -59,7 +59,7 @@ class ExamplesAdded:
     rejected: tuple[tuple[str, ProblemError], ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def after(self, before: ExamplesAdded | None) -> ExamplesAdded:
+    def after(self, before: Addition | None) -> Addition:
         """Both together."""
         if before is None:
             return self
@@ -86,18 +86,18 @@ class ExampleMethods:
     _send: Callable[[Request[Any]], Any]
     _pages: Callable[[Callable[[Any], Request[Any]]], Iterator[Any]]
 
-    def add_examples(self, source: Examples, *, task: str, label: str | None = None) -> ExamplesAdded:
+    def add_examples(self, source: Examples, *, task: str, label: str | None = None) -> Addition:
         """Add labelled pictures or clips: a folder with a folder for each label, an archive, a file, or several.
 
         Without ``label`` each has the name of its folder. What was sent before an error stays added.
         """
-        total: ExamplesAdded | None = None
+        total: Addition | None = None
         for request in adding(source, task, label):
-            told: ExamplesAdded = self._send(request)
+            told: Addition = self._send(request)
             total = told.after(total)
         return _some(total)
 
-    def examples(self, task: str, label: str | None = None) -> Iterator[Example]:
+    def examples(self, task: str, label: str | None = None) -> Iterator[LabelledExample]:
         """A task's examples, of one label or all, in the order of adding."""
         return self._pages(lambda after: listed(task, label, after))
 
@@ -117,16 +117,16 @@ class AsyncExampleMethods:
     _send: Callable[[Request[Any]], Any]
     _pages: Callable[[Callable[[Any], Request[Any]]], AsyncIterator[Any]]
 
-    async def add_examples(self, source: Examples, *, task: str, label: str | None = None) -> ExamplesAdded:
+    async def add_examples(self, source: Examples, *, task: str, label: str | None = None) -> Addition:
         """Add labelled pictures or clips."""
-        total: ExamplesAdded | None = None
+        total: Addition | None = None
         requests = adding(source, task, label)
         while (request := await asyncio.to_thread(next, requests, None)) is not None:
-            told: ExamplesAdded = await self._send(request)
+            told: Addition = await self._send(request)
             total = told.after(total)
         return _some(total)
 
-    def examples(self, task: str, label: str | None = None) -> AsyncIterator[Example]:
+    def examples(self, task: str, label: str | None = None) -> AsyncIterator[LabelledExample]:
         """A task's examples, of one label or all, in the order of adding."""
         return self._pages(lambda after: listed(task, label, after))
 
@@ -143,7 +143,7 @@ class AsyncExampleMethods:
         return told
 
 
-def adding(source: Examples, task: str, label: str | None) -> Iterator[Request[ExamplesAdded]]:
+def adding(source: Examples, task: str, label: str | None) -> Iterator[Request[Addition]]:
     """The requests that add them; a file goes as it is, others as zips, each of which is in memory. Raises OSError."""
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         items: Iterable[Item] = _below(Path(source))
@@ -151,7 +151,7 @@ def adding(source: Examples, task: str, label: str | None) -> Iterator[Request[E
         yield _add(stream_of(cast("File", source)), task, label, {})
         return
     else:
-        items = cast("Iterable[Item]", source)
+        items = source
     taken: list[tuple[str, bytes]] = []
     size = 0
     for item in items:
@@ -165,9 +165,9 @@ def adding(source: Examples, task: str, label: str | None) -> Iterator[Request[E
         yield _zipped(taken, task, label)
 
 
-def listed(task: str, label: str | None, after: Any) -> Request[tuple[list[Example], Any]]:
+def listed(task: str, label: str | None, after: Any) -> Request[tuple[list[LabelledExample], Any]]:
     """A page of the list, and where it goes on."""
-    return page_of(task_path(task, "examples"), "examples", Example, {"label": label, "after": after})
+    return page_of(task_path(task, "examples"), "examples", LabelledExample, {"label": label, "after": after})
 
 
 def deleted(task: str, label: str | None, digest: str | None) -> Request[None]:
@@ -210,7 +210,7 @@ def _loaded(item: Item) -> tuple[str, bytes]:
     return "/".join(path.parts[-2:]).lstrip("./"), path.read_bytes()
 
 
-def _zipped(taken: list[tuple[str, bytes]], task: str, label: str | None) -> Request[ExamplesAdded]:
+def _zipped(taken: list[tuple[str, bytes]], task: str, label: str | None) -> Request[Addition]:
     """By places where one label is for all, since names may be the same or lead anywhere."""
     out, names = io.BytesIO(), dict[str, str]()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as packed:
@@ -221,12 +221,12 @@ def _zipped(taken: list[tuple[str, bytes]], task: str, label: str | None) -> Req
     return _add(out.getvalue(), task, label, names)
 
 
-def _add(content: bytes | Stream, task: str, label: str | None, names: Mapping[str, str]) -> Request[ExamplesAdded]:
-    def told(document: dict[str, Any]) -> ExamplesAdded:
+def _add(content: bytes | Stream, task: str, label: str | None, names: Mapping[str, str]) -> Request[Addition]:
+    def told(document: dict[str, Any]) -> Addition:
         rejected = tuple(
             (names.get(one["name"], one["name"]), problem_of(one["problem"])) for one in document.pop("rejected", ())
         )
-        return read(ExamplesAdded, document, rejected=rejected)
+        return read(Addition, document, rejected=rejected)
 
     return Request(
         "POST", task_path(task, "examples"), lambda r: told(json_of(r)),
@@ -234,7 +234,7 @@ def _add(content: bytes | Stream, task: str, label: str | None, names: Mapping[s
     )  # fmt: skip
 
 
-def _some(total: ExamplesAdded | None) -> ExamplesAdded:
+def _some(total: Addition | None) -> Addition:
     if total is None:
         raise FileNotFoundError("there is no file to add; a folder must have a folder for each label")
     return total

@@ -159,12 +159,13 @@ class Examples:
             try:
                 self._index.place(task, places, first=first)
                 self._write(new)
-                self._index.settle(task)
             except NotConfirmed:
                 raise
             except BaseException:
                 self._index.take_back(task, places, whole=first)
                 raise
+            with suppress(OSError):  # the next start looks at the files then, and finds them right
+                self._index.settle(task)
             return tally
 
     def _check_room(self, old: ExampleSet, new: ExampleSet) -> None:
@@ -178,12 +179,14 @@ class Examples:
             limits.check("max_tasks", tasks, f"{tasks} tasks would have examples")
 
     def _bytes_of_others(self, task: str) -> int:
-        """From memory where an index is as it was."""
+        """From memory where an index is as it was; one that cannot be read is no other task's business."""
         total, seen = 0, dict[str, tuple[Signature, int]]()
         for name, signature in self._index.folders():
             known = self._sizes.get(name)
             if known is None or known[0] != signature:
-                known = signature, self._index.read(name).bytes
+                known = signature, 0
+                with suppress(OSError):
+                    known = signature, self._index.read(name).bytes
             seen[name] = known
             total += known[1] if name != task else 0
         self._sizes = seen
@@ -198,7 +201,10 @@ class Examples:
         folder = folder_of(self.root, task)
         if not folder.is_dir():
             return False
-        aside = Path(tempfile.mkdtemp(dir=self.root / "staging", prefix=left_by(self._owner), suffix=".deleted"))
+        staging, made = self.root / "staging", list[str]()
+        prefix = left_by(self._owner)
+        self._reserve.spend(lambda: made.append(tempfile.mkdtemp(dir=staging, prefix=prefix, suffix=".deleted")))
+        aside = Path(made[-1])
         # Ten thousand files may take half a minute; what a stop leaves of them the next start removes.
         remover = threading.Thread(target=shutil.rmtree, args=(aside, True), name="remove-examples", daemon=True)
         after.callback(remover.start)

@@ -51,7 +51,10 @@ class Asking:
     def frozen(
         self, config: AdapterConfig, pools: Sequence[Pool], data: MediaExamples, workers: int, on_batch: OnBatch
     ) -> Frozen:
-        """Frame by frame, each in all ``pools`` at once; without those that only repeat another."""
+        """Row by row, each in all ``pools`` at once; without those that only repeat another.
+
+        A row is a frame, or a clip for a backbone that sees nothing else.
+        """
         wanted, found = list(pools), list[Tensor]()
         labels, batches = [], Batches(data, max(1, IN_FLIGHT // config.frames), threads=workers)
         for number, (pixels, truth) in enumerate(batches, 1):
@@ -60,7 +63,7 @@ class Asking:
             if number == 1:
                 kept = _different(vectors)
                 wanted, vectors = [wanted[at] for at in kept], vectors[:, kept]
-            found.append(vectors.view(len(pixels), config.frames, *vectors.shape[1:]))
+            found.append(vectors.view(len(pixels), self._engine.facts.layout.rows_of(config), *vectors.shape[1:]))
             labels.append(truth)
             on_batch(number / len(batches))
         together = torch.cat(found)
@@ -104,7 +107,8 @@ class Asking:
     async def _vectors(self, rows: Pixels, pools: Sequence[Pool]) -> Any:
         """(rows, pools, width) float32."""
         items = [bare(pool) for pool in pools]
-        asked = [self._ask(items, rows[at : at + 1], embed=True) for at in range(len(rows))]
+        step = self._engine.facts.layout.frames
+        asked = [self._ask(items, rows[at : at + step], embed=True) for at in range(0, len(rows), step)]
         found: list[list[Any]] = [[a.vector for a in answers] for answers in await asyncio.gather(*asked)]
         return np.array(found, np.float32)
 

@@ -126,7 +126,7 @@ class Teaching:
         listing, facts = listing_of(examples), self._facts
         known = cast("Backbone", _Known(facts.layout, facts.input, getattr(torch, facts.dtype), torch.device("cpu")))
         served = file_limits(self._settings, facts.rank)
-        frames = min(FRAMES, served.max_frames) if listing.modality == "video" else None
+        frames = min(FRAMES, served.max_frames) if listing.modality == "video" and facts.layout.frames == 1 else None
         recipe = Recipe(job.task, method, epochs=job.wanted_epochs, frames=frames)
         if any(site.rank > facts.rank for site in config_of(recipe, known, listing.modality, listing.labels).sites):
             recipe = replace(recipe, rank=facts.rank)

@@ -65,6 +65,7 @@ class Intake:
         self.examples = examples
         self._decoding, self._disk, self._limits = decoding, disk, limits
         self._at_once = max(1, decoding.workers // 2)
+        self._turn = asyncio.Semaphore(self._at_once)  # of all calls together
 
     async def add(self, task: str, files: Sequence[Labelled], caller: Caller) -> Taken:
         """Take what can be decoded, all together and durably. Raises the first problem where nothing can be taken.
@@ -112,7 +113,8 @@ class Intake:
                 continue
             try:
                 check = partial(_draft, entry, label, self._limits)
-                draft = await self._once(self._decoding, check, caller, "decoding the examples")
+                async with self._turn:
+                    draft = await self._once(self._decoding, check, caller, "decoding the examples")
             except MediaError as error:
                 wrong[place] = error
                 continue

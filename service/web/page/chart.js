@@ -8,7 +8,7 @@ const WIDTH = 520, HEIGHT = 140, LEFT = 44, RIGHT = 8, TOP = 8, BOTTOM = 18;
 export function roof(value) {
   if (!(value > 0)) return 1;
   const size = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((step) => step * size).find((step) => step >= value * 0.999);
+  return [1, 2, 4, 6, 8, 10].map((step) => step * size).find((step) => step >= value * 0.999);
 }
 
 /** One chart; `draw(series, options)` puts numbers in. Series: {name, values, kind}, gaps where a value is null. */

@@ -28,9 +28,9 @@ export class Training {
     this.made = h("div", { class: "stack tight" });
     this.told = h("div", {});
     this.use = useThis();
-    this.running = h("div", { class: "stack tight", hidden: true }, h("div", { class: "spread" }, this.state, this.stop), this.bar);
+    this.running = h("div", { class: "stack tight", hidden: true }, h("div", { class: "spread tightly" }, this.state, this.stop), this.bar);
     this.curves = h("div", { class: "stack tight", hidden: true }, this.accuracy.node, this.loss.node);
-    this.node = h("section", { class: "stack", "aria-label": "Training" }, h("h2", {}, "Teach"),
+    this.node = h("section", { class: "stack tight training", "aria-label": "Training" }, h("h2", {}, "Teach"),
       h("div", { class: "stack tight" }, this.button, this.hint, h("details", {}, h("summary", { class: "small" }, "How"), h("div", { class: "narrow" }, this.method))), this.told, this.running, this.made, this.curves, this.use.node);
   }
 
@@ -105,7 +105,7 @@ export class Training {
 function published(one) {
   return h("div", { class: "made" },
     h("p", { class: "verdict" }, h("span", { class: "word" }, percent(one.accuracy, 1)), h("span", { class: `tag${one.active ? " on" : ""}` }, one.active ? `v${one.version} active` : `v${one.version} staged`)),
-    h("p", { class: "note" }, `${one.method}, right on ${plural(one.held_out, "held-out example")}`), reported(one));
+    h("p", { class: "note" }, `right, of ${plural(one.held_out, "held-out example")} · ${one.method}`), reported(one, "Report"));
 }
 
 function sentence(job) {

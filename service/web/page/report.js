@@ -22,9 +22,9 @@ export async function reports(task) {
 }
 
 /** One report, fetched when it is opened. */
-export function reported(one) {
+export function reported(one, title = `v${one.version} · ${one.method} · ${percent(one.accuracy, 1)} held out${one.active ? " · active" : ""}`) {
   const inside = h("div", { class: "report" });
-  const node = h("details", {}, h("summary", {}, `v${one.version} · ${one.method} · ${percent(one.accuracy, 1)} held out`, one.active && " · active"), h("p", { class: "note" }, one.verdict ?? "", " ", one.when && when(one.when)), inside);
+  const node = h("details", {}, h("summary", {}, title), h("p", { class: "note" }, one.verdict ?? "", " ", one.when && when(one.when)), inside);
   node.addEventListener("toggle", async () => {
     if (!node.open || inside.childElementCount) return;
     try { inside.append(...rebuilt(await fetchText(given(one.report)))); } catch (error) { inside.replaceChildren(failure(error)); }

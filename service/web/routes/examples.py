@@ -13,9 +13,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
 from service.settings import Settings
+from service.watch.logs import BatchProgress
 from service.web.caller import Caller
 from service.web.example_schemas import ExampleAnswer, ExamplesAdded, ExamplesAnswer, RejectedExample
 from service.web.intake import SHORT_SIDE, SUFFIXES, Taken, checked_label, labelled
+from service.web.middleware import PROGRESS
 from service.web.pages import page
 from service.web.problems import document
 from service.web.routes.batch_body import ALONE, GZIP, TAR, ZIP, BatchBody
@@ -80,6 +82,7 @@ async def add_examples(
     same bytes again change nothing; under another label they move there.
     """
     caller = Caller(settings.batch_timeout_s)
+    progress = request.scope["state"][PROGRESS] = BatchProgress()
     place = await batches.enter()
     try:
         headers = request.headers
@@ -90,9 +93,13 @@ async def add_examples(
         body.name = name or ""
         caller.restart()
         caller.watch(exchange(request).departed)
-        taken = await intake.add(task, labelled(await body.entries(caller), label), caller)
+        files = labelled(await body.entries(caller), label)
+        progress.items = progress.failed = len(files)
+        taken = await intake.add(task, files, caller)
     finally:
         place.leave()
+    progress.failed = len(taken.rejected)
+    progress.answered = progress.items - progress.failed
     return added(task, taken, request.state.request_id)
 
 

@@ -267,8 +267,9 @@ def test_dark_and_light_by_the_system_and_by_the_switch(page: Browser) -> None:
     page.click("#theme")
     assert page.run(paper) == light
     page.open(page.run("location.href"))
-    page.run("location.reload()")
-    page.until("document.querySelector('main h1') !== null && document.documentElement.dataset.theme === 'light'")
+    page.run("window.before = true; location.reload()")
+    page.until("!window.before && document.querySelector('main h1') !== null")
+    assert page.run("document.documentElement.dataset.theme") == "light"
     assert page.run(paper) == light, "the choice is kept"
     page.run("localStorage.clear()")
     page.look(1280, 900)

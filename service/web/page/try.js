@@ -1,6 +1,6 @@
 // Try: one picture or clip, many tasks at once.
 
-import { get, mayTeach } from "./api.js";
+import { caller, get, mayTeach } from "./api.js";
 import { ask, bars, notes, stages, verdict } from "./answer.js";
 import { compare } from "./compare.js";
 import { failure, h, plural, say } from "./dom.js";
@@ -121,7 +121,8 @@ async function learn(only) {
   kept.total = page.count;
   const known = new Map(page.tasks.map((task) => [task.task, task]));
   for (const name of kept.chosen) {
-    const task = known.get(name) ?? (await get(`/v1/tasks/${name}`).catch(() => null));
+    const mine = caller.tasks === null || caller.tasks.includes(name); // the key may be another one by now
+    const task = known.get(name) ?? (mine ? await get(`/v1/tasks/${name}`).catch(() => null) : null);
     if (task) known.set(name, task); else kept.chosen.delete(name);
   }
   if (only && !known.has(only)) known.set(only, await get(`/v1/tasks/${only}`));

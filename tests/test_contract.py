@@ -34,7 +34,9 @@ OPERATIONS = [
     "GET /v1/tasks/{task}/examples/{digest}", "DELETE /v1/tasks/{task}/examples/{digest}",
     "GET /v1/tasks/{task}/examples/{digest}/thumbnail", "POST /v1/tasks/{task}/feedback",
     "GET /v1/tasks/{task}/uncertain", "GET /v1/tasks/{task}/uncertain/{key}/thumbnail",
-    "GET /livez", "GET /readyz", "GET /metrics", "GET /v1/stats", "POST /v1/embed",
+    "POST /v1/tasks/{task}/training", "GET /v1/jobs", "GET /v1/jobs/{job}", "DELETE /v1/jobs/{job}",
+    "GET /v1/jobs/{job}/reports/{version}",
+    "GET /livez", "GET /readyz", "GET /metrics", "GET /v1/stats", "GET /v1/key", "POST /v1/embed",
 ]  # fmt: skip
 OTHERS = [
     "GET /", "GET /v1/models", "GET /v1/models/{task}", "GET /v1/models/{task}/versions/{version}",

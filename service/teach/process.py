@@ -29,6 +29,7 @@ from service.engine.fleet import Fleet
 from service.engine.pixels import PixelMemory, array_of, row_bytes
 from service.engine.remote import RemoteEngine
 from service.engine.room import Room
+from service.exits import FAILED
 from service.limits import file_limits
 from service.messages import JOB, Message, Told
 from service.store.catalogue import Catalogue
@@ -142,8 +143,8 @@ def main() -> None:
     torch.set_num_threads(threads(begun.settings))
     try:
         asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_Process(begun).run())
-    except AdaptError as error:
-        begun.refuse(error)
+    except AdaptError as error:  # its work stays for another one, which the supervisor starts after a pause
+        child.end(f"the trainer cannot go on: {error.message}", FAILED)
     else:
         child.leave([])
 

@@ -60,7 +60,7 @@ export class Training {
       this.seen = 0;
       const { data } = await call("POST", path, { body: JSON.stringify(json), type: "application/json" });
       this.show(data);
-      this.use.show({ method: "POST", path, json, query: [], python: null });
+      this.use.show({ method: "POST", path, json, query: [], python: [`training = client.train_task(${JSON.stringify(this.task)}, ${JSON.stringify(json.method)})`, "print(training.id, training.state)"] });
     } catch (error) { this.told.replaceChildren(failure(error)); }
   }
 

@@ -12,10 +12,7 @@ const KEY = "ADAPTSERVE_API_KEY";
  * lines within `with Client(...)`, with FILE where the file's name or bytes stand.
  */
 export function snippets(call) {
-  const found = { curl: curl(call) };
-  if (call.python) found.Python = python(call);
-  found.JavaScript = javascript(call);
-  return found;
+  return { curl: curl(call), Python: python(call), JavaScript: javascript(call) };
 }
 
 const sampleUrl = (file) => new URL(`page/${file.name}`, ROOT).href;
@@ -78,7 +75,6 @@ export function useThis() {
     setTimeout(() => { copy.textContent = "Copy"; }, 1500);
   });
   const paint = () => {
-    language = texts[language] ? language : "curl";
     pre.textContent = texts[language];
     for (const tab of tabs.children) {
       const on = tab.textContent === language;

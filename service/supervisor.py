@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from adapters.errors import AdaptError
 from service.engine import memory
 from service.engine.room import CELLS
-from service.errors import StorageReadOnly
 from service.exits import CUT_OFF, FAILED
 from service.family import Child, Ended, has_said, spawn
 from service.limits import file_limits, share
@@ -114,8 +113,10 @@ class Supervisor:
         for sentence in await asyncio.to_thread(repository.recover):
             log.warning("recovery: %s", sentence)
         self._jobs = Jobs(settings.data_dir, owner="supervisor")
-        with suppress(StorageReadOnly):  # then nothing is trained either
+        try:
             await asyncio.to_thread(self._jobs.recover, settings.max_trainings)
+        except AdaptError as error:  # a sick disk may still be served from
+            log.warning("recovery of trainings: %s", error.message)
         front_ends = [await self._front_end(number) for number in range(self._count)]
         facts = Facts.of((await asyncio.gather(*(self._up(engine) for engine in engines)))[0])
         if settings.backbone == "demo":

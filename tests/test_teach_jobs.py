@@ -122,13 +122,19 @@ def test_a_teller_writes_stages_curves_and_the_time_that_is_left(jobs: Jobs) -> 
     now = [0.0]
     teller = JobTeller(jobs, job, "adaptformer", (0.2, 1.0), clock=lambda: now[0])
     seen = []
-    for stage, share in (("reading 9 files", 0.5), ("the best linear head", 1.0), ("training", 0.0), ("training", 0.5)):
+    for stage, share in (
+        ("reading 9 files", 0.5),
+        ("the best linear head", 1.0),
+        ("training", 0.0),
+        ("training", 0.5),
+        ("publish", 1.0),
+    ):
         now[0] += 10
         teller.at(stage, share)
         seen.append((jobs.get(job.id).stage, jobs.get(job.id).progress, jobs.get(job.id).seconds_left))
-    assert [stage for stage, _, _ in seen] == ["features", "head", "adapter", "adapter"]
+    assert [stage for stage, _, _ in seen] == ["features", "head", "adapter", "adapter", "publish"]
     assert [progress for _, progress, _ in seen] == sorted(progress for _, progress, _ in seen)
-    assert [left for _, _, left in seen] == [None, None, None, 10.0]
+    assert [left for _, _, left in seen] == [None, None, None, 10.0, None]
     line = {"epoch": 3, "loss": 0.5, "held_out_loss": 0.4, "accuracy": 0.75}
     teller.scored([line], 9)
     told = jobs.get(job.id)

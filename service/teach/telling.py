@@ -21,13 +21,13 @@ EVERY_S = 0.5
 """How often the record is written, and so how soon a stop is heard."""
 _STAGES: Mapping[str, tuple[Stage, float, float]] = {
     "reading": ("features", 0.0, 0.2), "frozen features": ("features", 0.2, 0.6),
-    "the best linear head": ("head", 0.6, 0.9), "scoring": ("head", 0.9, 1.0),
+    "the best linear head": ("head", 0.6, 0.9), "scoring": ("head", 0.9, 1.0), "publish": ("publish", 1.0, 1.0),
 }  # fmt: skip
 """Of a linear head: which stage of a job it is, and which part of its time."""
 _ADAPTER: Mapping[str, tuple[Stage, float, float]] = {
     "reading": ("features", 0.0, 0.02), "frozen features": ("features", 0.02, 0.04),
     "the best linear head": ("head", 0.04, 0.05), "training": ("adapter", 0.05, 0.97),
-    "scoring": ("adapter", 0.97, 1.0),
+    "scoring": ("adapter", 0.97, 1.0), "publish": ("publish", 1.0, 1.0),
 }  # fmt: skip
 
 

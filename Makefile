@@ -28,7 +28,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test check fix bench demo torture clean
+.PHONY: help serve test check fix bench demo torture libraries clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-14s %s\n' "$$name" "$$what"; done
@@ -41,6 +41,10 @@ test: .venv/.test  ## quick tests; those that need a GPU are skipped where there
 
 torture: .venv/.test  ## long tests that try to break the server
 	@$(BIN)/python -m pytest -rsP -m torture --timeout 3600 $(ARGS)
+
+libraries: .venv/.test .venv-libraries/.transformers .venv-libraries/.adapters  ## other people's files, made by the real transformers, PEFT and AdapterHub
+	@PYTHONPATH=.:client .venv-libraries/transformers/bin/python -m pytest -rs tests/test_transformers.py
+	@ADAPTERHUB_PYTHON=$(CURDIR)/.venv-libraries/adapters/bin/python $(BIN)/python -m pytest -rs tests/test_adapterhub_library.py
 
 check: .venv/.test  ## lint, format, types and import contracts
 	@$(BIN)/ruff check .
@@ -60,7 +64,7 @@ demo: .venv/.test  ## score the shipped demo tasks on their held-out examples
 	@$(BIN)/python -m adapters.training.demo --score $(ARGS)
 
 clean:  ## remove the environment and the tools' caches
-	@rm -rf .venv build dist *.egg-info client/build client/dist client/*.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-libraries build dist *.egg-info client/build client/dist client/*.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"AdaptServe needs Python 3.11 or later, and $(PYTHON) is {v.major}.{v.minor}: call make PYTHON=python3.11" if v < (3, 11) else 0)'
@@ -77,5 +81,15 @@ clean:  ## remove the environment and the tools' caches
 	@echo "Installing into .venv with the test tools (once; torch is large, so this takes some minutes) ..." >&2
 	@$(PIP) -e '.[test,train]'
 	@touch .venv/.serve $@
+
+# AdapterHub's library is called `adapters` as ours is, and wants an older transformers: an environment for each, on top
+# of .venv for what they share.
+.venv-libraries/.%: .venv/.test
+	@echo "Installing $* into .venv-libraries/$* (once) ..." >&2
+	@$(BIN)/python -m venv .venv-libraries/$*
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > .venv-libraries/$*/lib/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/shared.pth
+	@.venv-libraries/$*/bin/python -m pip install --quiet --disable-pip-version-check $(if $(filter transformers,$*),transformers peft,$*)
+	@touch $@
 
 endif

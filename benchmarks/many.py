@@ -33,7 +33,7 @@ from adapters.limits import FileLimits
 from benchmarks.common import machine
 from benchmarks.uploads import free_port
 from service.store.demo import DEMO, samples
-from service.store.descriptions import Summary
+from service.store.descriptions import Description, Summary
 from service.store.manifest import About, TaskInfo, VersionInfo, render
 
 VERSIONS, LARGE = 301, 3
@@ -49,8 +49,7 @@ class Files:
     def __init__(self) -> None:
         path = DEMO / "tasks" / "digits.safetensors"
         self._raw = bytearray(path.read_bytes())
-        header = read_header(path, FileLimits())
-        self._about = Summary.of(header.config, header.parameters).text()
+        self._about = Summary.of(Description.of(read_header(path, FileLimits()), fits=True)).text()
 
     def content(self, number: int) -> bytes:
         self._raw[-4:] = number.to_bytes(3, "little") + b"\x3c"

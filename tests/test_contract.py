@@ -27,7 +27,8 @@ OPERATIONS = [
     "GET /v1/tasks/{task}", "DELETE /v1/tasks/{task}", "GET /v1/tasks/{task}/versions",
     "GET /v1/tasks/{task}/versions/{version}", "DELETE /v1/tasks/{task}/versions/{version}",
     "GET /v1/tasks/{task}/versions/{version}/adapter", "POST /v1/tasks/{task}/versions/{version}/activate",
-    "GET /livez", "GET /readyz", "GET /metrics", "POST /v1/embed",
+    "GET /v1/tasks/{task}/versions/{version}/config",
+    "GET /livez", "GET /readyz", "GET /metrics", "GET /v1/stats", "POST /v1/embed",
 ]  # fmt: skip
 OTHERS = [
     "GET /", "GET /v1/models", "GET /v1/models/{task}", "GET /v1/models/{task}/versions/{version}",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.config import AdapterConfig, BaseModelConfig, InputConfig, SiteConfig, VideoConfig
+from adapters.header import Header
 from service.store.descriptions import LISTED_LABELS, Description, Descriptions, Summary, _weight
 
 
@@ -23,14 +26,19 @@ def config(classes: int, **changes: Any) -> AdapterConfig:
     return AdapterConfig(**(fields | changes))
 
 
-@given(st.integers(1, 200), st.sampled_from(["image", "video"]), st.sampled_from(["softmax", "sigmoid"]))
-def test_a_summary_is_read_as_it_was_written_and_stays_small(classes: int, modality: str, score: str) -> None:
+@given(
+    st.integers(1, 200), st.sampled_from(["image", "video"]), st.sampled_from(["softmax", "sigmoid"]),
+    st.none() | st.floats(0, 1),
+)  # fmt: skip
+def test_a_summary_is_read_as_it_was_written_and_stays_small(
+    classes: int, modality: str, score: str, accuracy: float | None
+) -> None:
     video = VideoConfig(frames=16) if modality == "video" else None
     whole = config(classes, modality=modality, score=score, video=video, training={"report": "x" * 10_000})
-    summary = Summary.of(whole, 5)
+    summary = Summary.of(Description(whole, 5, fits=True, accuracy=accuracy))
     assert Summary.read(summary.text()) == summary
     assert len(summary.text()) < 1500
-    assert summary.classes == classes
+    assert (summary.classes, summary.accuracy) == (classes, accuracy)
     assert summary.config.labels == whole.labels[:LISTED_LABELS]
     assert (summary.config.frames, summary.config.score, summary.parameters) == (whole.frames, score, 5)
 
@@ -39,6 +47,21 @@ def test_a_summary_of_another_release_is_none() -> None:
     assert Summary.read("{}") is None
     assert Summary.read('{"classes": 1, "parameters": 2, "config": {"format": 9}}') is None
     assert Summary.read("[") is None
+
+
+def test_a_summary_without_an_accuracy_is_of_another_release() -> None:
+    """So that the file is read once more; one that says that there is none is believed."""
+    told = json.loads(Summary.of(described(2)).text())
+    assert told.pop("accuracy") is None
+    assert Summary.read(json.dumps(told)) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"), [(0.975, 0.975), (1, 1.0), (None, None), ("97 %", None), (True, None), (1.5, None), ([1], None)]
+)
+def test_an_accuracy_is_a_number_from_0_to_1(told: object, shown: float | None) -> None:
+    header = Header(config(2, training={"held_out_accuracy": told}), {})
+    assert Description.of(header, fits=True).accuracy == shown
 
 
 def described(classes: int) -> Description:

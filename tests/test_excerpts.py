@@ -67,6 +67,12 @@ def test_an_animation_has_windows_too() -> None:
     assert found(file.getvalue(), 2, window=0.4) == ([1, 3, 5, 7], [(0.0, 0.4), (0.4, 0.8)])
 
 
+@pytest.mark.parametrize(("container", "codec"), CONTAINERS)
+def test_frames_tell_when_they_are_shown(container: str, codec: str) -> None:
+    pictures = decode_clip(clip(container, codec, count=25), 5, LIMITS)
+    assert pictures.times == pytest.approx([number / SECOND for number in numbers(pictures)], abs=0.002)
+
+
 seconds = st.floats(0.001, 3, allow_nan=False)
 
 
@@ -181,6 +187,20 @@ def test_windows_over_http_are_answered_as_alone(kit: Kit, home: House, views: A
         "/v1/predict", content=data, params={"task": ["clips", "views"], "window": 0.4, "top_k": 100}
     ).raise_for_status().json()["results"]  # fmt: skip
     assert [len(one["windows"]) for one in both] == [2, 2]
+
+
+@pytest.mark.parametrize("task", ["clips", "views"])
+def test_an_answer_tells_which_frames_it_is_of(kit: Kit, home: House, views: Adapter, task: str) -> None:
+    adapter = views if task == "views" else kit.file(1, CLIP)[1]
+    assert adapter.config.video is not None
+    data = clip(count=25)
+    shown = decode_clip(data, Sampling.of(adapter.config.video), LIMITS).times
+    answer = home.ask(task, data, sampled=True).raise_for_status().json()
+    assert answer["sampled"] == pytest.approx(sorted(set(shown)))
+    late = home.ask(task, data, sampled=True, start=0.5, window=0.25).raise_for_status().json()
+    assert all(0.5 - 1 / SECOND <= time < 1 for time in late["sampled"])
+    assert "sampled" not in home.ask(task, data).json()
+    assert "sampled" not in home.ask("pictures", photograph(), sampled=True).raise_for_status().json()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_a_picture_that_moves_is_a_clip(name: str) -> None:
 
 def test_avif() -> None:
     data = animation("AVIF", 20)
-    pictures, bad, _ = decode_animation(data, "avif", Sampling(5), LIMITS, Deadline(LIMITS))
+    pictures, bad, *_ = decode_animation(data, "avif", Sampling(5), LIMITS, Deadline(LIMITS))
     assert (levels(pictures), bad) == ([2, 6, 10, 14, 18], 0)
 
 

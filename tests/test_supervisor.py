@@ -159,6 +159,9 @@ def test_counts_and_metrics_are_of_all(server: Process, kit: Kit, each_front_end
         assert text.count("adaptserve_build_info{") == 1
         assert "adaptserve_batch_rows_count" in text
         assert samples(text, "adaptserve_requests_total")['adaptserve_requests_total{code="200",task="counted"}'] >= 3
+        tasks = {one["task"]: one for one in client.get("/v1/stats").json()["tasks"]}
+        assert tasks["counted"]["requests"] >= 3
+        assert tasks["counted"]["seconds"] > 0
 
 
 def test_a_killed_front_end_is_replaced_and_loses_nothing_acknowledged(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from service import child
 from service.keys import create, dump
 from service.store import catalogue
-from service.store.descriptions import LISTED_LABELS, Summary
+from service.store.descriptions import LISTED_LABELS, Description, Summary
 from service.store.manifest import About, TaskInfo, VersionInfo, render
 from tests.houses import House, Kit, house, pages, photograph, problem, sites
 from tests.models import Spec
@@ -239,7 +239,7 @@ def fill(folder: Path, kit: Kit, real: dict[str, int], count: int) -> None:
     The others are links to one folder, since no manifest holds a name: they are made and removed ten times as fast.
     """
     content, adapter = kit.file(1)
-    about = About(adapter.digest, Summary.of(adapter.config, adapter.parameters).text())
+    about = About(adapter.digest, Summary.of(Description(adapter.config, adapter.parameters, fits=True)).text())
     tasks = folder / "tasks"
     for name, numbers in {"../one": 1, **real}.items():
         (tasks / name / "versions").mkdir(parents=True)

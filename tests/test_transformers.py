@@ -25,7 +25,7 @@ from tests.houses import House, house, photograph, scores_of
 from tests.imports import LABELS, served
 from tests.models import small_backbone
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed; the extra peers has it")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed; `make libraries` installs it")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of the libraries, about each other
 
@@ -168,6 +168,10 @@ PROCESSORS = {
     "ViT": ("ViTImageProcessor", 32),
     "DINOv2": ("BitImageProcessor", 28),
     "SigLIP": ("SiglipImageProcessor", 32),
+    "CLIP": ("CLIPImageProcessor", 32),
+    "DeiT": ("DeiTImageProcessor", 32),
+    "BEiT": ("BeitImageProcessor", 32),
+    "Swin": ("ViTImageProcessor", 32),
 }
 
 
@@ -175,20 +179,25 @@ def processor_of(kind: str) -> Any:
     """One that resizes with Pillow, in both major versions."""
     name, side = PROCESSORS[kind]
     made = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-    if kind == "DINOv2":
+    if kind in ("DINOv2", "CLIP"):
         return made(size={"shortest_edge": 32}, crop_size={"height": side, "width": side})
+    if kind in ("DeiT", "BEiT"):
+        cut = {"height": side, "width": side}
+        return made(size={"height": 36, "width": 36}, crop_size=cut, do_center_crop=True)
     return made(size={"height": side, "width": side})
 
 
 @pytest.fixture(scope="module", params=PROCESSORS)
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, House]]:
     """A PEFT model, its image processor, and a server of its base with the imported adapter and the base's own head."""
-    peft = pytest.importorskip("peft", reason="peft is not installed; the extra peers has it")
+    peft = pytest.importorskip("peft", reason="peft is not installed; `make libraries` installs it")
     kind, folder = request.param, tmp_path_factory.mktemp("tuned")
     model, processor = model_of(kind), processor_of(kind)
     model.save_pretrained(folder / "base")
     processor.save_pretrained(folder / "base")
-    told = peft.LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", modules_to_save=["classifier"])
+    # All linear layers, but of Swin those of its blocks: what merges patches between stages is no part of any.
+    names = "(?!.*downsample).*(query|key|value|dense|_proj|fc1|fc2)" if kind == "Swin" else "all-linear"
+    told = peft.LoraConfig(r=4, lora_alpha=12, target_modules=names, modules_to_save=["classifier"])
     tuned = peft.get_peft_model(model, told).eval()
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():

@@ -33,8 +33,8 @@ def moves(data: bytes, name: str, deadline: Deadline) -> bool:
 
 def decode_animation(
     data: bytes, container: str, wanted: Sampling, limits: MediaLimits, deadline: Deadline
-) -> tuple[list[Image.Image], int, list[Span]]:
-    """The pictures that are wanted, how many frames of the file do not decode, and the parts that were asked.
+) -> tuple[list[Image.Image], int, list[Span], list[float]]:
+    """The pictures that are wanted, how many frames do not decode, the parts that were asked, and when each begins.
 
     Decodes all of it twice: how long it lasts is known only at its end, and a frame builds on those before.
     Raises BrokenMedia and MediaTooLarge, and what Pillow raises for a damaged beginning.
@@ -63,7 +63,7 @@ def decode_animation(
             pictures[index] = flattened(picture, limits.transparent_background)
         if index == last:
             break
-    return [pictures[index] for index in order], len(starts) - 1 - len(good), spans
+    return [pictures[index] for index in order], len(starts) - 1 - len(good), spans, timeline.seconds(chosen)
 
 
 def _play(

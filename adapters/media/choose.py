@@ -25,13 +25,15 @@ class Chosen:
     """Decoded ``frames`` by key, and the ``order`` in which keys stand for the clip: ascending in time in each view.
 
     ``bad``: frames of the clip that had to be decoded on the way and could not be. ``spans``: the parts that they stand
-    for, one after the other; none where it is the whole clip.
+    for, one after the other; none where it is the whole clip. ``times``: when each of ``order`` begins, in seconds
+    after the clip's first frame; none where no time is known.
     """
 
     frames: dict[int, VideoFrame]
     order: list[int]
     bad: int
     spans: Sequence[Span] = ()
+    times: Sequence[float] = ()
 
 
 def choose_frames(clip: Clip, wanted: Sampling) -> Chosen:
@@ -80,7 +82,8 @@ def _by_time(clip: Clip, times: list[int], last_duration: int, wanted: Sampling)
     if not decoder.bad and 2 * len(missed) > len(chosen):
         raise TimesLie
     check_missed(len(missed), len(chosen))
-    return Chosen(kept.frames, [keys[index] for index in chosen], len(decoder.bad.union(missed)), spans)
+    bad, seconds = len(decoder.bad.union(missed)), timeline.seconds(chosen)
+    return Chosen(kept.frames, [keys[index] for index in chosen], bad, spans, seconds)
 
 
 def _by_count(clip: Clip, timeline: Timeline, wanted: Sampling) -> Chosen:
@@ -106,7 +109,8 @@ def _by_count(clip: Clip, timeline: Timeline, wanted: Sampling) -> Chosen:
         timeline = Timeline.even(total, clip.codec.framerate or None)
     keys = dict(zip(ascending, order, strict=True))
     check_missed(sum(index != keys[index] for index in chosen), len(chosen))
-    return Chosen(kept.frames, [keys[index] for index in chosen], len(decoder.bad), spans)
+    seconds = timeline.seconds(chosen)
+    return Chosen(kept.frames, [keys[index] for index in chosen], len(decoder.bad), spans, seconds)
 
 
 def _ticks_per_second(clip: Clip) -> Fraction | None:

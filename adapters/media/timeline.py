@@ -140,6 +140,12 @@ class Timeline:
             )  # fmt: skip
         return wanted.excerpt.spans(float((self.end - self.times[0]) / self.rate), most)
 
+    def seconds(self, indices: Sequence[int]) -> list[float]:
+        """When these frames begin, in seconds after the first one; none where no time is known."""
+        if self.rate is None:
+            return []
+        return [round(float((self.times[index] - self.times[0]) / self.rate), 6) for index in indices]
+
     def within(self, span: Span) -> tuple[int, Timeline]:
         """A part of it that begins with what is on screen then: that frame's number, and the part alone."""
         assert self.rate is not None, "no span is known without a rate"

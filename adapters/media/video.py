@@ -47,11 +47,14 @@ class Frames(list[Image.Image]):
     """The pictures that stand for a clip; ``bad``: how many frames met on the way did not decode.
 
     Each view's are in time order, one view after the other, and those of each of the ``spans`` that were asked.
+    ``times``: when each begins, in seconds after the clip's first frame; none where no time is known.
     """
 
-    def __init__(self, pictures: Iterable[Image.Image], bad: int = 0, spans: Sequence[Span] = ()) -> None:
+    def __init__(
+        self, pictures: Iterable[Image.Image], bad: int = 0, spans: Sequence[Span] = (), times: Sequence[float] = ()
+    ) -> None:
         super().__init__(pictures)
-        self.bad, self.spans = bad, spans
+        self.bad, self.spans, self.times = bad, spans, times
 
 
 def decode_clip(data: bytes, wanted: Sampling | int, limits: MediaLimits, deadline: Deadline | None = None) -> Frames:
@@ -190,7 +193,7 @@ def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream
 def _pictures(chosen: Chosen, background: str) -> Frames:
     """Convert the distinct frames, each once, and repeat as asked."""
     pictures = {key: _upright(chosen.frames.pop(key), background) for key in list(chosen.frames)}
-    return Frames((pictures[key] for key in chosen.order), chosen.bad, chosen.spans)
+    return Frames((pictures[key] for key in chosen.order), chosen.bad, chosen.spans, chosen.times)
 
 
 def _upright(frame: VideoFrame, background: str) -> Image.Image:

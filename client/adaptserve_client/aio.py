@@ -141,6 +141,10 @@ class AsyncClient:
         """Prometheus' text of the whole server."""
         return await self._send(calls.metrics())
 
+    async def stats(self, limit: int = 100) -> dict[str, Any]:
+        """The same as one document, with the ``limit`` tasks that were asked most."""
+        return await self._send(calls.stats(limit))
+
     async def health(self) -> bool:
         """True when the server's process answers."""
         return await self._is("livez")

@@ -243,6 +243,11 @@ def metrics() -> Request[str]:
     return Request("GET", "/metrics", lambda r: r.text)
 
 
+def stats(limit: int) -> Request[dict[str, Any]]:
+    """What the server has counted."""
+    return Request("GET", "/v1/stats", json_of, params={"limit": str(limit)})
+
+
 def json_of(response: httpx.Response) -> Any:
     """The body. Raises UnexpectedAnswerError."""
     try:

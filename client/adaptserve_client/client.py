@@ -153,6 +153,10 @@ class Client:
         """Prometheus' text of the whole server."""
         return self._send(calls.metrics())
 
+    def stats(self, limit: int = 100) -> dict[str, Any]:
+        """The same as one document, with the ``limit`` tasks that were asked most."""
+        return self._send(calls.stats(limit))
+
     def health(self) -> bool:
         """True when the server's process answers."""
         return self._is("livez")

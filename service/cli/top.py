@@ -1,6 +1,6 @@
-"""`top`: the busiest tasks of a running server, live, from what it tells everybody: /metrics and /v1/tasks.
+"""`top`: the busiest tasks of a running server, live, from what it tells: /v1/stats and /v1/tasks.
 
-It knows HTTP and Prometheus' text format; no torch is imported for it.
+It knows no torch.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
 
 import typer
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -27,16 +26,10 @@ from service.cli.console import one_line_errors, out
 TIMEOUT_S = 10.0
 STAGES = ("decode", "queue", "compute", "total")
 QUANTILES = (0.5, 0.99)
-
-
-@dataclass
-class Sample:
-    """What the server had counted at one moment; ``buckets`` are cumulative counts by upper bound in seconds."""
-
-    time: float
-    requests: Counter[tuple[str, str]] = field(default_factory=Counter)
-    buckets: dict[str, dict[float, float]] = field(default_factory=dict)
-    gauges: dict[str, float] = field(default_factory=dict)
+LIMIT = 1000
+"""Tasks that the server is asked about: as many as it counts apart."""
+Stats: TypeAlias = Mapping[str, Any]
+"""What the server had counted at one moment."""
 
 
 @dataclass(frozen=True)
@@ -61,31 +54,17 @@ def top(
     Example:  adaptserve top --url http://127.0.0.1:8000
     """
     with one_line_errors(), Client(url, key, timeout=TIMEOUT_S, retries=0) as client:
-        before = look(client)
+        before = client.stats(LIMIT)
         if once:
             time.sleep(interval)
-            out().print(picture(client, before, look(client), url, rows))
+            out().print(picture(client, before, client.stats(LIMIT), url, rows))
             return
         with suppress(KeyboardInterrupt), Live(console=out(), auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
-                now = look(client)
+                now = client.stats(LIMIT)
                 live.update(picture(client, before, now, url, rows), refresh=True)
                 before = now
-
-
-def look(client: Client) -> Sample:
-    """Ask once. Raises AdaptServeError."""
-    found = Sample(time.monotonic())
-    for family in text_string_to_metric_families(client.metrics()):
-        for name, labels, value, *_ in family.samples:
-            if name == "adaptserve_requests_total":
-                found.requests[labels["task"], labels["code"]] += int(value)
-            elif name == "adaptserve_request_seconds_bucket":
-                found.buckets.setdefault(labels["stage"], {})[float(labels["le"])] = value
-            elif not labels or name == "adaptserve_bank_slots":
-                found.gauges[":".join((name, *labels.values()))] = value
-    return found
 
 
 def quantile(q: float, before: Mapping[float, float], after: Mapping[float, float]) -> float:
@@ -105,15 +84,11 @@ def quantile(q: float, before: Mapping[float, float], after: Mapping[float, floa
     return low
 
 
-def picture(client: Client, before: Sample, now: Sample, url: str, rows: int) -> Group:
+def picture(client: Client, before: Stats, now: Stats, url: str, rows: int) -> Group:
     """The lines about the server and the table of its tasks, the busiest first."""
-    seconds = max(now.time - before.time, 1e-3)
-    rates: dict[str, Counter[str]] = {}
-    for (task, code), count in now.requests.items():
-        rate = (count - before.requests[task, code]) / seconds
-        rates.setdefault(task, Counter())[code[0]] += rate  # type: ignore[assignment]
+    rates = _rates(before, now)
     shown = busiest(client, {task: rate.total() for task, rate in rates.items()}, rows)
-    return Group(_server(before, now, rates, url), _stages(before, now), _tasks(shown, rates))
+    return Group(_server(before, now, url), _stages(before, now), _tasks(shown, rates))
 
 
 def busiest(client: Client, rates: Mapping[str, float], rows: int) -> Busiest:
@@ -136,29 +111,50 @@ def busiest(client: Client, rates: Mapping[str, float], rows: int) -> Busiest:
     return Busiest(list(found.values())[:rows], client.server().count)
 
 
-def _server(before: Sample, now: Sample, rates: Mapping[str, Counter[str]], url: str) -> str:
-    def gauge(name: str) -> float:
-        return now.gauges.get(f"adaptserve_{name}", 0.0)
+def _seconds(before: Stats, now: Stats) -> float:
+    return max(float(now["time"] - before["time"]), 1e-3)
 
-    def grown(name: str) -> float:
-        return gauge(name) - before.gauges.get(f"adaptserve_{name}", 0.0)
 
-    slots = {state: gauge(f"bank_slots:{state}") for state in ("used", "pinned", "free")}
+def _rates(before: Stats, now: Stats) -> dict[str, Counter[str]]:
+    """Of each task: requests a second by the first digit of their status."""
+    was = {task["task"]: task["by_code"] for task in before["tasks"]}
+    rates: dict[str, Counter[str]] = {}
+    for task in now["tasks"]:
+        rate = rates.setdefault(task["task"], Counter())
+        for code, count in task["by_code"].items():
+            grown = (count - was.get(task["task"], {}).get(code, 0)) / _seconds(before, now)
+            rate[code[0]] += grown
+    return rates
+
+
+def _server(before: Stats, now: Stats, url: str) -> str:
+    rate = (now["requests"]["total"] - before["requests"]["total"]) / _seconds(before, now)
+    rows, earlier = (stats["batch"]["rows"] for stats in (now, before))
+    batches = (rows["counts"] or [0])[-1] - (earlier["counts"] or [0])[-1]
+    slots = now["slots"]
     return (
-        f"{url} {'ready' if gauge('ready') else 'NOT READY'}: {sum(rate.total() for rate in rates.values()):.1f} "
-        f"requests/s, {gauge('queue_rows'):.0f} rows in the queue, "
-        f"{grown('batch_rows_sum') / max(grown('batch_rows_count'), 1):.1f} rows a batch\n"
-        f"slots: {slots['used'] + slots['pinned']:.0f} used, {slots['free']:.0f} free; "
-        f"device memory {gauge('device_memory_bytes') / 2**20:.0f} MiB"
+        f"{url} {'ready' if now['ready'] else 'NOT READY'}: {rate:.1f} requests/s, {now['queue_rows']} rows in the "
+        f"queue, {(rows['total'] - earlier['total']) / max(batches, 1):.1f} rows a batch\n"
+        f"slots: {slots.get('used', 0) + slots.get('pinned', 0)} used, {slots.get('free', 0)} free; "
+        f"device memory {now['device_memory_bytes'] / 2**20:.0f} MiB"
     )
 
 
-def _stages(before: Sample, now: Sample) -> str:
+def _stages(before: Stats, now: Stats) -> str:
     told = []
     for stage in STAGES:
-        found = [quantile(q, before.buckets.get(stage, {}), now.buckets.get(stage, {})) for q in QUANTILES]
+        earlier, later = (_cumulative(stats["stages"].get(stage)) for stats in (before, now))
+        found = [quantile(q, earlier, later) for q in QUANTILES]
         told.append(f"{stage} " + "/".join("-" if math.isnan(value) else f"{1000 * value:.1f}" for value in found))
     return f"p50/p99 ms: {', '.join(told)}"
+
+
+def _cumulative(buckets: Mapping[str, Any] | None) -> dict[float, float]:
+    """Counts by upper bound."""
+    if buckets is None:
+        return {}
+    bounds = (math.inf if bound is None else bound for bound in buckets["bounds"])
+    return dict(zip(bounds, buckets["counts"], strict=True))
 
 
 def _tasks(shown: Busiest, rates: Mapping[str, Counter[str]]) -> Table:

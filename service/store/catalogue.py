@@ -48,6 +48,7 @@ class Listing:
     config: AdapterConfig | None
     classes: int | None
     parameters: int | None
+    accuracy: float | None
     problem: str | None
 
 
@@ -106,8 +107,8 @@ class Catalogue:
         except AdaptError as error:
             if self.repository.task(name) is not task:  # changed while its file was read
                 return await self.listing(name)
-            return Listing(task, task.shown, None, None, None, error.message)
-        return self._listed(task, known.config, len(known.config.labels), known.parameters)
+            return Listing(task, task.shown, None, None, None, None, error.message)
+        return self._listed(task, known.config, len(known.config.labels), known)
 
     def listings(self, names: Iterable[str]) -> Iterator[Listing]:
         """Tasks as a page shows them, without those that are gone by now. Blocks where a manifest tells too little."""
@@ -127,9 +128,10 @@ class Catalogue:
 
     def publish(self, staging: Staging, task: str, header: Header, *, activate: bool) -> tuple[VersionInfo, bool]:
         """Make a checked file a version; True if it is new. Blocks until it is durable."""
-        about = Summary.of(header.config, header.parameters).text()
+        description = Description.of(header, fits=True)
+        about = Summary.of(description).text()
         info, created = self.repository.publish(task, staging, activate=activate, about=about)
-        self._descriptions.keep(info.digest, Description(header.config, header.parameters, fits=True))
+        self._descriptions.keep(info.digest, description)
         return info, created
 
     def activate(self, task: str, version: int) -> None:
@@ -138,7 +140,7 @@ class Catalogue:
         about = None
         with suppress(AdaptError):  # a file that cannot be read may be activated; lists tell what is wrong with it
             known = self._descriptions.get(info.digest) or self._read_description(info)
-            about = Summary.of(known.config, known.parameters).text()
+            about = Summary.of(known).text()
         self.repository.activate(task, version, about)
 
     def deactivate(self, task: str) -> None:
@@ -171,8 +173,15 @@ class Catalogue:
         self.layout.check(config, **self._limits.of_config)
 
     def _read_description(self, info: VersionInfo) -> Description:
+        header = self.header(info)
+        description = Description.of(header, fits=self._misfit(header.config) is None)
+        self._descriptions.keep(info.digest, description)
+        return description
+
+    def header(self, info: VersionInfo) -> Header:
+        """All that a version's file says of itself, read from the disk. Blocks; raises an AdapterError and more."""
         try:
-            header = read_header(self.repository.path(info.task, info.number), self._limits)
+            return read_header(self.repository.path(info.task, info.number), self._limits)
         except FileNotFoundError as error:
             raise UnknownVersion(
                 f"version {info.number} of '{info.task}' was deleted a moment ago", task=info.task
@@ -181,10 +190,6 @@ class Catalogue:
             raise StorageFailed(
                 f"the file of version {info.number} of '{info.task}' cannot be read ({error.strerror})", task=info.task
             ) from error
-        fits = self._misfit(header.config) is None
-        description = Description(header.config, header.parameters, fits)
-        self._descriptions.keep(info.digest, description)
-        return description
 
     def _short_listing(self, name: str) -> Listing:
         task = self.repository.task(name)
@@ -193,8 +198,8 @@ class Catalogue:
         except AdaptError as error:
             if self.repository.task(name) is not task:
                 return self._short_listing(name)
-            return Listing(task, task.shown, None, None, None, error.message)
-        return self._listed(task, summary.config, summary.classes, summary.parameters)
+            return Listing(task, task.shown, None, None, None, None, error.message)
+        return self._listed(task, summary.config, summary.classes, summary)
 
     def _summary(self, task: TaskInfo) -> Summary:
         """From the manifest; from the file where that is older than summaries, and kept for the next time."""
@@ -203,14 +208,15 @@ class Catalogue:
         if summary is None:
             shown = task.shown
             known = self._descriptions.get(shown.digest) or self._read_description(shown)
-            summary = Summary.of(known.config, known.parameters)
+            summary = Summary.of(known)
             self.repository.learn(task.name, shown.digest, summary.text())
         return summary
 
-    def _listed(self, task: TaskInfo, config: AdapterConfig, classes: int, parameters: int) -> Listing:
+    def _listed(self, task: TaskInfo, config: AdapterConfig, classes: int, known: Description | Summary) -> Listing:
         problem = None if task.active is not None else "no version is active; activate one"
         whole = config if classes == len(config.labels) else config.model_copy(update={"labels": ("",) * classes})
-        return Listing(task, task.shown, config, classes, parameters, self._misfit(whole) or problem)
+        misfit = self._misfit(whole)
+        return Listing(task, task.shown, config, classes, known.parameters, known.accuracy, misfit or problem)
 
     def _misfit(self, config: AdapterConfig) -> str | None:
         """Why this server cannot run it, if it cannot."""

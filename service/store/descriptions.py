@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adapters.config import AdapterConfig
+from adapters.header import Header
 
 LISTED_LABELS = 20
 """Labels of a task that a list shows; a page of tasks with thousands of classes each stays small."""
@@ -22,27 +23,39 @@ _CONFIG_BYTES, _LABEL_BYTES = 4096, 64
 
 @dataclass(frozen=True)
 class Description:
-    """What a version's header says, the number of its parameters, and whether this server can run it."""
+    """What a version's header says, the number of its parameters, and whether this server can run it.
+
+    ``accuracy`` is that on held-out examples, where the file tells it.
+    """
 
     config: AdapterConfig
     parameters: int
     fits: bool
+    accuracy: float | None = None
+
+    @classmethod
+    def of(cls, header: Header, *, fits: bool) -> Self:
+        return cls(header.config, header.parameters, fits, _accuracy(header.config))
 
 
 class Summary(BaseModel):
-    """What lists show of a file; ``config`` has its first labels and no training report."""
+    """What lists show of a file; ``config`` has its first labels and no training report.
+
+    ``accuracy`` has no default: what was written before it was told is read anew.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     config: AdapterConfig
     classes: int
     parameters: int
+    accuracy: float | None
 
     @classmethod
-    def of(cls, config: AdapterConfig, parameters: int) -> Self:
-        """Of a whole config."""
+    def of(cls, known: Description) -> Self:
+        config = known.config
         short = config.model_copy(update={"labels": config.labels[:LISTED_LABELS], "training": {}})
-        return cls(config=short, classes=len(config.labels), parameters=parameters)
+        return cls(config=short, classes=len(config.labels), parameters=known.parameters, accuracy=known.accuracy)
 
     @classmethod
     def read(cls, text: str) -> Self | None:
@@ -77,7 +90,7 @@ class Descriptions:
         short = description.config.model_copy(update={"training": {}})
         with self._lock:
             self._drop(digest)
-            self._kept[digest] = Description(short, description.parameters, description.fits)
+            self._kept[digest] = replace(description, config=short)
             self._bytes += _weight(short)
             while self._bytes > self._max:
                 self._drop(next(iter(self._kept)))
@@ -90,6 +103,12 @@ class Descriptions:
         gone = self._kept.pop(digest, None)
         if gone is not None:
             self._bytes -= _weight(gone.config)
+
+
+def _accuracy(config: AdapterConfig) -> float | None:
+    """Held-out accuracy as training writes it; a file may hold anything under that name."""
+    told = config.training.get("held_out_accuracy")
+    return float(told) if isinstance(told, int | float) and not isinstance(told, bool) and 0 <= told <= 1 else None
 
 
 def _weight(config: AdapterConfig) -> int:

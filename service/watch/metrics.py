@@ -15,6 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from service.watch.stats import Stats, stats_of
+
 MAX_TASK_LABELS = 1000
 UNKNOWN, OTHER = "_unknown", "_other"
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -62,7 +64,9 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._labels: set[str] = set()
         self._stages: dict[str, Histogram] = {}
-        self._outcomes: dict[tuple[str, int], Counter] = {}  # bounded as the labels are; looking one up costs as much
+        # Both bounded as the labels are; looking one up in the library costs as much as counting.
+        self._outcomes: dict[tuple[str, int], Counter] = {}
+        self._times: dict[str, Counter] = {}
         self._requests = Counter(
             "adaptserve_requests",
             "Requests about tasks, and those refused before their address came, by task and HTTP status.",
@@ -77,6 +81,10 @@ class Metrics:
         self._adapters = Histogram(
             "adaptserve_batch_adapters", "Distinct adapters in a batch.", buckets=_POWERS, registry=registry
         )
+        self._task_seconds = Counter(
+            "adaptserve_task_seconds", "Seconds that the requests about a task took in all, as the stage total.",
+            ["task"], registry=registry,
+        )  # fmt: skip
         self._batch_failures = Counter("adaptserve_batch_failures", "Forward passes that raised.", registry=registry)
         self._load_seconds = Histogram(
             "adaptserve_adapter_load_seconds", "Seconds to bring an adapter into its slot.",
@@ -103,6 +111,8 @@ class Metrics:
             outcome.inc()
         if seconds is not None:
             self._stage("total").observe(seconds)
+            for task in tasks:
+                self._time(self._label(task)).inc(seconds)
 
     def staged(self, decode_s: float, queue_s: float, compute_s: float) -> None:
         """A prediction's stages."""
@@ -134,13 +144,20 @@ class Metrics:
 
         ``build`` are the labels of adaptserve_build_info. Blocks.
         """
+        return b"".join(generate_latest(registry) for registry in self._registries(now, build))
+
+    def stats(self, now: Snapshot, limit: int) -> Stats:
+        """The same as one document, with the ``limit`` tasks that were asked most. Blocks."""
+        return stats_of((family for registry in self._registries(now, {}) for family in registry.collect()), limit)
+
+    def _registries(self, now: Snapshot, build: Mapping[str, str]) -> list[CollectorRegistry]:
         shared = os.environ.get(SHARED_FOLDER)
         registry = CollectorRegistry()
         registry.register(_Gauges(now, build))
         if shared is None:
-            return generate_latest(self._registry) + generate_latest(registry)
+            return [self._registry, registry]
         MultiProcessCollector(registry, shared)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        return [registry]
 
     def _stage(self, name: str) -> Histogram:
         found = self._stages.get(name)
@@ -152,6 +169,12 @@ class Metrics:
         found = self._outcomes.get((label, code))
         if found is None:
             found = self._outcomes[label, code] = self._requests.labels(label, str(code))
+        return found
+
+    def _time(self, label: str) -> Counter:
+        found = self._times.get(label)
+        if found is None:
+            found = self._times[label] = self._task_seconds.labels(label)
         return found
 
     def _label(self, task: str) -> str:

@@ -51,13 +51,15 @@ MAX_PREPROCESSES = 256
 class Seen:
     """What a config sees of a body: the frames of all views, a digest that equal ones share, and how many were bad.
 
-    Of a clip of which parts were asked: the frames of each of the ``spans``, one after the other.
+    Of a clip of which parts were asked: the frames of each of the ``spans``, one after the other. ``times`` of a clip's
+    frames are in seconds after its first one.
     """
 
     pixels: Held
     digest: bytes
     bad_frames: int
     spans: Sequence[Span] = ()
+    times: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Decoder:
             rows(frames, preprocess, pixels, crops=config.crops)
             if config.video is not None:
                 how += f"{Sampling.of(config.video, excerpt)} {config.crops}".encode()
-            return Seen(pixels, _digest(body, pixels, how), frames.bad, frames.spans)
+            return Seen(pixels, _digest(body, pixels, how), frames.bad, frames.spans, frames.times)
 
         found = seen_by(
             configs,

@@ -41,13 +41,15 @@ class Extras:
     """What an answer is asked beyond its best labels.
 
     Labels below ``min_score`` are left out; ``abstain`` stands in for the file's own threshold; ``embedding``: with the
-    task's pooled vector; ``excerpt``: of a part of a clip, or of windows of it.
+    task's pooled vector; ``excerpt``: of a part of a clip, or of windows of it; ``sampled``: with the times of the
+    frames that were looked at.
     """
 
     min_score: float = 0.0
     abstain: float | None = None
     embedding: bool = False
     excerpt: Excerpt | None = None
+    sampled: bool = False
 
 
 PLAIN = Extras()
@@ -59,7 +61,8 @@ class Outcome:
 
     ``accepted``: whether the best score reaches the abstain threshold; None where there is none. ``vector`` (width,)
     float32 is the mean over the views, if it was asked. ``windows`` are answers of their own, if they were asked; the
-    outcome is then of all of them, as if each were a view.
+    outcome is then of all of them, as if each were a view. ``sampled``: when the frames begin that were looked at, each
+    once, in seconds after the clip's first one.
     """
 
     served: Served
@@ -70,6 +73,7 @@ class Outcome:
     accepted: bool | None = None
     vector: NDArray[np.float32] | None = None
     windows: Sequence[tuple[Span, Outcome]] | None = None
+    sampled: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,8 @@ def _whole(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, extr
     """The outcome, and that of each window; views lie crop by crop, in each window by window, in each view by view."""
     how, spans = served.config.score, seen.spans
     outcome = _outcome(served, views, seen, top_k, how, extras)
+    if extras.sampled and served.config.video is not None:
+        outcome = replace(outcome, sampled=sorted(set(seen.times)))
     if extras.excerpt is None or extras.excerpt.window is None:
         return outcome
     crops, step = served.config.crops, served.config.views // served.config.crops

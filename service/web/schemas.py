@@ -53,6 +53,12 @@ class PredictAnswer(_Answer):
         exclude_if=lambda windows: windows is None,
     )
     bad_frames: int = Field(0, description="frames of the clip that had to be decoded and could not be", examples=[0])
+    sampled: list[float] | None = Field(
+        None,
+        description="with `sampled=true`, of a clip: when each frame begins that was looked at, in seconds after the "
+        "first one; empty where the clip does not tell",
+        exclude_if=lambda sampled: sampled is None,
+    )
 
 
 class WindowAnswer(_Answer):
@@ -116,6 +122,10 @@ class TaskAnswer(_Answer):
     score: Literal["softmax", "sigmoid"] | None
     frames: int | None = Field(description="frames taken from a clip in each view; 1 for pictures", examples=[1])
     views: int | None = Field(description="views of a clip whose scores are averaged; 1 for pictures", examples=[1])
+    accuracy: float | None = Field(
+        description="on held-out examples, as the file says that it was trained to; null where it does not",
+        examples=[0.975],
+    )
     parameters: int | None = Field(examples=[299_000])
     share: float | None = Field(description="parameters over the backbone's", examples=[0.0138])
     residency: Literal["device", "host", "disk"] = Field(description="where the adapter is now")

@@ -32,6 +32,7 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
     ("GET", "/v1/tasks/{task}"): "predict",
     ("GET", "/v1/tasks/{task}/versions"): "predict",
     ("GET", "/v1/tasks/{task}/versions/{version}"): "predict",
+    ("GET", "/v1/tasks/{task}/versions/{version}/config"): "predict",
     ("GET", "/livez"): None,
     ("GET", "/readyz"): None,
     # Of other servers' protocols: what tells whether the server is there is open, what changes tasks needs admin.
@@ -59,13 +60,13 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
 }
 """The scope of each endpoint, None for open ones. Whatever is not listed needs ``admin``."""
 
-WHOLE_SERVER = {"/metrics"}
+WHOLE_SERVER = {"/metrics", "/v1/stats"}
 """Endpoints that tell of all tasks at once: not for a key that is limited to some."""
 
-WHILE_DRAINING = {"/livez", "/metrics", "/v2/health/live", "/"}
+WHILE_DRAINING = {"/livez", "/metrics", "/v1/stats", "/v2/health/live", "/"}
 """What a server that stops still answers: it lives, and can be watched."""
 
-WHEN_CROWDED = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/ping", "/"}
+WHEN_CROWDED = {"/livez", "/readyz", "/metrics", "/v1/stats", "/v2/health/live", "/v2/health/ready", "/ping", "/"}
 """What is answered even when every connection is taken: whoever watches the server must see that."""
 
 

@@ -1,4 +1,4 @@
-"""livez, readyz and metrics: for whoever watches the server.
+"""livez, readyz, metrics and stats: for whoever watches the server.
 
 It does not know how health is found out.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from adapters.errors import AdaptError
 from adapters.version import installed_version
+from service.engine.interface import Link
+from service.watch.metrics import MAX_TASK_LABELS, Snapshot
+from service.watch.stats import Stats
 from service.web.routes.common import TheEngine, TheMetrics, problems
 from service.web.schemas import Live, Ready
 
@@ -38,14 +42,33 @@ async def readyz(engine: TheEngine) -> Ready:
 @router.get("/metrics", response_class=Response, responses=problems(401, 403) | {200: {"content": {"text/plain": {}}}})
 async def metrics(engine: TheEngine, metrics: TheMetrics) -> Response:
     """Prometheus' text format."""
-    # An idle server has no recent batch to show: it is asked, or adaptserve_ready would say 0 of a healthy one.
-    with suppress(AdaptError, TimeoutError):
-        async with asyncio.timeout(SCRAPE_S):
-            await engine.ready()
-    now, layout = await engine.snapshot(), engine.facts.layout
+    now, layout = await _now(engine), engine.facts.layout
     build = {
         "version": installed_version(), "backbone": layout.model, "fingerprint": layout.fingerprint,
         "device": engine.facts.device,
     }  # fmt: skip
     # A thousand tasks' labels take longer to write than the event loop may be held.
     return Response(await asyncio.to_thread(metrics.render, now, build), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/stats", response_model=Stats, responses=problems(400, 401, 403))
+async def stats(
+    engine: TheEngine,
+    metrics: TheMetrics,
+    limit: Annotated[int, Query(ge=0, le=MAX_TASK_LABELS, description="the most tasks to tell of")] = 100,
+) -> Response:
+    """What /metrics tells, in JSON, for people: two of them, some seconds apart, give rates and percentiles.
+
+    `adaptserve top` and the page show it.
+    """
+    now = await _now(engine)
+    content = await asyncio.to_thread(lambda: metrics.stats(now, limit).model_dump_json())
+    return Response(content, media_type="application/json")
+
+
+async def _now(engine: Link) -> Snapshot:
+    # An idle server has no recent batch to show: it is asked, or it would be called not ready though it is healthy.
+    with suppress(AdaptError, TimeoutError):
+        async with asyncio.timeout(SCRAPE_S):
+            await engine.ready()
+    return await engine.snapshot()

@@ -63,12 +63,13 @@ async def extras(
     end: Annotated[Seconds, Query(description="of a clip: seconds after its first frame where to end")] = None,
     window: Annotated[Seconds, Query(description="of a clip: an answer for each window of so many seconds")] = None,
     stride: Annotated[Seconds, Query(description="seconds from window to window; `window` if not said")] = None,
+    sampled: Annotated[bool, Query(description="of a clip: answer with the times of the frames looked at")] = False,
 ) -> Extras:
     """What is asked beyond the best labels. Raises BadRequest."""
     if start is end is window is stride is None:
-        return Extras(min_score, abstain, embedding)
+        return Extras(min_score, abstain, embedding, sampled=sampled)
     try:
-        return Extras(min_score, abstain, embedding, Excerpt(start or 0.0, end, window, stride))
+        return Extras(min_score, abstain, embedding, Excerpt(start or 0.0, end, window, stride), sampled)
     except ValueError as error:
         raise BadRequest(str(error), field=str(error).split()[0]) from error
 
@@ -283,6 +284,7 @@ def wire(outcome: Outcome) -> PredictAnswer:
         digest=served.digest,
         modality=served.config.modality,
         bad_frames=outcome.bad_frames,
+        sampled=None if outcome.sampled is None else list(outcome.sampled),
         windows=None
         if outcome.windows is None
         else [WindowAnswer(start=start, end=end, **_said(own)) for (start, end), own in outcome.windows],

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
 from pydantic.json_schema import SkipJsonSchema
 
+from adapters.config import AdapterConfig
 from service.engine.interface import Facts, Link
 from service.errors import BadRequest
 from service.settings import Settings
@@ -125,6 +126,13 @@ async def one_version(catalogue: TheCatalogue, task: TaskName, version: Number) 
     return VersionAnswer(**version_fields(catalogue, catalogue.repository.version(task, version)))
 
 
+@router.get("/v1/tasks/{task}/versions/{version}/config", response_model=AdapterConfig, responses=problems(400, 404))
+async def version_config(catalogue: TheCatalogue, task: TaskName, version: Number) -> Response:
+    """What the file of a version says of itself, how it was trained as well."""
+    info = catalogue.repository.version(task, version)
+    return await _rendered(lambda: catalogue.header(info).config)
+
+
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
 async def activate(shown: TheTasks, task: TaskName, version: Number) -> TaskAnswer:
     """Let a version answer, at once: roll back, roll forward, or start one that was staged."""
@@ -198,6 +206,7 @@ def _answer(facts: Facts, listed: Listing, tier: str, counts: tuple[int, int]) -
         score=config.score if config else None,
         frames=config.frames if config else None,
         views=config.views if config else None,
+        accuracy=listed.accuracy,
         parameters=listed.parameters,
         share=None if listed.parameters is None else listed.parameters / facts.layout.parameters,
         residency=cast(Any, tier),

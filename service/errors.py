@@ -11,6 +11,7 @@ AdaptError (adapters.errors)
 │   └── ForeignOrigin        403  a page of another origin wants to change something
 ├── UnknownVersion           404
 ├── UnknownExample           404
+├── UnknownJob               404
 ├── RequestTimeout           408  headers or a body came too slowly
 ├── Conflict                 409  the state forbids it (deleting the active version, a locked folder)
 ├── BodyTooLarge             413
@@ -90,6 +91,10 @@ class UnknownVersion(AdaptError):
 
 class UnknownExample(AdaptError):
     """The task has no such example."""
+
+
+class UnknownJob(AdaptError):
+    """There is no such training, or not any more."""
 
 
 class RequestTimeout(AdaptError):
@@ -195,6 +200,7 @@ STATUS: dict[type[AdaptError], int] = {
     UnknownTask: 404,
     UnknownVersion: 404,
     UnknownExample: 404,
+    UnknownJob: 404,
     RequestTimeout: 408,
     Conflict: 409,
     BodyTooLarge: 413,

@@ -19,6 +19,8 @@ from service.errors import KINDS
 LENGTH_BYTES = 4
 ALIVE = "alive"
 """Told by the supervisor, and told back at once by the event loop of whoever hears it."""
+JOB = "job"
+"""Told by a front end: there is another training to carry out."""
 RESIDENTS = "residents"
 """Told: the digests that came into slots, and those that left."""
 

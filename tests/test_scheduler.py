@@ -168,6 +168,14 @@ def test_the_background_waits_for_everybody_else_and_makes_small_batches() -> No
     assert not scheduler.waits
 
 
+def test_what_is_asked_of_one_picture_goes_together_in_the_background() -> None:
+    scheduler: Scheduler[int] = Scheduler(MAX)
+    asked = [Ticket("", 1, 1e9, 0, True, picture) for picture in (b"a", b"a", b"b", None, None, *[b"c"] * (MAX + 1))]
+    for t in asked:
+        scheduler.add(t)
+    assert [len(batch) for batch in drain(scheduler)] == [2, 1, 1, 1, MAX, 1]
+
+
 def test_the_background_is_not_starved_for_ever() -> None:
     """However full every batch of the others is; and they hardly notice."""
     scheduler: Scheduler[int] = Scheduler(MAX)

@@ -101,7 +101,8 @@ def serve(
         logs.configure(settings.log_level, settings.log_format)
         stop = _Stop(settings.drain_s)
         signal.signal(signal.SIGTERM, stop.before_serving)
-        from service.supervisor import Ended, Supervisor  # half a second; the door is checked before
+        from service.family import Ended
+        from service.supervisor import Supervisor  # half a second; the door is checked before
 
         tell = one_line_errors(log.error if settings.log_format == "json" else complain)
         supervisor = Supervisor(settings, _devices(settings), _front_ends(settings), listener)

@@ -103,7 +103,7 @@ class Engine:
     ) -> Future[Answer]:
         """Queue one input for the bare backbone's pooled vector, pictures seen as ``bare`` says. As ``submit``."""
         ticket = self._accept("", pixels, deadline, background=background)
-        work = ticket.payload
+        ticket.picture, work = picture, ticket.payload
         work.picture, work.embed, work.bare = picture, True, bare
         self._queue(ticket)
         return work.future

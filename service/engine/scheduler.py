@@ -25,7 +25,7 @@ percentile of the others' time does not know it."""
 class Ticket(Generic[P]):
     """A request for ``rows`` rows of ``task``, worthless after ``deadline`` (the caller's clock, seconds).
 
-    One in the ``background`` is for nobody who waits.
+    One in the ``background`` is for nobody who waits; some of one ``picture``, one after another, go together.
     """
 
     task: str
@@ -33,6 +33,7 @@ class Ticket(Generic[P]):
     deadline: float
     payload: P
     background: bool = False
+    picture: object = None
 
 
 class Scheduler(Generic[P]):
@@ -138,8 +139,11 @@ class Scheduler(Generic[P]):
         self._passed_over, rows = 0, 0
         while self._background:
             ticket = self._background[0]
-            if ticket.deadline > now and batch and (not alone or rows + ticket.rows > self._background_rows):
-                return
+            if ticket.deadline > now and batch:
+                same = ticket.picture is not None and ticket.picture == batch[-1].picture
+                most = self.max_batch_rows if same else self._background_rows
+                if not alone or rows + ticket.rows > most:
+                    return
             self._background.popleft()
             if ticket.deadline <= now:
                 expired.append(ticket)

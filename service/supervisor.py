@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.errors import AdaptError
 from service.engine import memory
-from service.engine.room import CELLS
+from service.engine.room import cells_for
 from service.errors import StorageReadOnly
 from service.exits import CUT_OFF, FAILED
 from service.family import Child, Ended, has_said, spawn
+from service.keys import Keys, dump
 from service.limits import file_limits, share
 from service.messages import ALIVE, JOB, Call, Failed, Message, Reply, Told, error_of
 from service.scratch import Scratch
@@ -52,7 +53,11 @@ class Supervisor:
     """``run`` returns the exit code. ``devices`` has one for each engine."""
 
     def __init__(self, settings: Settings, devices: Sequence[str], front_ends: int, listener: socket.socket) -> None:
-        self._settings, self._devices, self._listener = settings, devices, listener
+        self._keys = Keys.read(settings.keys, settings.keys_file)
+        # Children that are started later are to have the same ones, whatever the file holds then.
+        fixed = {"keys": dump(self._keys.all) if self._keys else "", "keys_file": ""}
+        self._settings = settings.model_copy(update=fixed)
+        self._devices, self._listener = devices, listener
         self._count = front_ends
         self._counts = Counts()
         self._children: dict[str, Child] = {}
@@ -93,7 +98,7 @@ class Supervisor:
     def _share_memory(self, stack: AsyncExitStack) -> None:
         self._folder = stack.enter_context(Scratch()).path
         (self._folder / "metrics").mkdir()
-        self._cells = memory.create(8 * CELLS * len(self._devices))
+        self._cells = memory.create(8 * cells_for(len(self._keys)) * len(self._devices))
         self._journal = memory.create(Journal.SIZE)
         self._connections = memory.create(8 * self._count)
         self._pixels = [memory.create(0) for _ in range(self._count + self._settings.max_trainings)]

@@ -29,7 +29,7 @@ from service.engine.loading import Load, Loading
 from service.engine.pixels import Framed
 from service.engine.room import Room
 from service.limits import file_limits
-from service.messages import BARE, Item
+from service.messages import BARE, NOBODY, Asker, Item
 from service.pool import Pool
 from service.settings import Settings
 from service.watch.metrics import Metrics, Snapshot
@@ -63,26 +63,29 @@ class LocalEngine:
     def backlog_s(self) -> float:
         return self.engine.room.backlog_s()
 
-    async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
-        self.engine.check_room(rows, deadline, digests)
+    async def check_room(
+        self, rows: int, deadline: float, digests: Sequence[str], asker: Asker = NOBODY, *, spare: bool = False
+    ) -> None:
+        self.engine.check_room(rows, deadline, digests, Asker(*asker), spare=spare)
 
     def ask(
-        self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes, *, embed: bool = False,
-        background: bool = False,
+        self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes, asker: Asker = NOBODY, *,
+        embed: bool = False, background: bool = False,
     ) -> Sequence[Future[Answer]]:  # fmt: skip
         if not background:
-            self.engine.check_room(len(items), deadline, [item.digest for item in items if item.digest not in BARE])
+            digests = [item.digest for item in items if item.digest not in BARE]
+            self.engine.check_room(len(items), deadline, digests, asker)
         frames, answers = pixels.array, list[Future[Answer]]()
         try:
             for item in items:
                 if pool := BARE.get(item.digest):
                     meta = AdapterMeta.bare(self.backbone.layout, self.backbone.input, len(frames), pool)
-                    answer = self.engine.embed(frames, deadline, meta, picture, background=background)
+                    answer = self.engine.embed(frames, deadline, meta, picture, asker, background=background)
                 else:
                     load = Load(self.loading, item.digest, item.files)
                     answer = self.engine.submit(
-                        item.task, item.digest, load, frames, deadline, picture=picture, admitted=True, embed=embed,
-                        background=background,
+                        item.task, item.digest, load, frames, deadline, asker, picture=picture, admitted=True,
+                        embed=embed, background=background,
                     )  # fmt: skip
                 answer.add_done_callback(_Hold(pixels))
                 answers.append(answer)

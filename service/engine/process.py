@@ -129,7 +129,7 @@ class _Visit:
         try:
             pixels = Lent(self._rows, ask.rows)
             answers = self._engine.ask(
-                ask.items, pixels, ask.deadline, ask.picture, embed=ask.embed, background=ask.background
+                ask.items, pixels, ask.deadline, ask.picture, ask.asker, embed=ask.embed, background=ask.background
             )
         except AdaptError as error:
             for item in range(len(ask.items)):

@@ -57,7 +57,7 @@ class Scheduler(Generic[P]):
     """
 
     def __init__(
-        self, max_batch_rows: int, background_rows: int = 1, *, holders: Mapping[str, float] | None = None,
+        self, max_batch_rows: int, background_rows: int = 1, holders: Mapping[str, float] | None = None,
         tasks: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         """``background_rows``: of a batch of background tickets, or one ticket that has more.

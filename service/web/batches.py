@@ -108,7 +108,7 @@ class _Run:
 
     def __init__(self, engine: Link, settings: Settings, decodes: int, asked: BatchOrder, caller: Caller) -> None:
         self._engine, self._asked, self._caller = engine, asked, caller
-        self._full, self._queue_rows = settings.max_batch_rows, settings.max_queue_rows
+        self._full = settings.max_batch_rows
         # Two at least: the next one is decoded while one is computed.
         self._window = max(2, settings.batch_window_rows // asked.rows)
         self._rows = 0
@@ -194,10 +194,10 @@ class _Run:
             self._rows += self._asked.rows
 
     async def _has_room(self) -> bool:
-        """Half of the queue is for others. Raises Draining."""
-        rows = self._asked.rows
+        """Half of what there is for this caller is for its other requests. Raises Draining."""
+        rows, caller = self._asked.rows, self._caller
         try:
-            await self._engine.check_room(max(rows, self._queue_rows // 2), self._caller.deadline, ())
+            await self._engine.check_room(rows, caller.deadline, (), caller.asker, spare=True)
         except (QueueFull, NotReady):
             return False
         return self._rows + rows <= self._full or not self._rows or self._engine.backlog_s < BACKLOG_S

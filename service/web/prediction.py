@@ -118,12 +118,12 @@ class Answers:
         ``digests`` are those of the versions that are to answer: what is not resident must be loaded in time too.
         """
         self._decoder.check_room(caller.left)
-        await self._engine.check_room(len(digests), caller.deadline, digests)
+        await self._engine.check_room(len(digests), caller.deadline, digests, caller.asker)
 
     async def check_room_bare(self, caller: Caller) -> None:
         """``check_room`` for the bare backbone, which is always there."""
         self._decoder.check_room(caller.left)
-        await self._engine.check_room(1, caller.deadline, ())
+        await self._engine.check_room(1, caller.deadline, (), caller.asker)
 
     async def predict(
         self, body: Body, versions: Sequence[Served], top_k: int, caller: Caller, extras: Extras = PLAIN
@@ -193,7 +193,7 @@ class Answers:
         except WrongModality as error:
             raise WrongModality("'frames' asks for a clip, and a picture came; leave it out", field="frames") from error
         (seen,), times = decoded.seen, Outcomes([], decoded.seconds, time.time_ns())
-        asked = self._engine.ask([bare()], seen.pixels, caller.deadline, seen.digest, embed=True)
+        asked = self._engine.ask([bare()], seen.pixels, caller.deadline, seen.digest, caller.asker, embed=True)
         (answer,) = await caller.wait(asked, "computing")
         assert answer.vector is not None, "an engine left out what was asked"
         return Embedded(
@@ -213,14 +213,14 @@ class Answers:
         seen_by = zip(versions, decoded, strict=True)
         rows = sum(len(seen.pixels) for served, seen in seen_by if len(seen.pixels) > served.config.frames)
         if rows:  # all views or none: those that found room would be computed for nothing
-            await self._engine.check_room(rows, caller.deadline, ())
+            await self._engine.check_room(rows, caller.deadline, (), caller.asker)
         try:
             for seen in {id(seen): seen for seen in decoded}.values():
                 places = [place for place, other in enumerate(decoded) if other is seen]
                 items = [self._item(versions[place]) for place in places]
                 for number, view in enumerate(seen.pixels.views(versions[places[0]].config.frames)):
                     picture = seen.digest + number.to_bytes(2, "little") if number else seen.digest
-                    asked = self._engine.ask(items, view, caller.deadline, picture, embed=embed)
+                    asked = self._engine.ask(items, view, caller.deadline, picture, caller.asker, embed=embed)
                     for place, answer in zip(places, asked, strict=True):
                         answers[place].append(answer)
             found = iter(await caller.wait([one for views in answers.values() for one in views], "computing"))

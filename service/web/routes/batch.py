@@ -33,6 +33,7 @@ from service.web.problems import document, plain_document
 from service.web.routes.batch_body import GZIP, TAR, ZIP, BatchBody
 from service.web.routes.bodies import exchange, receive
 from service.web.routes.common import TaskName, problems
+from service.web.routes.guard import TheAsker
 from service.web.routes.parameters import declared
 from service.web.routes.predict import TOP_K, TheExtras, TopK, Version, wire
 from service.web.schemas import BatchEnd, BatchFailure, BatchItem
@@ -184,15 +185,15 @@ class _Streamed(Lines):
 
 @router.post(PATH, openapi_extra=_BODY, responses=_RESPONSES, response_class=Lines)
 async def batch(
-    request: Request, task: TaskName, extras: TheExtras, top_k: TopK = TOP_K, version: Version = None,
-    deadline_ms: DeadlineMs = None,
+    request: Request, task: TaskName, asker: TheAsker, extras: TheExtras, top_k: TopK = TOP_K,
+    version: Version = None, deadline_ms: DeadlineMs = None,
 ) -> Response:  # fmt: skip
     """Classify many pictures or clips: a line of JSON for each, in order, sent as soon as it is there.
 
     An item that cannot be answered is a line with its problem. One version answers for all.
     """
     call = BatchCall(request, task)
-    caller = Caller(_seconds(call.settings, deadline_ms))
+    caller = Caller(_seconds(call.settings, deadline_ms), asker)
     call.catalogue.repository.version(task, version)
     place = await call.batches.enter()
     try:

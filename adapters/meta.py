@@ -15,6 +15,7 @@ from adapters.config import (
     SiteName,
     VideoConfig,
 )
+from adapters.errors import WrongModality
 from adapters.heads import class_pages, group_pages, groups_of
 from adapters.layout import Layout
 
@@ -23,7 +24,18 @@ BARE_FRAMES = 8
 
 
 def bare_config(layout: Layout, seen: InputConfig, frames: int | None) -> AdapterConfig:
-    """What the bare backbone takes, as an adapter would say it: a picture, or a clip of so many frames."""
+    """What the bare backbone takes, as an adapter would say it: a picture, or a clip of so many frames.
+
+    Of one that sees clips alone it is a clip in any case, of its own number of frames. Raises WrongModality for
+    another number.
+    """
+    if layout.frames > 1:
+        if frames not in (None, layout.frames):
+            raise WrongModality(
+                f"{layout.model} sees clips of {layout.frames} frames, {frames} were asked; leave 'frames' out",
+                field="frames", expected=layout.frames, got=frames,
+            )  # fmt: skip
+        frames = layout.frames
     return AdapterConfig(
         task="backbone",
         modality="image" if frames is None else "video",

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from adapters.config import TASK_PATTERN
 from service.errors import BadKeys
+from service.share_settings import HEAVIEST, LIGHTEST
 
 Scope = Literal["predict", "admin"]
 
@@ -50,7 +51,7 @@ class Key(BaseModel):
     scope: Scope
     tasks: Annotated[frozenset[TaskName], Field(min_length=1, max_length=MAX_TASKS_PER_KEY)] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    weight: Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(ge=LIGHTEST, le=HEAVIEST, allow_inf_nan=False)] = 1.0
     rate: Annotated[float, Field(ge=0.001, le=1e6, allow_inf_nan=False)] | None = None
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     quota: Annotated[int, Field(ge=1, le=10**12)] | None = None

@@ -97,6 +97,10 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         "vit_base_patch16_siglip_224",
         {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
     ),
+    "videomae": (
+        "videomae_small_patch16_224_f8",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "frames": 4},
+    ),
     "deit": ("deit_base_distilled_patch16_224", {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}),
     "dinov2_plain": (
         "vit_small_patch14_dinov2",

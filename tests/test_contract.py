@@ -6,6 +6,7 @@ What it makes up is the same in every run. Requests that once failed become test
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from service.store.recents import key_of
 from tests.archives import archive
 from tests.houses import CLIP, House, Kit, house, photograph
 from tests.media_samples import clip
@@ -28,6 +30,10 @@ OPERATIONS = [
     "GET /v1/tasks/{task}/versions/{version}", "DELETE /v1/tasks/{task}/versions/{version}",
     "GET /v1/tasks/{task}/versions/{version}/adapter", "POST /v1/tasks/{task}/versions/{version}/activate",
     "GET /v1/tasks/{task}/versions/{version}/config",
+    "POST /v1/tasks/{task}/examples", "GET /v1/tasks/{task}/examples", "DELETE /v1/tasks/{task}/examples",
+    "GET /v1/tasks/{task}/examples/{digest}", "DELETE /v1/tasks/{task}/examples/{digest}",
+    "GET /v1/tasks/{task}/examples/{digest}/thumbnail", "POST /v1/tasks/{task}/feedback",
+    "GET /v1/tasks/{task}/uncertain", "GET /v1/tasks/{task}/uncertain/{key}/thumbnail",
     "GET /livez", "GET /readyz", "GET /metrics", "GET /v1/stats", "POST /v1/embed",
 ]  # fmt: skip
 OTHERS = [
@@ -52,6 +58,7 @@ PARTS = {"start", "end", "window", "stride", "frames"}
 PREDICT = ("/v1/tasks/{task}/predict", "/v1/predict")
 FEW, FEWER = 15, 5
 TASKS = ("digits", "digits", "clips", "gone")
+PICTURE, KEPT = photograph(7), "kept"
 
 
 class Contract:
@@ -72,6 +79,11 @@ class Contract:
         for task, files in self._files.items():
             for content in files:
                 self.home.put(task, content).raise_for_status()
+            for path in ("examples", "feedback"):
+                asked = {"params": {"label": "cat"}, "content": PICTURE}
+                self.home.client.post(f"/v1/tasks/{task}/{path}", **asked).raise_for_status()
+        while not self.home.client.get("/v1/tasks/digits/uncertain").json()["items"]:  # deleted, or given as feedback
+            self.home.client.post("/v1/tasks/digits/predict", content=PICTURE, headers={"X-Request-Id": KEPT})
 
     def cases(self, label: str) -> st.SearchStrategy[Any]:
         """Calls as documented and calls against the document, and for each the checks that are not for it.
@@ -86,6 +98,8 @@ class Contract:
             "task": st.sampled_from(TASKS),
             "part": st.sampled_from([{}, {}, {}, {"start": 0.1}, {"window": 0.2}]),
             "version": st.sampled_from([version["version"] for version in kept]),
+            "digest": st.just(hashlib.sha256(PICTURE).hexdigest()),
+            "key": st.just(key_of(KEPT)),
             "body": st.sampled_from([name for name in self._bodies if (" " in name) or not label.endswith("/adapter")]),
         }
         return st.one_of(
@@ -121,12 +135,14 @@ def _json(path: str, text: str) -> dict[str, Any]:
         return {"examples": [{"b64": text}]}
     if path.endswith(":predict"):
         return {"instances": [{"b64": text}]}
+    if path.endswith("/feedback"):
+        return {"request_id": KEPT, "label": "cat"}
     return {"inputs": text} if path.startswith("/models") else {"data": text}
 
 
 @pytest.fixture(scope="module")
 def contract(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
-    bounds = {"max_adapter_bytes": 2**20, "max_body_bytes": 2**20}
+    bounds = {"max_adapter_bytes": 2**20, "max_body_bytes": 2**20, "keep_recent": 50}
     with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"), **bounds)) as made:
         yield Contract(made, kit)
 

@@ -92,7 +92,7 @@ def start_of(
     recipe: Recipe, backbone: Backbone, config: AdapterConfig, vectors: Frozen, seed: int, teller: Teller
 ) -> Candidate:
     """The pooling, and for clips the head, whose linear head is best by cross-validation."""
-    heads = heads_of(recipe, config.modality)
+    heads = heads_of(recipe, config.modality, backbone.layout)
     configs = [
         config_of(dataclasses.replace(recipe, pool=pool, head=head), backbone, config.modality, config.labels)
         for pool, head in itertools.product(vectors.vectors, heads)

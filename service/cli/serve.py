@@ -234,9 +234,10 @@ def _say(settings: Settings, port: int, facts: Facts, names: Sequence[str]) -> N
         return
     console = out()
     auto = settings.dtype == "auto" and facts.dtype != "float32"
+    clips = f" in clips of {layout.frames} frames" if layout.frames > 1 else ""
     console.print(
         f"backbone {layout.model} ({layout.parameters / 1e6:.1f} M parameters, fingerprint {layout.fingerprint[:12]}) "
-        f"at {size_text(layout.input_size)} pixels on {facts.device}, {facts.dtype}"
+        f"at {size_text(layout.input_size)} pixels{clips} on {facts.device}, {facts.dtype}"
         + (" (by --dtype auto; float32 rounds less)" if auto else "")
     )
     if keys:

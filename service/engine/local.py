@@ -16,10 +16,11 @@ import torch
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.bank import PAGE, Bank, PackedAdapter, Slabs
-from adapters.errors import AdaptError
+from adapters.errors import AdaptError, BackboneError
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward
 from adapters.forward.prefix import PrefixCache
+from adapters.limits import raised
 from adapters.meta import AdapterMeta
 from service.engine.batch import BatchReport
 from service.engine.engine import CLOSE_S, Engine
@@ -32,6 +33,7 @@ from service.limits import file_limits
 from service.messages import BARE, NOBODY, Asker, Item
 from service.pool import Pool
 from service.settings import Settings
+from service.share_settings import weights_of
 from service.watch.metrics import Metrics, Snapshot
 
 PAGES_PER_SLOT = 4
@@ -148,7 +150,11 @@ def local_engine(
         if settings.threads:
             torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.weights, device, settings.dtype, settings.image_size)
-        health = Health(backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s)
+        _check_batch(settings, backbone)
+        health = Health(
+            backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s,
+            frames=backbone.layout.frames,
+        )  # fmt: skip
         slabs = _slabs(settings, backbone)
         made: list[LocalEngine] = []
         bank = Bank(slabs, host_cache_bytes=settings.host_cache_bytes, on_load=_both(metrics, made))
@@ -166,6 +172,7 @@ def local_engine(
             on_batch=_tell(metrics, health),
             last_step=lambda: backbone.last_step,
             room=room,
+            task_weights=weights_of(settings.task_weights),
             background_rows=BACKGROUND_ROWS if backbone.device.type == "cuda" else 1,
         )
         engine.start()
@@ -190,6 +197,17 @@ class _Hold:
 
     def __call__(self, _: Future[Answer]) -> None:
         self._pixels = None  # a future keeps what it called
+
+
+def _check_batch(settings: Settings, backbone: Backbone) -> None:
+    """Raise BackboneError where a batch could not hold what the backbone sees together."""
+    frames = backbone.layout.frames
+    if settings.max_batch_rows < frames:
+        raise BackboneError(
+            f"{backbone.layout.model} sees clips of {frames} frames, and a batch holds {settings.max_batch_rows} rows; "
+            f"start with {raised(('max_batch_rows',), frames)}",
+            field="max_batch_rows", limit=settings.max_batch_rows, value=frames,
+        )  # fmt: skip
 
 
 def _slabs(settings: Settings, backbone: Backbone) -> Slabs:

@@ -71,9 +71,13 @@ class ExampleFile:
 
 @dataclass(frozen=True)
 class Tally:
-    """What an addition came to: examples that are new, that were there, and that got another label."""
+    """What an addition came to: examples that are new, that were there, and that got another label.
+
+    ``digests`` has one for each that was sent.
+    """
 
     examples: ExampleSet
+    digests: Sequence[str]
     added: int
     duplicates: int
     moved: int
@@ -135,7 +139,7 @@ class ExampleSet:
                 items[digest] = replace(old, label=draft.label)
                 moved += 1
         new = replace(self, items=tuple(items.values()), next=number)
-        return new, Tally(new, added, duplicates, moved)
+        return new, Tally(new, [digest for _, digest in drafts], added, duplicates, moved)
 
 
 def folder_of(root: Path, task: str) -> Path:
@@ -146,6 +150,13 @@ def folder_of(root: Path, task: str) -> Path:
 def changed_since(known: ExampleSet) -> bool:
     """Whether the disk may have another index by now."""
     return _signature(known.folder / INDEX) != known.signature
+
+
+def changed_within(folder: Path) -> bool:
+    """Whether files came or went after the index of a task's examples was written, as after an addition that failed."""
+    with suppress(FileNotFoundError):
+        return (folder / "files").stat().st_mtime_ns > (folder / INDEX).stat().st_mtime_ns
+    return True
 
 
 class ExampleIndex:

@@ -17,13 +17,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
-from adapters.errors import NoRoom
-from service.errors import UnknownExample
+from adapters.errors import AdaptError
+from service.errors import Draining, UnknownExample
 from service.store.example_index import (
     ExampleDraft,
     ExampleFile,
@@ -34,6 +33,7 @@ from service.store.example_index import (
     changed_since,
     folder_of,
 )
+from service.store.example_limits import ExampleLimits
 from service.store.files import NotConfirmed
 from service.store.locks import write_lock
 from service.store.staging import Reserve, Staging, disk_errors, left_by, sync_folder
@@ -42,20 +42,6 @@ __all__ = ["ExampleDraft", "ExampleFile", "ExampleLimits", "ExampleSet", "Exampl
 
 CACHED = 50_000
 """Examples whose description a process keeps in memory, some 400 bytes each; an index beyond that is read again."""
-
-
-@dataclass(frozen=True)
-class ExampleLimits:
-    """How many examples, bytes and labels one task may have, how many bytes all may, and how many tasks there may be.
-
-    The names are those of the settings.
-    """
-
-    max_examples: int = 10_000
-    max_examples_bytes: int = 2 * 2**30
-    max_example_labels: int = 1000
-    examples_total_bytes: int = 20 * 2**30
-    max_tasks: int = 10_000
 
 
 class Examples:
@@ -99,10 +85,15 @@ class Examples:
         return found
 
     def read(self, task: str, digest: str) -> bytes:
-        """The bytes of one. Raises UnknownExample, also for one that is deleted this moment."""
+        """The bytes of one. Raises UnknownExample."""
+        with self.open(task, digest) as file, disk_errors():
+            return file.read()
+
+    def open(self, task: str, digest: str) -> BinaryIO:
+        """The file of one. Raises UnknownExample, also for one that is deleted this moment."""
         with disk_errors():
             try:
-                return self.example(task, digest).path.read_bytes()
+                return self.example(task, digest).path.open("rb")
             except FileNotFoundError as error:
                 raise UnknownExample(f"this example of '{task}' was deleted a moment ago", task=task) from error
 
@@ -174,28 +165,14 @@ class Examples:
             return tally
 
     def _check_room(self, old: ExampleSet, new: ExampleSet) -> None:
-        """Raises NoRoom where the new set is larger than the old one, and than it may be."""
-        limits, task = self.limits, new.task
-        for name, was, now, what in (
-            ("max_examples", len(old.items), len(new.items), "examples"),
-            ("max_examples_bytes", old.bytes, new.bytes, "bytes of examples"),
-            ("max_example_labels", len(old.counts), len(new.counts), "labels"),
-        ):
-            limit = getattr(limits, name)
-            if was < now > limit:
-                raise no_room(f"task '{task}' would have {now} {what}", name, limit, now)
+        limits = self.limits
+        limits.check_task(old, new)
         if new.bytes > old.bytes:
-            others = self._bytes_of_others(task)
-            limit = limits.examples_total_bytes
-            if others + new.bytes > limit:
-                raise no_room(
-                    f"the examples of all tasks would have {others + new.bytes} bytes",
-                    "examples_total_bytes", limit, others + new.bytes,
-                )  # fmt: skip
-        if not old.items and new.items:
-            tasks = sum(1 for _ in self._index.folders()) + 1
-            if tasks > limits.max_tasks:
-                raise no_room(f"{tasks} tasks would have examples", "max_tasks", limits.max_tasks, tasks)
+            total = self._bytes_of_others(new.task) + new.bytes
+            limits.check("examples_total_bytes", total, f"the examples of all tasks would have {total} bytes")
+        if not old.items:
+            tasks = sum(name != new.task for name, _ in self._index.folders()) + 1
+            limits.check("max_tasks", tasks, f"{tasks} tasks would have examples")
 
     def _bytes_of_others(self, task: str) -> int:
         """From memory where an index is as it was."""
@@ -249,40 +226,44 @@ class Adding:
         self._examples, self._task, self._owner = examples, task, owner
         self._lock = threading.Lock()
         self._staged: dict[int, tuple[ExampleDraft, str, Staging]] = {}
-        self._bytes = 0
+        self._bytes, self._closed = 0, False
 
-    def put(self, place: int, draft: ExampleDraft) -> str:
-        """Bring a file to the disk, durably; its digest. Raises NoRoom as soon as there are too many bytes."""
-        limit = self._examples.limits.max_examples_bytes
+    def put(self, place: int, draft: ExampleDraft) -> None:
+        """Bring a file to the disk, durably. Raises NoRoom as soon as there are too many bytes, Draining if closed."""
+        size, limits = len(draft.data), self._examples.limits
         with self._lock:
-            self._bytes += len(draft.data)
-            if self._bytes > limit:
-                raise no_room(
-                    f"one call brings {self._bytes} bytes of examples", "max_examples_bytes", limit, self._bytes
-                )
+            self._bytes += size
+            limits.check("max_examples_bytes", self._bytes, f"this call brings {self._bytes} bytes of examples")
         with disk_errors():
-            staging = Staging(self._examples.root / "staging", len(draft.data), self._owner)
-        with self._lock:
-            self._staged[place] = draft.stored(), "", staging
-        staging.write(draft.data)
-        digest = staging.finish()
-        with self._lock:
-            self._staged[place] = draft.stored(), digest, staging
-        return digest
+            staging = Staging(self._examples.root / "staging", size, self._owner)
+        try:
+            staging.write(draft.data)
+            digest = staging.finish()
+            with self._lock:
+                if self._closed:
+                    raise Draining("the call that brought this example has ended")
+                self._staged[place] = draft.stored(), digest, staging
+        except BaseException:
+            _discard(staging)
+            raise
 
     def commit(self) -> Tally:
         """Let all that was put be seen. Raises NoRoom; then nothing is."""
-        with self._lock:
-            staged = [self._staged[place] for place in sorted(self._staged)]
-        return self._examples.commit(self._task, [(draft, digest, s.path) for draft, digest, s in staged if digest])
+        with self._lock:  # from here on they are not removed by whoever gives up waiting
+            staged, self._staged = [one for _, one in sorted(self._staged.items())], {}
+        try:
+            return self._examples.commit(self._task, [(draft, digest, file.path) for draft, digest, file in staged])
+        finally:
+            for _, _, file in staged:
+                _discard(file)
 
     def close(self) -> None:
         """Remove what is still in staging; safe to repeat."""
         with self._lock:
+            self._closed = True
             staged, self._staged = list(self._staged.values()), {}
-        for _, _, staging in staged:
-            with suppress(Exception):  # the next start removes it
-                staging.discard()
+        for _, _, file in staged:
+            _discard(file)
 
     def __enter__(self) -> Self:
         return self
@@ -291,9 +272,6 @@ class Adding:
         self.close()
 
 
-def no_room(sentence: str, setting: str, limit: int, value: int) -> NoRoom:
-    """The refusal of what passes a bound."""
-    return NoRoom(
-        f"{sentence}, the limit is {limit} ({setting}); delete some, or allow more",
-        field=setting, limit=limit, value=value,
-    )  # fmt: skip
+def _discard(file: Staging) -> None:
+    with suppress(AdaptError):  # the next start removes it
+        file.discard()

@@ -16,10 +16,12 @@ from adapters.version import installed_version
 from service.engine.interface import Link
 from service.engine.pixels import PixelMemory
 from service.keys import Keys
-from service.limits import decode_workers, file_limits, media_limits
+from service.limits import decode_workers, example_limits, file_limits, media_limits
 from service.pool import Pool
 from service.settings import Settings
 from service.store.catalogue import Catalogue
+from service.store.examples import Examples
+from service.store.recents import Recents
 from service.store.repository import Repository
 from service.watch import tracing
 from service.watch.counts import Counting
@@ -30,8 +32,10 @@ from service.web.batches import BatchRunner
 from service.web.budget import Budget
 from service.web.decoding import Decoder
 from service.web.door import Cors, KnownHost, KnownOrigin, Proxies
+from service.web.intake import Intake
 from service.web.middleware import LastResort, RequestContext
 from service.web.prediction import Answers
+from service.web.recorder import Recorder
 from service.web.routes.guard import guard, still_open
 from service.web.routes.parameters import known_parameters
 from service.web.routes.plain import Plain
@@ -87,6 +91,10 @@ def front_end(
             "batch", workers=settings.max_batches, max_waiting=2 * settings.max_batches, setting="max_batches"
         )
         stack.callback(spooling.close)
+        recents, recorder = None, None
+        if settings.keep_recent:
+            recents = Recents(settings.data_dir, settings.keep_recent, settings.keep_recent_bytes)
+            recorder = stack.enter_context(Recorder(recents))
         app = FastAPI(
             title="AdaptServe",
             version=installed_version(),
@@ -103,6 +111,9 @@ def front_end(
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
         app.state.batches = BatchRunner(engine, settings, spooling, decoding.workers)
         app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes")
+        app.state.examples = Examples(settings.data_dir, example_limits(settings), repository.owner)
+        app.state.intake = Intake(app.state.examples, decoding, spooling, media_limits(settings))
+        app.state.recents, app.state.recorder = recents, recorder
         app.state.tracing = traces
         app.state.calls = Calls(app.state)
         _install(app, settings)

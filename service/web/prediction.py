@@ -123,7 +123,7 @@ class Answers:
     async def check_room_bare(self, caller: Caller) -> None:
         """``check_room`` for the bare backbone, which is always there."""
         self._decoder.check_room(caller.left)
-        await self._engine.check_room(1, caller.deadline, (), caller.asker)
+        await self._engine.check_room(self._engine.facts.layout.frames, caller.deadline, (), caller.asker)
 
     async def predict(
         self, body: Body, versions: Sequence[Served], top_k: int, caller: Caller, extras: Extras = PLAIN
@@ -179,18 +179,27 @@ class Answers:
     async def embed(self, body: bytes, frames: int | None, caller: Caller) -> Embedded:
         """The bare backbone's vector of a picture, or of a clip, of which it is the mean over ``frames``.
 
+        A backbone of clips sees its own number of frames together, and no picture.
         Given ``frames``, the body must be a clip.
         """
         facts = self._engine.facts
+        clips = facts.layout if facts.layout.frames > 1 else None  # it sees nothing else
 
         def config_of() -> AdapterConfig:
-            clip = frames or (BARE_FRAMES if sniff(body) == "video" else None)
+            clip = frames or (BARE_FRAMES if clips is None and sniff(body) == "video" else None)
             return bare_config(facts.layout, facts.input, clip)
 
         decoding = self._decoder.submit_as(body, config_of, caller.left)
         try:
             ((config, decoded),) = await caller.wait([decoding], "decoding")
         except WrongModality as error:
+            if clips and error.facts.get("field") == "frames":
+                raise
+            if clips:
+                raise WrongModality(
+                    f"{clips.model} sees clips of {clips.frames} frames, and a picture came", expected="video",
+                    got="image",
+                ) from error  # fmt: skip
             raise WrongModality("'frames' asks for a clip, and a picture came; leave it out", field="frames") from error
         (seen,), times = decoded.seen, Outcomes([], decoded.seconds, time.time_ns())
         asked = self._engine.ask([bare()], seen.pixels, caller.deadline, seen.digest, caller.asker, embed=True)

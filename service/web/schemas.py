@@ -144,6 +144,11 @@ class TasksAnswer(_Answer):
         description="height and width in pixels that the backbone runs at, and adapters must be made for",
         examples=[[224, 224]],
     )
+    frames: int = Field(
+        description="frames of a clip that the backbone sees together, and then it sees nothing else; 1: it sees "
+        "pictures, and a clip frame by frame",
+        examples=[1],
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(description="that the backbone computes in")
     tasks: list[TaskAnswer]
     count: int = Field(description="tasks on all pages together", examples=[3])

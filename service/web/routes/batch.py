@@ -32,8 +32,8 @@ from service.web.prediction import Answers, Extras, Outcomes
 from service.web.problems import document, plain_document
 from service.web.routes.batch_body import GZIP, TAR, ZIP, BatchBody
 from service.web.routes.bodies import exchange, receive
+from service.web.routes.callers import TheAsker
 from service.web.routes.common import TaskName, problems
-from service.web.routes.guard import TheAsker
 from service.web.routes.parameters import declared
 from service.web.routes.predict import TOP_K, TheExtras, TopK, Version, wire
 from service.web.schemas import BatchEnd, BatchFailure, BatchItem

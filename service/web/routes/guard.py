@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
-from pydantic.json_schema import SkipJsonSchema
+from fastapi import Depends, Request
 
 from service.errors import Draining, Forbidden, Unauthorised
-from service.keys import EVERYBODY, MAX_PRIORITY, Key, Keys, Scope
-from service.messages import NOBODY, Asker
+from service.keys import EVERYBODY, Key, Keys, Scope
 from service.store.catalogue import Catalogue
 from service.web.protocol import CROWDED, too_many
 from service.web.server import DRAINING
@@ -113,35 +111,6 @@ async def caller_key(request: Request) -> Key:
 
 
 Holder = Annotated[Key, Depends(caller_key)]
-
-
-async def asker(
-    request: Request,
-    priority: Annotated[
-        int | SkipJsonSchema[None],
-        Header(
-            alias="X-Priority", ge=0, le=MAX_PRIORITY,
-            description="how urgent it is among this key's own requests; what others get is not changed by it",
-        ),
-    ] = None,
-) -> Asker:  # fmt: skip
-    """For whom the engine computes, and how urgently. Raises Forbidden."""
-    return asker_of(request.state.key, priority)
-
-
-TheAsker = Annotated[Asker, Depends(asker)]
-
-
-def asker_of(key: Key, priority: int | None = None) -> Asker:
-    """A key's holder as the engine knows it. Raises Forbidden for a priority that the key may not ask for."""
-    if priority is None:
-        priority = min(NOBODY.priority, key.max_priority)
-    if priority > key.max_priority:
-        raise Forbidden(
-            f"X-Priority is {priority}, and key '{key.name}' may ask for {key.max_priority} at most (max_priority)",
-            field="X-Priority", limit=key.max_priority, value=priority,
-        )  # fmt: skip
-    return Asker("" if key is EVERYBODY else key.name, priority)
 
 
 def visible(catalogue: Catalogue, key: Key) -> Sequence[str]:

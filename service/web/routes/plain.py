@@ -23,9 +23,9 @@ from service.web.door import hosts_of
 from service.web.middleware import given_up, unforeseen
 from service.web.problems import respond
 from service.web.protocol import CROWDED
+from service.web.routes.callers import asker_of, deadline_seconds
 from service.web.routes.common import count_for
-from service.web.routes.guard import asker_of
-from service.web.routes.predict import MANY, ONE, TOP_K, Calls, deadline_seconds
+from service.web.routes.predict import MANY, ONE, TOP_K, Calls
 from service.web.server import DRAINING
 
 _NUMBER = rb"[1-9][0-9]{0,8}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
@@ -24,9 +24,10 @@ from service.watch.tracing import Tracing
 from service.web.budget import Budget
 from service.web.caller import Caller
 from service.web.prediction import PLAIN, Answers, Extras, Outcome, Outcomes
+from service.web.recorder import Recorder
 from service.web.routes.bodies import Memory, exchange, receive
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import SHAPE, TaskName, checked_name, count_for, file_body, problems
-from service.web.routes.guard import TheAsker
 from service.web.schemas import EmbedAnswer, LabelScore, ManyAnswer, PredictAnswer, WindowAnswer
 
 router = APIRouter(tags=["predict"])
@@ -77,22 +78,6 @@ async def extras(
 
 TheExtras = Annotated[Extras, Depends(extras)]
 Version = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="a version other than the active one")]
-DeadlineMs = Annotated[
-    int | SkipJsonSchema[None],
-    Header(
-        alias="X-Deadline-Ms",
-        ge=1,
-        description="milliseconds that this answer is worth waiting for, once the body is sent",
-    ),
-]
-
-
-async def caller(request: Request, asker: TheAsker, deadline_ms: DeadlineMs = None) -> Caller:
-    """Who waits for the answer. Raises BadRequest or Forbidden."""
-    return Caller(deadline_seconds(request.app.state.settings, deadline_ms), asker)
-
-
-TheCaller = Annotated[Caller, Depends(caller)]
 Tasks = Annotated[
     list[Annotated[str, Field(json_schema_extra=SHAPE)]],
     Query(min_length=1, description="repeat it: ?task=a&task=b", examples=[["digits"]]),
@@ -112,6 +97,7 @@ class Calls:
         self._counts: Counting = state.counts
         self._metrics: Metrics = state.metrics
         self._tracing: Tracing | None = state.tracing
+        self._recorder: Recorder | None = state.recorder
 
     async def one(
         self, request: Request, task: str, version: int | None, top_k: int, caller: Caller, extras: Extras = PLAIN
@@ -142,8 +128,14 @@ class Calls:
             await catalogue.catch_up()
             versions = [await catalogue.resolve(task, version) for task, version in asked]
             await self._answers.check_room([served.digest for served in versions], caller)
-            answering = self._answers.predict(memory.take(), versions, top_k, caller, extras)
-            return await self.told(request, [task for task, _ in asked], caller, answering)
+            body, recorder = memory.take(), self._recorder
+            answering = self._answers.predict(body, versions, top_k, caller, extras)
+            kept = body if recorder else b""
+            del body  # it is decoded by and by, and need not be in memory then
+            outcomes = await self.told(request, [task for task, _ in asked], caller, answering)
+            if recorder:
+                recorder.keep(request.state.request_id, kept, outcomes)
+            return outcomes
 
     async def embed(self, request: Request, frames: int | None, caller: Caller) -> Response:
         """The bare backbone's vector."""
@@ -191,19 +183,6 @@ class Calls:
         if self._tracing is not None:
             self._tracing.answered(request, outcomes, caller.spent)
         return outcomes
-
-
-def deadline_seconds(settings: Settings, deadline_ms: int | None) -> float:
-    """How long an answer is worth waiting for. Raises BadRequest."""
-    if deadline_ms is None:
-        return settings.deadline_s
-    limit = settings.max_deadline_s
-    if deadline_ms > 1000 * limit:
-        raise BadRequest(
-            f"X-Deadline-Ms is {deadline_ms}, the limit is {1000 * limit:g} (max_deadline_s)",
-            field="X-Deadline-Ms", limit=1000 * limit, value=deadline_ms,
-        )  # fmt: skip
-    return deadline_ms / 1000
 
 
 async def calls(request: Request) -> Calls:

@@ -15,13 +15,25 @@ from pydantic.json_schema import SkipJsonSchema
 
 from adapters.config import AdapterConfig
 from service.engine.interface import Facts, Link
-from service.errors import BadRequest
+from service.errors import BadRequest, UnknownTask
 from service.settings import Settings
 from service.store.catalogue import Catalogue, Listing
+from service.store.examples import Examples
+from service.store.recents import Recents
 from service.store.repository import TaskInfo, VersionInfo
 from service.watch.counts import Counting
 from service.web.pages import Page, page, starting_with
-from service.web.routes.common import Number, TaskName, TheCatalogue, TheCounts, TheEngine, TheSettings, problems
+from service.web.routes.common import (
+    Number,
+    TaskName,
+    TheCatalogue,
+    TheCounts,
+    TheEngine,
+    TheExamples,
+    TheRecents,
+    TheSettings,
+    problems,
+)
 from service.web.routes.guard import Holder, visible
 from service.web.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
 
@@ -54,6 +66,7 @@ class Shown:
             fingerprint=facts.layout.fingerprint,
             parameters=facts.layout.parameters,
             input_size=facts.layout.input_size,
+            frames=facts.layout.frames,
             dtype=cast(Any, facts.dtype),
             tasks=await self._answers(listed),
             count=shown.count,
@@ -94,8 +107,8 @@ async def tasks(
     Follow `next` until it is null: a task that is there all the while comes exactly once.
     """
     names = visible(shown.catalogue, key)
-    answer = await shown.page(page(starting_with(names, prefix), after, _limit(settings, limit)))
-    return await _rendered(lambda: answer)
+    answer = await shown.page(page(starting_with(names, prefix), after, page_limit(settings, limit)))
+    return await rendered(lambda: answer)
 
 
 @router.get("/v1/tasks/{task}", responses=problems(400, 404))
@@ -116,8 +129,8 @@ async def versions(
 ) -> Response:
     """The versions that are kept, oldest first, a page at a time."""
     info = catalogue.repository.task(task)
-    part = page(sorted(info.versions), after, _limit(settings, limit))
-    return await _rendered(lambda: _versions(catalogue, info, part))
+    part = page(sorted(info.versions), after, page_limit(settings, limit))
+    return await rendered(lambda: _versions(catalogue, info, part))
 
 
 @router.get("/v1/tasks/{task}/versions/{version}", responses=problems(400, 404))
@@ -130,7 +143,7 @@ async def one_version(catalogue: TheCatalogue, task: TaskName, version: Number) 
 async def version_config(catalogue: TheCatalogue, task: TaskName, version: Number) -> Response:
     """What the file of a version says of itself, how it was trained as well."""
     info = catalogue.repository.version(task, version)
-    return await _rendered(lambda: catalogue.header(info).config)
+    return await rendered(lambda: catalogue.header(info).config)
 
 
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
@@ -141,10 +154,26 @@ async def activate(shown: TheTasks, task: TaskName, version: Number) -> TaskAnsw
 
 
 @router.delete("/v1/tasks/{task}", status_code=204, responses=problems(400, 404, 503, 507))
-async def delete_task(catalogue: TheCatalogue, counts: TheCounts, task: TaskName) -> None:
-    """Remove a task with all its versions. Requests under way end on it."""
-    await asyncio.to_thread(catalogue.delete_task, task)
+async def delete_task(
+    catalogue: TheCatalogue, counts: TheCounts, examples: TheExamples, recents: TheRecents, task: TaskName
+) -> None:
+    """Remove a task with all its versions and labelled examples. Requests under way end on it."""
+    await asyncio.to_thread(_delete_task, catalogue, examples, recents, task)
     counts.forget(task)
+
+
+def _delete_task(catalogue: Catalogue, examples: Examples, recents: Recents | None, task: str) -> None:
+    """Raises UnknownTask where there was neither a version nor an example; a call that failed may be repeated."""
+    unknown = None
+    try:
+        catalogue.delete_task(task)
+    except UnknownTask as error:
+        unknown = error
+    had = examples.clear(task)
+    if recents is not None:
+        recents.forget(task)
+    if unknown is not None and not had:
+        raise unknown
 
 
 @router.delete("/v1/tasks/{task}/versions/{version}", status_code=204, responses=problems(400, 404, 409, 503, 507))
@@ -165,7 +194,7 @@ def version_fields(catalogue: Catalogue, info: VersionInfo) -> dict[str, Any]:
     }
 
 
-def _limit(settings: Settings, asked: int | None) -> int:
+def page_limit(settings: Settings, asked: int | None) -> int:
     """How much goes on a page. Raises BadRequest."""
     most = settings.max_page_items
     if asked is None:
@@ -178,7 +207,7 @@ def _limit(settings: Settings, asked: int | None) -> int:
     return asked
 
 
-async def _rendered(make: Callable[[], BaseModel]) -> Response:
+async def rendered(make: Callable[[], BaseModel]) -> Response:
     """An answer of any length, made and written as JSON off the event loop."""
     content = await asyncio.to_thread(lambda: make().model_dump_json())
     return Response(content, media_type="application/json")

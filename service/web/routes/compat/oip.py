@@ -16,6 +16,7 @@ from adapters.version import installed_version
 from service.store.catalogue import Catalogue
 from service.watch.counts import Counting
 from service.web.caller import Caller
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import Number, TaskName, TheCatalogue, TheCounts, TheEngine, TheSettings, problems
 from service.web.routes.compat.common import (
     PROBLEMS,
@@ -26,7 +27,6 @@ from service.web.routes.compat.common import (
 )
 from service.web.routes.compat.tensors import HEADED, OUTPUTS, read_infer, write_infer
 from service.web.routes.guard import Holder, visible
-from service.web.routes.predict import TheCaller
 
 router = APIRouter(tags=["open inference protocol"], route_class=Translated)
 

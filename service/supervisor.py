@@ -34,6 +34,7 @@ from service.store.locks import FolderLock
 from service.store.repository import Repository
 from service.teach.jobs import Jobs
 from service.teach.keeper import Keeper
+from service.usage import USAGE, prepare_table
 from service.watch.counts import Counts
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Supervisor:
         engines = [await self._engine(number) for number in range(len(self._devices))]
         from service.engine.interface import Facts  # a third of a second, in which engines import torch
 
+        await asyncio.to_thread(prepare_table, settings.data_dir / USAGE, self._keys)
         for sentence in await asyncio.to_thread(repository.recover):
             log.warning("recovery: %s", sentence)
         self._jobs = Jobs(settings.data_dir, owner="supervisor")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.scheduler import LOOKS, Scheduler, Ticket
-from service.engine.shares import LAG
+from service.shares import LAG
 
 ROWS = 10_000
 BATCH = 32

@@ -51,8 +51,8 @@ class Fleet:
     ) -> Sequence[Answering]:  # fmt: skip
         return self._next.ask(items, pixels, deadline, picture, asker, embed=embed, background=background)
 
-    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
-        await self._next.try_file(file, digest, task, deadline)
+    async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
+        await self._next.try_file(file, digest, task, deadline, asker)
 
     def forget(self, digest: str) -> None:
         for engine in self._engines:

@@ -103,7 +103,7 @@ class Link(Protocol):
         """
         ...
 
-    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
+    async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
         """Read, check and run an adapter file of that digest once in a slot, where it stays. Raises an AdapterError."""
         ...
 

@@ -98,10 +98,11 @@ class LocalEngine:
             raise
         return answers
 
-    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
+    async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
         adapter, packed = await asyncio.wrap_future(self.files.submit(lambda: self._read(Path(file), digest)))
         blank = np.zeros((adapter.config.frames, 3, *adapter.config.input.size), np.uint8)
-        await asyncio.wrap_future(self.engine.submit(task, adapter.digest, lambda: packed, blank, deadline))
+        trial = self.engine.submit(task, adapter.digest, lambda: packed, blank, deadline, Asker(*asker))
+        await asyncio.wrap_future(trial)
 
     def forget(self, digest: str) -> None:
         self.bank.forget(digest)
@@ -171,7 +172,7 @@ def local_engine(
             max_queue_rows=settings.max_queue_rows,
             on_batch=_tell(metrics, health),
             last_step=lambda: backbone.last_step,
-            room=room,
+            room=room or Room.of(settings),
             task_weights=weights_of(settings.task_weights),
             background_rows=BACKGROUND_ROWS if backbone.device.type == "cuda" else 1,
         )
@@ -233,7 +234,7 @@ def _both(metrics: Metrics, engines: Sequence[LocalEngine]) -> Callable[[float],
 
 def _tell(metrics: Metrics, health: Health) -> Callable[[BatchReport], None]:
     def call(report: BatchReport) -> None:
-        metrics.batch(report.rows, report.adapters, failed=report.failed)
+        metrics.batch(report.rows, report.adapters, report.holders, failed=report.failed)
         health.saw(report)
 
     return call

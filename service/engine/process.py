@@ -228,7 +228,7 @@ def main() -> None:
     keep_freed_memory()
     begun = child.begin()
     settings, told = begun.settings, begun.told
-    room = Room.shared(settings, told["cells"], told["number"])
+    room = Room.of(settings, told["cells"], told["number"])
     try:
         metrics = Metrics(f"engine-{told['number']}")
         with local_engine(settings, told["device"], metrics, room, len(told["pixels"])) as engine:

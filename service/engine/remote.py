@@ -136,8 +136,8 @@ class RemoteEngine:
         channel.send(Ask(number, list(pixels.numbers), picture, deadline, list(items), embed, background, asker))
         return answers
 
-    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
-        await self._call("try_file", file, digest, task, deadline)
+    async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
+        await self._call("try_file", file, digest, task, deadline, asker)
 
     def forget(self, digest: str) -> None:
         self._residents.discard(digest)

@@ -1,8 +1,5 @@
 """Room: how many rows the engine holds, how long they take, and who is refused for it.
 
-Half of the queue is common; the other half is reserved for the holders of keys by their weights, so that however much
-others send, each has room for some. Where there are no keys, all of it is for everybody.
-
 Its numbers lie in cells that front ends read from shared memory. It knows no threads, device or adapters; the engine
 calls it under its own lock.
 """
@@ -12,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from mmap import mmap
 from typing import TypeAlias
 
@@ -21,29 +17,21 @@ from service.engine import memory
 from service.errors import Draining, QueueFull
 from service.keys import Keys
 from service.pace import HOPE, Pace, seconds
+from service.parts import Parts, numbers_for
 from service.settings import Settings
 
 LOADING_SHARE = 0.75
 """Share of the queue that rows may take whose adapter is not there yet; the rest is for those that need no load."""
-OPEN, QUEUED, READY, RATE, COMMON, ACTIVE = range(6)
+OPEN, QUEUED, READY, RATE = range(4)
 CELLS = 8
-"""Numbers of 8 bytes, a cache line: those of one engine, then two of each holder; no other engine writes them."""
+"""Numbers of 8 bytes, a cache line: those of one engine, then the parts of each holder; no other engine writes them."""
 
 Cells: TypeAlias = "memoryview[float]"
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A holder's: where its rows are counted, and those of them that are ready; and the rows reserved for it."""
-
-    cell: int
-    weight: float
-    rows: int
-
-
 def cells_for(holders: int) -> int:
     """Numbers of one engine, where there are so many keys."""
-    return CELLS + -(-2 * (holders + 1) // CELLS) * CELLS
+    return CELLS + -(-numbers_for(holders) // CELLS) * CELLS
 
 
 def cells_of(buffer: bytearray | mmap) -> Cells:
@@ -68,20 +56,18 @@ class Room:
         self._pace = Pace(max_batch_rows)
         self._most, self._limit, self._clock = max_batch_rows, max_queue_rows, clock
         self._background = 0
-        whole = sum(self.weights.values())
-        self._parts = {
-            name: _Part(CELLS + 2 * number, weight, int(max_queue_rows / 2 * weight / whole))
-            for number, (name, weight) in enumerate(self.weights.items(), 1)
-        }
-        self._other = _Part(CELLS, 1.0, 0 if self._parts else max_queue_rows)
-        self._common = max_queue_rows - sum(part.rows for part in (*self._parts.values(), self._other))
+        self._parts = Parts(max_queue_rows, self.weights, self._cells[CELLS:])
 
     @classmethod
-    def shared(cls, settings: Settings, cells: int, number: int) -> Room:
-        """That of an engine by its number; ``cells`` is the descriptor of the memory that all processes share."""
-        weights = Keys.read(settings.keys, settings.keys_file).weights
-        count = cells_for(len(weights))
-        own = cells_of(memory.mapped(cells))[number * count : (number + 1) * count]
+    def of(cls, settings: Settings, cells: int | None = None, number: int = 0) -> Room:
+        """That of an engine by its number; ``cells`` is the descriptor of the memory that all processes share.
+
+        Without, it is of this process alone.
+        """
+        weights, own = Keys.read(settings.keys, settings.keys_file).weights, None
+        if cells is not None:
+            count = cells_for(len(weights))
+            own = cells_of(memory.mapped(cells))[number * count : (number + 1) * count]
         return cls(
             max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows, clock=time.monotonic,
             cells=own, weights=weights,
@@ -143,22 +129,12 @@ class Room:
 
     def arrived(self, rows: int, holder: str) -> None:
         """So many more have their slot; fewer where it is negative."""
-        cells, part = self._cells, self._part(holder)
-        before = cells[part.cell + 1]
-        cells[part.cell + 1] = after = before + rows
-        cells[READY] += rows
-        if not (before and after):
-            cells[ACTIVE] = max(0.0, cells[ACTIVE] + part.weight * ((after > 0) - (before > 0))) if cells[READY] else 0
+        self._parts.ready(rows, holder)
+        self._cells[READY] += rows
 
     def _count(self, rows: int, holder: str) -> None:
-        cells, part = self._cells, self._part(holder)
-        before = cells[part.cell]
-        cells[part.cell] = after = before + rows
-        cells[QUEUED] += rows
-        cells[COMMON] += max(0.0, after - part.rows) - max(0.0, before - part.rows)
-
-    def _part(self, holder: str) -> _Part:
-        return self._parts.get(holder, self._other)
+        self._parts.hold(rows, holder)
+        self._cells[QUEUED] += rows
 
     def saw(self, rows: int, first_submitted: float, end: float) -> None:
         """A batch ended, as ``Pace.saw`` has it."""
@@ -194,41 +170,35 @@ class Room:
         Raises Draining or QueueFull.
         """
         self.check_open()
-        part, limit = self._part(holder), self._limit
-        queued, ready, own = self.queued, self.ready, int(self._cells[part.cell])
-        own_ready = int(self._cells[part.cell + 1])
-        before = self._before(part, ready, own_ready)
-        wait, most = seconds(before, self._cells[RATE]), part.rows + self._common
-        room = min(limit - queued, max(0, part.rows - own) + max(0, self._common - int(self._cells[COMMON])))
-        if rows > most and not own:  # alone it may have what others do not need now
-            room = limit - queued
+        parts, queued, ready = self._parts, self.queued, self.ready
+        before, own, most = parts.ahead(ready, holder), parts.held(holder), parts.most(holder)
+        wait, room = seconds(before, self._cells[RATE]), parts.room(rows, holder, queued)
         if rows > room:
-            whose = f"the queue holds {queued} rows, the limit is {limit}"
-            if self._parts:
+            whose = f"the queue holds {queued} rows, the limit is {self._limit}"
+            if parts.several:
                 whose = f"the queue holds {own} rows of this key, {queued} in all, and has room for {room} more of it"
             raise QueueFull(
                 f"{whose} (max_queue_rows); try again in {wait or 1.0:.1f} s",
                 retry_after=wait or 1.0, field="max_queue_rows", limit=most, value=own + rows,
             )  # fmt: skip
-        if spare and own + rows > part.rows // 2 and room < max(rows, most // 2):
+        if spare and own + rows > parts.own(holder) // 2 and room < max(rows, most // 2):
             raise QueueFull("half of the queue is for others", retry_after=wait or 1.0)
-        loading, share = queued - ready, max(rows, int(LOADING_SHARE * limit))
-        if cold and loading + rows > share and own - own_ready + rows > LOADING_SHARE * part.rows:
-            raise QueueFull(
-                f"{loading} rows wait for adapters to be loaded, the limit is {share} of the queue's {limit}; "
-                "try again in 1 s",
-                retry_after=1.0, limit=share, value=loading + rows, reason="loads",
-            )  # fmt: skip
+        if cold:
+            self._check_loading(rows, holder, queued - ready)
         left = deadline - self._clock()
         if wait is not None and wait > HOPE * left:
             raise self._too_late(f"the {before} rows in the queue take about {wait:.1f} s", wait, left, "rows")
 
-    def _before(self, part: _Part, ready: int, own: int) -> int:
-        """How many of the rows that are ready go before another one of a holder: its own, and what others may send."""
-        if not self._parts:
-            return ready
-        active = self._cells[ACTIVE] + (0.0 if own else part.weight)
-        return min(ready, math.ceil(own * active / part.weight))
+    def _check_loading(self, rows: int, holder: str, loading: int) -> None:
+        """Whether so many more of a holder may wait for a load, as ``loading`` do of all. Raises QueueFull."""
+        parts, share = self._parts, max(rows, int(LOADING_SHARE * self._limit))
+        own, most = parts.held(holder) - parts.held_ready(holder) + rows, LOADING_SHARE * parts.most(holder)
+        if own > max(rows, most) or (loading + rows > share and own > LOADING_SHARE * parts.own(holder)):
+            raise QueueFull(
+                f"{loading} rows wait for adapters to be loaded, the limit is {share} of the queue's {self._limit}"
+                f"{f', {int(most)} of one key' if parts.several else ''}; try again in 1 s",
+                retry_after=1.0, limit=share, value=loading + rows, reason="loads",
+            )  # fmt: skip
 
     def behind(self, error: LoadsBehind, deadline: float) -> QueueFull:
         """What a caller is told whose adapter cannot be loaded in time."""

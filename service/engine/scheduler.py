@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from service.engine.shares import Shares
+from service.shares import Shares
 
 P = TypeVar("P")
 

@@ -23,6 +23,7 @@ from service.store.catalogue import Catalogue
 from service.store.examples import Examples
 from service.store.recents import Recents
 from service.store.repository import Repository
+from service.usage import USAGE, Usage, open_table
 from service.watch import tracing
 from service.watch.counts import Counting
 from service.watch.metrics import Metrics
@@ -77,7 +78,7 @@ def front_end(
         )  # fmt: skip
         decoding = Pool(
             "decode", workers=decode_workers(settings),
-            max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting",
+            max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting", weights=keys.weights,
         )  # fmt: skip
         stack.callback(decoding.close)
         decoder = Decoder(decoding, media_limits(settings), memory, settings.max_queue_rows)
@@ -107,10 +108,11 @@ def front_end(
         # Endpoints declare which of these they use; ``routes.common`` hands them out.
         app.state.settings, app.state.keys, app.state.engine = settings, keys, engine
         app.state.catalogue, app.state.counts, app.state.metrics = catalogue, counts, metrics
-        app.state.answers = Answers(decoder, engine, catalogue)
+        usage = Usage(keys, open_table(settings.data_dir / USAGE, keys), refused=metrics.limited)
+        app.state.answers = Answers(decoder, engine, catalogue, usage)
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
         app.state.batches = BatchRunner(engine, settings, spooling, decoding.workers)
-        app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes")
+        app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes", keys.weights)
         app.state.examples = Examples(settings.data_dir, example_limits(settings), repository.owner)
         app.state.intake = Intake(app.state.examples, decoding, spooling, media_limits(settings))
         app.state.recents, app.state.recorder = recents, recorder

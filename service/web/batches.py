@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from service.engine.interface import Link
-from service.errors import ClientGone, DeadlineExceeded, Draining, NotReady, QueueFull
+from service.errors import ClientGone, DeadlineExceeded, Draining, NotReady, OverRate, QueueFull
 from service.pool import Pool
 from service.settings import Settings
 from service.web.archives import Entry
@@ -38,13 +38,14 @@ class BatchOrder:
     """What a batch is made of. ``rows``: of each entry.
 
     ``answer`` gives the line of an entry by its place, its name and what reads it, and raises what is wrong with it;
-    ``refuse`` makes a line of that.
+    ``refuse`` makes a line of that. ``admit`` counts an entry for the caller's key, and raises OverRate or OverQuota.
     """
 
     entries: Sequence[Entry]
     rows: int
     answer: Callable[[int, str, Callable[[], bytes]], Awaitable[bytes]]
     refuse: Callable[[int, str, Exception], bytes]
+    admit: Callable[[], None]
 
 
 class BatchPlace:
@@ -151,6 +152,7 @@ class _Run:
     async def _answer(self, place: int, entry: Entry) -> bytes:
         """Once there is room, and again where there was none after all or the engine was lost."""
         losses = 0
+        await self._count()
         while True:
             await self._admit()
             try:
@@ -185,6 +187,17 @@ class _Run:
         finally:
             begun()
 
+    async def _count(self) -> None:
+        """When its key's rate allows it; one at a time, in order. Raises OverQuota."""
+        async with self._turn:
+            while True:
+                try:
+                    self._asked.admit()
+                except OverRate as error:
+                    await self._pause(error.retry_after)
+                else:
+                    return
+
     async def _admit(self) -> None:
         """One at a time, in order."""
         async with self._turn:
@@ -202,5 +215,5 @@ class _Run:
             return False
         return self._rows + rows <= self._full or not self._rows or self._engine.backlog_s < BACKLOG_S
 
-    async def _pause(self) -> None:
-        await self._caller.wait([asyncio.ensure_future(asyncio.sleep(AGAIN_S))], "waiting for room")
+    async def _pause(self, seconds: float = AGAIN_S) -> None:
+        await self._caller.wait([asyncio.ensure_future(asyncio.sleep(seconds))], "waiting for room")

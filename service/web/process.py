@@ -155,7 +155,7 @@ class _Process:
 
     def _engine(self, number: int, path: str) -> RemoteEngine:
         settings, told = self._settings, self._begun.told
-        room = Room.shared(settings, told["cells"], number)
+        room = Room.of(settings, told["cells"], number)
         return RemoteEngine(path, told["number"], room, settings.ready_timeout_s)
 
     def _pixels(self, size: Size) -> PixelMemory:

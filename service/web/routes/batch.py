@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -116,7 +117,7 @@ class BatchCall:
         rows = served.config.rows
         if extras.excerpt and extras.excerpt.window:  # as many as there may be, and that half of the queue holds
             rows = max(rows, min(rows * self.settings.max_windows, self.settings.max_queue_rows // 2))
-        asked = BatchOrder(entries, rows, answer, self._bad)
+        asked = BatchOrder(entries, rows, answer, self._bad, partial(self._answers.admit, caller))
         return _Streamed(self, place, self.batches.lines(asked, caller), caller)
 
     def _good(self, index: int, name: str, outcomes: Outcomes) -> bytes:

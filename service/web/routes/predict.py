@@ -121,9 +121,10 @@ class Calls:
         The deadline counts from the whole body; a slow sender's has bounds of its own.
         """
         catalogue = self.catalogue
-        async with Memory(self._bodies) as memory:
+        async with Memory(self._bodies, caller.asker.holder) as memory:
             digests = [catalogue.repository.version(task, version).digest for task, version in asked]
             await self._answers.check_room(digests, caller)
+            self._answers.admit(caller)
             await self._receive(request, memory, caller)
             await catalogue.catch_up()
             versions = [await catalogue.resolve(task, version) for task, version in asked]
@@ -139,8 +140,9 @@ class Calls:
 
     async def embed(self, request: Request, frames: int | None, caller: Caller) -> Response:
         """The bare backbone's vector."""
-        async with Memory(self._bodies) as memory:
+        async with Memory(self._bodies, caller.asker.holder) as memory:
             await self._answers.check_room_bare(caller)
+            self._answers.admit(caller)
             await self._receive(request, memory, caller)
             await self._answers.check_room_bare(caller)
             try:

@@ -88,8 +88,9 @@ class BatchCalls:
         own endpoint does; what is wrong with one of several files says which.
         """
         settings, catalogue = self.settings, self.catalogue
-        async with Memory(self._bodies) as memory:
+        async with Memory(self._bodies, caller.asker.holder) as memory:
             await self._answers.check_room([catalogue.repository.version(task, version).digest], caller)
+            self._answers.admit(caller)
             limit, name = settings.max_request_bytes, "max_request_bytes"
             await receive(request, memory, settings, limit=limit, limit_name=name, fields=fields, json=True)
             caller.restart()
@@ -102,6 +103,8 @@ class BatchCalls:
             served = await catalogue.resolve(task, version)
             self._check_rows(asked, served)
             await self._answers.check_room([served.digest] * len(asked.files), caller)
+            if len(asked.files) > 1:
+                self._answers.admit(caller, len(asked.files) - 1)
             answering = self._answers.predict_each(asked.files, served, asked.top_k, asked.score, caller)
             return asked, await self._calls.told(request, [task] * len(asked.files), caller, answering)
 

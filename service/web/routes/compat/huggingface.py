@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from adapters.errors import AdaptError
 from service.errors import BadRequest
 from service.web.prediction import Outcome
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import TaskName, TheCatalogue, TheEngine, problems
 from service.web.routes.compat.common import PROBLEMS, TheBatchCalls, Translated, json_body, written
 from service.web.routes.compat.reading import (
@@ -25,7 +26,7 @@ from service.web.routes.compat.reading import (
     positive,
     shown,
 )
-from service.web.routes.predict import FIELDS, TOP_K, TheCaller, TopK, Version
+from service.web.routes.predict import FIELDS, TOP_K, TopK, Version
 
 MAX_HEADER = 500
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from service.errors import BadRequest
 from service.store.catalogue import Catalogue
 from service.web.caller import Caller
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import Number, TaskName, TheCatalogue, TheEngine, problems
 from service.web.routes.compat.common import (
     PROBLEMS,
@@ -23,7 +24,7 @@ from service.web.routes.compat.common import (
 )
 from service.web.routes.compat.reading import Bounds, Inputs, from_base64, json_of, shown
 from service.web.routes.guard import Holder, visible
-from service.web.routes.predict import TOP_K, TheCaller, TopK
+from service.web.routes.predict import TOP_K, TopK
 
 router = APIRouter(tags=["tensorflow serving, kserve v1"], route_class=Translated)
 

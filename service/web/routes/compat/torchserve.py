@@ -30,6 +30,7 @@ from service.store.manifest import VersionInfo
 from service.web.caller import Caller
 from service.web.pages import page
 from service.web.problems import respond
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import TaskName, TheCatalogue, TheEngine, problems
 from service.web.routes.compat.common import (
     TheBatchCalls,
@@ -39,7 +40,7 @@ from service.web.routes.compat.common import (
 )
 from service.web.routes.compat.reading import Bounds, Inputs, file_of, from_base64, is_json, json_of
 from service.web.routes.guard import Holder, visible
-from service.web.routes.predict import FIELDS, TOP_K, TheCaller, TopK
+from service.web.routes.predict import FIELDS, TOP_K, TopK
 
 KINDS: dict[type[AdaptError], str] = {
     UnknownTask: "ModelNotFoundException",

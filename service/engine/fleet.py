@@ -54,6 +54,10 @@ class Fleet:
     async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
         await self._next.try_file(file, digest, task, deadline, asker)
 
+    async def pin(self, items: Sequence[Item]) -> None:
+        for engine in self._engines:
+            await engine.pin(items)
+
     def forget(self, digest: str) -> None:
         for engine in self._engines:
             engine.forget(digest)

@@ -107,6 +107,14 @@ class Link(Protocol):
         """Read, check and run an adapter file of that digest once in a slot, where it stays. Raises an AdapterError."""
         ...
 
+    async def pin(self, items: Sequence[Item]) -> None:
+        """Bring these onto the device, where from now on they, and no others, stay, whatever else is asked for.
+
+        A version that takes the place of another one of its task is there before that leaves. Raises what keeps one
+        from it, after all have been tried: NoRoom, or an AdapterError.
+        """
+        ...
+
     def forget(self, digest: str) -> None:
         """No version has those bytes any more: give their memory back."""
         ...

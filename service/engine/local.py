@@ -55,6 +55,8 @@ class LocalEngine:
         """Called on the loader's thread when an adapter has come into a slot."""
         self.backbone, self.bank, self.engine, self.health = backbone, bank, engine, health
         self.loading, self.files, self._prefixes = loading, files, prefixes
+        self._pinned: dict[str, str] = {}  # digests by task
+        self._pinning = asyncio.Lock()
         slabs = bank.slabs
         self.facts = Facts(
             backbone.layout, backbone.input, str(slabs.device), str(slabs.dtype).removeprefix("torch."),
@@ -103,6 +105,30 @@ class LocalEngine:
         blank = np.zeros((adapter.config.frames, 3, *adapter.config.input.size), np.uint8)
         trial = self.engine.submit(task, adapter.digest, lambda: packed, blank, deadline, Asker(*asker))
         await asyncio.wrap_future(trial)
+
+    async def pin(self, items: Sequence[Item]) -> None:
+        async with self._pinning:
+            failure: AdaptError | None = None
+            wanted = {item.task: item.digest for item in items}
+            self._pinned = {task: digest for task, digest in self._pinned.items() if task in wanted}
+            for item in items:
+                try:
+                    await self._pin(item)
+                except AdaptError as error:
+                    failure = failure or error.copy()
+                    failure.facts.setdefault("task", item.task)
+            self.bank.keep(self._pinned.values())
+        if failure is not None:
+            raise failure
+
+    async def _pin(self, item: Item) -> None:
+        """One: its task's former version stays until this one is there, in the slot that nobody has pinned."""
+        self.bank.keep({*self._pinned.values(), item.digest})
+        if not self.bank.resident(item.digest):
+            lease = self.bank.acquire(item.digest, Load(self.loading, item.digest, item.files))
+            (await asyncio.wrap_future(lease)).release()
+        self._pinned[item.task] = item.digest
+        self.bank.keep(self._pinned.values())
 
     def forget(self, digest: str) -> None:
         self.bank.forget(digest)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 import uvloop
 
 from adapters.errors import AdaptError
@@ -40,6 +41,7 @@ from service.messages import (
     Channel,
     Failed,
     Hello,
+    Item,
     Message,
     Reply,
     Told,
@@ -165,7 +167,7 @@ class _Visit:
     async def _answer(self, call: Call) -> None:
         engine, value = self._engine, None
         calls: dict[str, Any] = {
-            "check_room": engine.check_room, "try_file": engine.try_file, "tiers": engine.tiers,
+            "pin": self._pin, "check_room": engine.check_room, "try_file": engine.try_file, "tiers": engine.tiers,
             "ready": engine.ready, "snapshot": engine.snapshot, "facts": self._facts, "residents": self._residents,
         }  # fmt: skip
         try:
@@ -175,6 +177,10 @@ class _Visit:
             self.channel.send(failed(call.number, 0, error))
             return
         self.channel.send(Reply(call.number, value))
+
+    async def _pin(self, items: Sequence[dict[str, Any]]) -> None:
+        await self._engine.pin(msgspec.convert(items, list[Item]))
+        self._desk.tell_residents()
 
     async def _facts(self) -> dict[str, Any]:
         return self._engine.facts.told()

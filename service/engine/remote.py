@@ -80,6 +80,7 @@ class RemoteEngine:
         self._asked: dict[int, _Asked] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._residents: set[str] = set()
+        self._pinned: list[Item] = []
         self._number = 0
         self._finding: asyncio.Task[None] | None = None
 
@@ -139,6 +140,11 @@ class RemoteEngine:
     async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
         await self._call("try_file", file, digest, task, deadline, asker)
 
+    async def pin(self, items: Sequence[Item]) -> None:
+        """The next engine hears of them too, before anybody is told that it is there."""
+        self._pinned = list(items)
+        await self._call("pin", self._pinned)
+
     def forget(self, digest: str) -> None:
         self._residents.discard(digest)
         if self._channel is not None:
@@ -171,6 +177,13 @@ class RemoteEngine:
         facts = Facts.of(await self._call("facts", over=channel))
         if self._facts not in (None, facts):
             raise SystemExit("the engine that was started anew has another backbone or other slots")
+        if self._pinned:
+            try:
+                await self._call("pin", self._pinned, over=channel)
+            except EngineLost:
+                raise
+            except AdaptError as error:
+                log.warning("a pinned task is not on the device: %s", error.message)
         self._residents = set(await self._call("residents", over=channel))
         self._facts, self._channel = facts, channel
 

@@ -35,6 +35,7 @@ from service.web.decoding import Decoder
 from service.web.door import Cors, KnownHost, KnownOrigin, Proxies
 from service.web.intake import Intake
 from service.web.middleware import LastResort, RequestContext
+from service.web.pins import Pins
 from service.web.prediction import Answers
 from service.web.recorder import Recorder
 from service.web.routes.guard import guard, still_open
@@ -53,6 +54,7 @@ class FrontEnd:
     app: FastAPI
     served: ASGIApp
     catalogue: Catalogue
+    pins: Pins
     pools: tuple[Pool, ...]
 
     @property
@@ -76,6 +78,7 @@ def front_end(
             repository, facts.layout, file_limits(settings, facts.rank), engine.forget,
             cache_bytes=settings.config_cache_bytes,
         )  # fmt: skip
+        pins = Pins(settings, engine, catalogue)
         decoding = Pool(
             "decode", workers=decode_workers(settings),
             max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting", weights=keys.weights,
@@ -119,7 +122,7 @@ def front_end(
         app.state.tracing = traces
         app.state.calls = Calls(app.state)
         _install(app, settings)
-        yield FrontEnd(app, _around(app, settings, keys, metrics), catalogue, (decoding, uploading, spooling))
+        yield FrontEnd(app, _around(app, settings, keys, metrics), catalogue, pins, (decoding, uploading, spooling))
 
 
 def _install(app: FastAPI, settings: Settings) -> None:

@@ -128,7 +128,7 @@ class _Process:
             connections = cells_of(memory.mapped(told["connections"]))
             self._server = _Server(
                 server_config(settings, front.served), on_started=lambda: channel.send(Told("up", {})),
-                share=Share(connections, told["number"]) if len(connections) > 1 else None,
+                share=Share(connections, told["number"]) if len(connections) > 1 else None, pins=front.pins,
             )  # fmt: skip
             channel.send(Told("built", {}))
             await self._go.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.keys import create, dump
+from service.keys import Keys, create, dump
+from service.supervisor import Supervisor
 from tests.archives import archive
 from tests.houses import House, Kit, Process, house, photograph, problem, until
 
@@ -210,6 +212,7 @@ def test_weights_of_tasks_that_are_none_stop_the_start(kit: Kit, given: str, wor
     assert kit.settings(task_weights=" a=1, b = 0.5 ,").task_weights
 
 
+@pytest.mark.torture
 def test_front_ends_share_a_quota_and_the_keys_are_those_of_the_start(kit: Kit, tmp_path: Path) -> None:
     """The keys' file is changed behind the server's back, and both front ends are started anew."""
     file = tmp_path / "keys.json"
@@ -240,6 +243,19 @@ def _answers(server: Process) -> bool:
         return server.client.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_children_that_are_started_later_have_the_keys_of_the_start(kit: Kit, tmp_path: Path) -> None:
+    key = create("shop", "admin", weight=2)[1]
+    file = tmp_path / "keys.json"
+    file.write_text(dump([key]))
+    with socket.socket() as listener:
+        settings = kit.settings(keys_file=str(file), data_dir=tmp_path)
+        told = Supervisor(settings, ["cpu"], 1, listener)._settings
+        bare = Supervisor(kit.settings(data_dir=tmp_path), ["cpu"], 1, listener)._settings
+    file.unlink()
+    assert Keys.read(told.keys, told.keys_file).all == (key,)
+    assert (bare.keys, bare.keys_file) == ("", "")
 
 
 def test_a_restart_keeps_the_days_count(kit: Kit, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from adapters.config import TASK_PATTERN
 from service.errors import BadKeys
@@ -60,7 +59,7 @@ class Key(BaseModel):
     @model_validator(mode="after")
     def _burst_of_a_rate(self) -> Self:
         if self.burst is not None and self.rate is None:
-            raise PydanticCustomError("burst", "a burst is of a rate; give a rate too")
+            raise ValueError("a burst is of a rate; give a rate too")
         return self
 
     def may(self, scope: Scope) -> bool:

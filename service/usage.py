@@ -41,7 +41,7 @@ class _Limited:
     first: int  # of its numbers
 
 
-class Usage:
+class Consumption:
     """Rates by the generic cell rate algorithm (ITU-T I.371), quotas by a count for each day of UTC.
 
     It knows only holders that have one of them: all others cost one look in a table.

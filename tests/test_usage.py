@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.errors import OverQuota, OverRate
 from service.keys import Keys, create
-from service.usage import LINE_BYTES, Usage, open_table, prepare_table
+from service.usage import LINE_BYTES, Consumption, open_table, prepare_table
 
 
 def keys(**limits: float | None) -> Keys:
@@ -27,7 +27,7 @@ class Clock:
         return self.now
 
 
-def refused(usage: Usage) -> float | None:
+def refused(usage: Consumption) -> float | None:
     """For how long, if it is."""
     try:
         usage.admit("shop")
@@ -42,7 +42,7 @@ def refused(usage: Usage) -> float | None:
 def test_no_stretch_of_time_has_more_than_the_burst_and_the_rate(rate: float, burst: int, pauses: list[float]) -> None:
     """And whoever waits as long as it was told is let in."""
     clock, taken = Clock(), list[float]()
-    usage = Usage(keys(rate=rate, burst=burst), clock=clock)
+    usage = Consumption(keys(rate=rate, burst=burst), clock=clock)
     for pause in pauses:
         clock.now += pause / rate
         if (wait := refused(usage)) is not None:
@@ -57,7 +57,7 @@ def test_no_stretch_of_time_has_more_than_the_burst_and_the_rate(rate: float, bu
 
 def test_a_rate_without_a_burst_allows_one_seconds_worth_at_once() -> None:
     clock = Clock()
-    usage = Usage(keys(rate=2.5), clock=clock)
+    usage = Consumption(keys(rate=2.5), clock=clock)
     for _ in range(3):
         usage.admit("shop")
     with pytest.raises(OverRate, match=r"key 'shop' may ask about 2\.5 pictures or clips a second, 3 at once"):
@@ -68,7 +68,7 @@ def test_a_rate_without_a_burst_allows_one_seconds_worth_at_once() -> None:
 
 def test_many_at_once_come_through_when_rested_and_are_worked_off() -> None:
     clock = Clock()
-    usage = Usage(keys(rate=1, burst=2), clock=clock)
+    usage = Consumption(keys(rate=1, burst=2), clock=clock)
     usage.admit("shop", 10)
     with pytest.raises(OverRate) as refused:
         usage.admit("shop")
@@ -82,7 +82,11 @@ def test_many_at_once_come_through_when_rested_and_are_worked_off() -> None:
 
 def test_a_quota_is_of_a_day_and_what_is_refused_does_not_count() -> None:
     clock, told = Clock(), Counter[tuple[str, str]]()
-    usage = Usage(keys(quota=5), clock=clock, refused=lambda holder, why, times: told.update({(holder, why): times}))
+
+    def noted(holder: str, why: str, times: int) -> None:
+        told[holder, why] += times
+
+    usage = Consumption(keys(quota=5), clock=clock, refused=noted)
     usage.admit("shop", 4)
     with pytest.raises(OverQuota, match="5 pictures or clips a day.*has asked about 4 since midnight UTC") as refused:
         usage.admit("shop", 2)
@@ -97,7 +101,7 @@ def test_a_quota_is_of_a_day_and_what_is_refused_does_not_count() -> None:
 
 def test_a_clock_that_was_set_back_shuts_nobody_out() -> None:
     clock = Clock()
-    usage = Usage(keys(rate=1, quota=100), clock=clock)
+    usage = Consumption(keys(rate=1, quota=100), clock=clock)
     usage.admit("shop")
     clock.now -= 1_000_000
     usage.admit("shop")
@@ -106,13 +110,13 @@ def test_a_clock_that_was_set_back_shuts_nobody_out() -> None:
 def test_front_ends_share_the_counts_and_a_restart_keeps_them(tmp_path: Path) -> None:
     path, clock, limited = tmp_path / "usage", Clock(), keys(quota=3, rate=1000)
     prepare_table(path, limited)
-    one, other = (Usage(limited, open_table(path, limited), clock=clock) for _ in range(2))
+    one, other = (Consumption(limited, open_table(path, limited), clock=clock) for _ in range(2))
     one.admit("shop")
     other.admit("shop")
     # Another key before it, and this one replaced: its name has the count.
     more = Keys([create("new", "predict", quota=1)[1], *keys(quota=3).all])
     prepare_table(path, more)
-    again = Usage(more, open_table(path, more), clock=clock)
+    again = Consumption(more, open_table(path, more), clock=clock)
     again.admit("shop")
     with pytest.raises(OverQuota):
         again.admit("shop")
@@ -125,7 +129,7 @@ def test_a_file_of_anything_else_is_begun_anew(tmp_path: Path, content: bytes) -
     path, limited = tmp_path / "usage", keys(quota=1)
     path.write_bytes(content)
     prepare_table(path, limited)
-    usage = Usage(limited, open_table(path, limited))
+    usage = Consumption(limited, open_table(path, limited))
     usage.admit("shop")
     with pytest.raises(OverQuota):
         usage.admit("shop")
@@ -138,7 +142,7 @@ def test_where_there_can_be_no_file_each_process_counts_for_itself(
     prepare_table(path, limited)
     assert open_table(path, limited) is None
     assert "this process counts for itself" in caplog.text
-    usage = Usage(limited)
+    usage = Consumption(limited)
     usage.admit("shop")
     with pytest.raises(OverQuota):
         usage.admit("shop")

@@ -23,7 +23,7 @@ from service.store.catalogue import Catalogue
 from service.store.examples import Examples
 from service.store.recents import Recents
 from service.store.repository import Repository
-from service.usage import USAGE, Usage, open_table
+from service.usage import USAGE, Consumption, open_table
 from service.watch import tracing
 from service.watch.counts import Counting
 from service.watch.metrics import Metrics
@@ -111,7 +111,7 @@ def front_end(
         # Endpoints declare which of these they use; ``routes.common`` hands them out.
         app.state.settings, app.state.keys, app.state.engine = settings, keys, engine
         app.state.catalogue, app.state.counts, app.state.metrics = catalogue, counts, metrics
-        usage = Usage(keys, open_table(settings.data_dir / USAGE, keys), refused=metrics.limited)
+        usage = Consumption(keys, open_table(settings.data_dir / USAGE, keys), refused=metrics.limited)
         app.state.answers = Answers(decoder, engine, catalogue, usage)
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
         app.state.batches = BatchRunner(engine, settings, spooling, decoding.workers)

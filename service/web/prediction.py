@@ -25,7 +25,7 @@ from adapters.scores import Prediction, best, probabilities
 from service.engine.interface import Answer, Answering, Link
 from service.messages import Item, bare
 from service.store.catalogue import Catalogue, Served
-from service.usage import Usage
+from service.usage import Consumption
 from service.web.caller import Caller
 from service.web.decoding import Body, Decoder, Seen, numbered
 
@@ -110,7 +110,7 @@ class Embedded:
 class Answers:
     """Decodes once, asks for every version at once, and waits no longer than the caller does."""
 
-    def __init__(self, decoder: Decoder, engine: Link, catalogue: Catalogue, usage: Usage) -> None:
+    def __init__(self, decoder: Decoder, engine: Link, catalogue: Catalogue, usage: Consumption) -> None:
         self._decoder, self._engine, self._catalogue, self._usage = decoder, engine, catalogue, usage
 
     def admit(self, caller: Caller, items: int = 1) -> None:

@@ -22,7 +22,7 @@ from service.engine.room import cells_for
 from service.errors import StorageReadOnly
 from service.exits import CUT_OFF, FAILED
 from service.family import Child, Ended, has_said, spawn
-from service.keys import Keys, dump
+from service.keys import MAX_JSON_BYTES, Keys, dump
 from service.limits import file_limits, share
 from service.messages import ALIVE, JOB, Call, Failed, Message, Reply, Told, error_of
 from service.scratch import Scratch
@@ -55,9 +55,10 @@ class Supervisor:
 
     def __init__(self, settings: Settings, devices: Sequence[str], front_ends: int, listener: socket.socket) -> None:
         self._keys = Keys.read(settings.keys, settings.keys_file)
-        # Children that are started later are to have the same ones, whatever the file holds then.
-        fixed = {"keys": dump(self._keys.all) if self._keys else "", "keys_file": ""}
-        self._settings = settings.model_copy(update=fixed)
+        text = dump(self._keys.all) if self._keys else ""
+        if len(text) <= MAX_JSON_BYTES:  # children that are started later have the same ones, whatever the file holds
+            settings = settings.model_copy(update={"keys": text, "keys_file": ""})
+        self._settings = settings
         self._devices, self._listener = devices, listener
         self._count = front_ends
         self._counts = Counts()

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from service.engine.local import LocalEngine, local_engine
 from service.engine.pixels import PixelMemory
+from service.keys import Keys
 from service.limits import pixel_rows
 from service.settings import Settings
 from service.store.demo import publish_demo
 from service.store.locks import FolderLock
 from service.store.repository import Repository
+from service.usage import USAGE, prepare_table
 from service.watch.counts import Counts
 from service.watch.metrics import Metrics
 from service.web.app import FrontEnd, front_end
@@ -40,6 +42,8 @@ def alone(settings: Settings) -> Iterator[Alone]:
         repository = Repository(
             settings.data_dir, max_tasks=settings.max_tasks, max_versions=settings.max_versions_per_task
         )
+        keys = Keys.read(settings.keys, settings.keys_file)
+        prepare_table(settings.data_dir / USAGE, keys)
         try:
             for sentence in repository.recover():
                 log.warning("recovery: %s", sentence)

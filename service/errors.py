@@ -21,6 +21,8 @@ AdaptError (adapters.errors)
 ├── UnknownHost              421  the request was meant for another name
 ├── BadScores                422  the adapter's scores are not finite numbers
 ├── QueueFull                429  with retry_after
+│   ├── OverRate             429  a key asks more often than its rate allows
+│   ├── OverQuota            429  a key has asked as much as it may today
 │   └── TooManyConnections   503
 ├── RequestHeaderFieldsTooLarge  431
 ├── ClientGone               499  never sent: there is nobody to send it to
@@ -139,6 +141,14 @@ class QueueFull(AdaptError):
         self.retry_after = retry_after
 
 
+class OverRate(QueueFull):
+    """The key asks more often than it may."""
+
+
+class OverQuota(QueueFull):
+    """The key has asked as much as it may today."""
+
+
 class TooManyConnections(QueueFull):
     """Every connection is taken."""
 
@@ -219,6 +229,8 @@ STATUS: dict[type[AdaptError], int] = {
     BadRange: 416,
     BadScores: 422,
     QueueFull: 429,
+    OverRate: 429,
+    OverQuota: 429,
     TooManyConnections: 503,
     RequestHeaderFieldsTooLarge: 431,
     ClientGone: 499,

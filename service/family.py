@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,9 @@ async def spawn(
             env=os.environ | {SHARED_FOLDER: str(metrics)},
         )  # fmt: skip
         undo.pop_all()
-        ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))
+        with suppress(ConnectionError):  # it has ended already, which is seen
+            # Keys may be more than the socket holds while nobody reads.
+            await asyncio.to_thread(ours.sendall, child.beginning(told | {"settings": settings.model_dump_json()}))
     made: list[Child] = []
     channel = Channel(lambda message: on_message(made[0], message), lambda: None)
     loop = asyncio.get_running_loop()

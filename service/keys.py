@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from adapters.config import TASK_PATTERN
 from service.errors import BadKeys
+from service.share_settings import HEAVIEST, LIGHTEST
 
 Scope = Literal["predict", "admin"]
 
@@ -26,13 +28,21 @@ MAX_KEYS = 1000
 """Every request is compared with each of them."""
 MAX_JSON_BYTES = 1024 * 1024
 MAX_TASKS_PER_KEY = 1000
+MAX_PRIORITY = 9
+LIMITS = ("weight", "rate", "burst", "quota", "max_priority")
+"""What an entry may say of a holder's part of the server; each has a default."""
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 TaskName = Annotated[str, Field(pattern=TASK_PATTERN)]
 
 
 class Key(BaseModel):
-    """One holder: a name for people and logs, a scope, and the only tasks that it may touch (None: all)."""
+    """One holder: a name for people and logs, a scope, and the only tasks that it may touch (None: all).
+
+    ``weight`` is its share of the device, beside the others' that want it. ``rate`` is how many pictures or clips a
+    second it may ask about, ``burst`` how many at once; ``quota`` how many a day (UTC). None: any number.
+    ``max_priority`` is the highest X-Priority that it may ask for.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -40,6 +50,17 @@ class Key(BaseModel):
     scope: Scope
     tasks: Annotated[frozenset[TaskName], Field(min_length=1, max_length=MAX_TASKS_PER_KEY)] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    weight: Annotated[float, Field(ge=LIGHTEST, le=HEAVIEST, allow_inf_nan=False)] = 1.0
+    rate: Annotated[float, Field(ge=0.001, le=1e6, allow_inf_nan=False)] | None = None
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    quota: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    max_priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = MAX_PRIORITY
+
+    @model_validator(mode="after")
+    def _burst_of_a_rate(self) -> Self:
+        if self.burst is not None and self.rate is None:
+            raise ValueError("a burst is of a rate; give a rate too")
+        return self
 
     def may(self, scope: Scope) -> bool:
         """True when this key's scope is, or includes, the one asked for."""
@@ -49,10 +70,20 @@ class Key(BaseModel):
         """True when the task is not outside this key's list; whether it exists is not asked."""
         return self.tasks is None or task in self.tasks
 
+    @property
+    def at_once(self) -> int:
+        """How many pictures or clips it may ask about at once, where it has a rate: what it says, or a second's."""
+        return self.burst or max(1, math.ceil(self.rate or 0))
+
     def entry(self) -> dict[str, Any]:
         """This key as it stands in a file."""
-        limits = {} if self.tasks is None else {"tasks": sorted(self.tasks)}
-        return {"name": self.name, "scope": self.scope, **limits, "sha256": self.sha256}
+        entry: dict[str, Any] = {"name": self.name, "scope": self.scope}
+        if self.tasks is not None:
+            entry["tasks"] = sorted(self.tasks)
+        for name in LIMITS:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                entry[name] = getattr(self, name)
+        return entry | {"sha256": self.sha256}
 
 
 EVERYBODY = Key(name="everybody", scope="admin", sha256="0" * 64)
@@ -73,6 +104,11 @@ class Keys:
         """In the order of the file."""
         return tuple(key for _, key in self._keys)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each holder, in the order of the file."""
+        return {key.name: key.weight for key in self.all}
+
     def find(self, secret: str) -> Key | None:
         """The holder of ``secret``. Each hash is compared in full, so the time tells nothing about any of them."""
         given = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
@@ -92,12 +128,16 @@ class Keys:
         return cls(keys)
 
 
-def create(name: str, scope: Scope, tasks: Iterable[str] = ()) -> tuple[str, Key]:
-    """A new secret, and the key that is kept of it; no task means all. Raises BadKeys."""
+def create(name: str, scope: Scope, tasks: Iterable[str] = (), **limits: Any) -> tuple[str, Key]:
+    """A new secret, and the key that is kept of it; no task means all. ``limits``: those of LIMITS that are not None.
+
+    Raises BadKeys.
+    """
     secret = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     digest = hashlib.sha256(secret.encode()).hexdigest()
+    given = {limit: value for limit, value in limits.items() if value is not None}
     try:
-        return secret, Key(name=name, scope=scope, tasks=frozenset(tasks) or None, sha256=digest)
+        return secret, Key(name=name, scope=scope, tasks=frozenset(tasks) or None, sha256=digest, **given)
     except ValidationError as error:
         raise BadKeys(f"the key cannot be made: {_first(error)}") from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -46,6 +46,16 @@ class Item:
     files: tuple[str, ...]
 
 
+class Asker(NamedTuple):
+    """Who asks: whose key it is, empty where there are none, and how urgent it is among that holder's own, 0 to 9."""
+
+    holder: str = ""
+    priority: int = 5
+
+
+NOBODY = Asker()
+
+
 class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """A front end's first message: which pixels are its own."""
 
@@ -65,6 +75,7 @@ class Ask(msgspec.Struct, tag=True, array_like=True, frozen=True):
     items: list[Item]
     embed: bool = False
     background: bool = False
+    asker: Asker = NOBODY
 
 
 class Cancel(msgspec.Struct, tag=True, array_like=True, frozen=True):

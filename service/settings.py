@@ -16,6 +16,7 @@ from adapters.clip_formats import CODECS, CONTAINERS, some_of
 from adapters.config import MAX_CLASSES, MAX_CLIP_ROWS, MAX_RANK, size_of, size_text
 from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variable
 from service import hosts
+from service.share_settings import ShareSettings
 from service.teach_settings import TeachSettings
 
 MIB = 2**20
@@ -23,7 +24,7 @@ Names = Annotated[tuple[str, ...], NoDecode]
 """Separated by commas."""
 
 
-class Settings(TeachSettings):
+class Settings(TeachSettings, ShareSettings):
     """Name, default, bounds and help of every setting; the environment name is the prefix and the name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
@@ -288,7 +289,7 @@ def read_settings(env_file: Path | None = None, **overrides: Any) -> Settings:
 def markdown_table() -> str:
     """Every setting as a markdown table; ``docs/SETTINGS.md`` holds it."""
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
-    for name, field in sorted(Settings.model_fields.items(), key=lambda one: one[0] in TeachSettings.model_fields):
+    for name, field in sorted(Settings.model_fields.items(), key=lambda one: one[0] not in Settings.__annotations__):
         default = "empty" if field.default == "" else f"`{field.default}`"
         lines.append(f"| `{variable(name)}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.errors import AdaptError
 from service.engine import memory
-from service.engine.room import CELLS
+from service.engine.room import cells_for
 from service.exits import CUT_OFF, FAILED
 from service.family import Child, Ended, has_said, spawn
+from service.keys import MAX_JSON_BYTES, Keys, dump
 from service.limits import file_limits, share
 from service.messages import ALIVE, JOB, Call, Failed, Message, Reply, Told, error_of
 from service.scratch import Scratch
@@ -32,6 +33,7 @@ from service.store.locks import FolderLock
 from service.store.repository import Repository
 from service.teach.jobs import Jobs
 from service.teach.keeper import Keeper
+from service.usage import USAGE, prepare_table
 from service.watch.counts import Counts
 
 if TYPE_CHECKING:
@@ -51,7 +53,12 @@ class Supervisor:
     """``run`` returns the exit code. ``devices`` has one for each engine."""
 
     def __init__(self, settings: Settings, devices: Sequence[str], front_ends: int, listener: socket.socket) -> None:
-        self._settings, self._devices, self._listener = settings, devices, listener
+        self._keys = Keys.read(settings.keys, settings.keys_file)
+        text = dump(self._keys.all) if self._keys else ""
+        if len(text) <= MAX_JSON_BYTES:  # children that are started later have the same ones, whatever the file holds
+            settings = settings.model_copy(update={"keys": text, "keys_file": ""})
+        self._settings = settings
+        self._devices, self._listener = devices, listener
         self._count = front_ends
         self._counts = Counts()
         self._children: dict[str, Child] = {}
@@ -92,7 +99,7 @@ class Supervisor:
     def _share_memory(self, stack: AsyncExitStack) -> None:
         self._folder = stack.enter_context(Scratch()).path
         (self._folder / "metrics").mkdir()
-        self._cells = memory.create(8 * CELLS * len(self._devices))
+        self._cells = memory.create(8 * cells_for(len(self._keys)) * len(self._devices))
         self._journal = memory.create(Journal.SIZE)
         self._connections = memory.create(8 * self._count)
         self._pixels = [memory.create(0) for _ in range(self._count + self._settings.max_trainings)]
@@ -110,6 +117,7 @@ class Supervisor:
         engines = [await self._engine(number) for number in range(len(self._devices))]
         from service.engine.interface import Facts  # a third of a second, in which engines import torch
 
+        await asyncio.to_thread(prepare_table, settings.data_dir / USAGE, self._keys)
         for sentence in await asyncio.to_thread(repository.recover):
             log.warning("recovery: %s", sentence)
         self._jobs = Jobs(settings.data_dir, owner="supervisor")

@@ -116,7 +116,7 @@ def house(settings: Settings) -> Iterator[House]:
     with alone(settings) as home:
         config = server_config(settings, home.front_end.served)
         config.port = 0
-        server = Server(config)
+        server = Server(config, pins=home.front_end.pins)
         thread = threading.Thread(target=server.run)
         thread.start()
         assert until(lambda: server.started)

@@ -503,3 +503,46 @@ def test_threads_that_share_few_slots_always_read_their_own(packed: Packs) -> No
     assert not wrong
     assert bank.stats().pinned == 0
     bank.close()
+
+
+def test_what_is_kept_makes_room_for_nobody(packed: Packs) -> None:
+    bank = packed.bank(3)
+    bank.keep(["1", "2"])
+    for i in (1, 2):
+        get(bank, packed, i).release()
+    busy = get(bank, packed, 3)  # the only slot that others may have
+    for i in range(4, 8):
+        waiting = bank.acquire(str(i), lambda i=i: packed(i))  # type: ignore[misc]
+        assert not wait_for_tier(bank, str(i), "device", 0.15)  # nobody yields but the busy one
+        assert (bank.tier("1"), bank.tier("2")) == ("device", "device")
+        busy.release()
+        busy = waiting.result(WAIT)
+    busy.release()
+    bank.keep(["1"])
+    get(bank, packed, 8).release()
+    get(bank, packed, 9).release()
+    assert (bank.tier("1"), bank.tier("2")) == ("device", "host")
+    bank.forget("1")
+    assert bank.tier("1") == "disk"
+    bank.close()
+
+
+def test_what_the_kept_leave_no_room_for_is_refused_at_once(packed: Packs) -> None:
+    """Its load would else hold up all others' until somebody's deadline."""
+    bank = packed.bank(3, pages=14)
+    bank.keep(["1", "2"])
+    for i in (1, 2):
+        get(bank, packed, i).release()
+    with pytest.raises(NoRoom, match="2 pinned adapters leave 10 of 14 pages and 1 of 3 slots; pin fewer tasks"):
+        get(bank, packed, 99)
+    get(bank, packed, 3).release()
+    bank.keep([])
+    get(bank, packed, 99).release()
+    bank.close()
+
+
+def wait_for_tier(bank: Bank, key: str, tier: str, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while bank.tier(key) != tier and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    return bank.tier(key) == tier

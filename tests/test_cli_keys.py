@@ -37,6 +37,34 @@ def test_without_a_file_the_second_line_is_for_the_environment() -> None:
     assert secret not in entries
 
 
+def test_limits_are_kept_and_shown(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    given = ["--weight", "0.5", "--rate", "20", "--burst", "40", "--quota", "100000", "--max-priority", "3"]
+    create("--name", "night", "--scope", "predict", *given, "--file", str(file))
+    create("--name", "day", "--scope", "predict", "--file", str(file))
+    night, day = store.load(file)
+    assert (night.weight, night.rate, night.burst, night.quota, night.max_priority) == (0.5, 20, 40, 100_000, 3)
+    assert (day.weight, day.rate, day.quota, day.max_priority) == (1, None, None, 9)
+    assert set(json.loads(file.read_text())[1]) == {"name", "scope", "sha256"}  # as older servers read it
+    listed = runner.invoke(app, ["keys", "list", "--file", str(file)], env={"COLUMNS": "150"})
+    assert "20/s, 40 at once" in listed.stdout
+    assert "100000/day" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--weight", "0"], "weight"), (["--weight", "nan"], "weight"), (["--rate", "-1"], "rate"),
+        (["--quota", "0"], "quota"), (["--max-priority", "10"], "max_priority"), (["--burst", "3"], "give a rate too"),
+    ],
+)  # fmt: skip
+def test_limits_that_are_none_are_one_sentence(given: list[str], words: str) -> None:
+    made = runner.invoke(app, ["keys", "create", "--name", "x", "--scope", "predict", *given])
+    assert made.exit_code != 0
+    assert words in made.stderr
+    assert len(made.stderr.strip().splitlines()) == 1
+
+
 def test_a_file_grows_by_hashes_and_is_listed(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     first = create("--name", "boss", "--scope", "admin", "--file", str(file))

@@ -83,7 +83,7 @@ def test_several_pictures_are_computed_together_and_answered_in_order(
     home: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
-    monkeypatch.setattr(home.built.metrics, "batch", lambda rows, adapters, *, failed: batches.append(rows))
+    monkeypatch.setattr(home.built.metrics, "batch", lambda rows, *_, failed: batches.append(rows))
     body, headers = infer(PICTURES, id="seven", parameters={"top_k": 100})
     answer = home.client.post("/v2/models/pets/infer", content=body, headers=headers).raise_for_status().json()
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("pets", "2", "seven")

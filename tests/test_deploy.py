@@ -17,6 +17,7 @@ import httpx
 import pytest
 import yaml
 
+from service.keys import create, dump
 from service.settings import PREFIX, Settings
 from tests.houses import House, Kit, house, photograph, until
 
@@ -83,7 +84,10 @@ OF_PROMETHEUS = {"up"}
 
 @pytest.fixture(scope="module")
 def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house(kit.settings(data_dir=tmp_path_factory.mktemp("data"), ready_fresh_s=0.05)) as made:
+    secret, key = create("watcher", "admin", rate=1000)
+    settings = kit.settings(data_dir=tmp_path_factory.mktemp("data"), ready_fresh_s=0.05, keys=dump([key]))
+    with house(settings) as made:
+        made.client.headers["Authorization"] = f"Bearer {secret}"
         assert made.put("seen", kit.file(1)[0]).status_code == 201
         assert made.ask("seen", photograph()).status_code == 200
         yield made

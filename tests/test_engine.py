@@ -120,7 +120,7 @@ def test_what_waits_shares_one_batch(house: House) -> None:
     assert first.result(WAIT).batch_rows == 1
     assert len(house.forward.batches) == 2
     assert wait_for(lambda: len(house.reports) == 2)
-    assert house.reports[1] == BatchReport(6, 3, house.reports[1].compute_s, False)
+    assert house.reports[1] == BatchReport(6, 3, house.reports[1].compute_s, False, {"": 6})
     assert house.bank.stats().pinned == 0
 
 

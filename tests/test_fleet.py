@@ -9,7 +9,7 @@ import pytest
 
 from service.engine.fleet import Fleet
 from service.engine.interface import Readiness
-from service.engine.room import RATE, Room, cells_of
+from service.engine.room import RATE, Room, cells_for, cells_of
 from service.errors import EngineLost, NotReady
 
 
@@ -41,11 +41,11 @@ def test_if_none_is_ready_one_says_why() -> None:
 
 
 def test_rows_that_an_engine_has_not_heard_of_yet_count_as_its_backlog() -> None:
-    cells = cells_of(bytearray(64))
+    cells = cells_of(bytearray(8 * cells_for(0)))
     room = Room(max_batch_rows=8, max_queue_rows=20, clock=time.monotonic, cells=cells).begin()
     cells[RATE] = 4.0
     assert (room.backlog_s(), room.backlog_s(2)) == (0.0, 0.5)
-    room.queued = 8
+    room.enter(8, 0.0, "", always=True)
     assert (room.backlog_s(2), room.backlog_s(12)) == (2.0, 3.0)
     room.open = False
     assert room.backlog_s(2) == float("inf")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -43,13 +43,9 @@ class Bank:
     """
 
     def __init__(
-        self,
-        slabs: Slabs,
-        *,
-        host_cache_bytes: int,
-        on_load: Callable[[float], None] | None = None,
+        self, slabs: Slabs, *, host_cache_bytes: int, on_load: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.slabs, self._clock = slabs, clock
         self._on_load = on_load or (lambda _: None)
         self._change = threading.Condition()  # its only waiter is the loader
@@ -131,6 +127,10 @@ class Bank:
                 self._forgotten = True
             self._slots.forget(key)
             self._change.notify()
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """From now on these, and no others, stay in the slots that they have or get; ``forget`` ends it for one."""
+        self._slots.kept = frozenset(keys)
 
     def tier(self, key: str) -> str:
         """Where a key is now: ``device``, ``host`` or ``disk``."""
@@ -268,8 +268,8 @@ class Bank:
 
     def _reserve(self, key: str, pages: int) -> tuple[int, list[int]] | None:
         """Take a free slot and pages, evicting or waiting while somebody waits; None if nobody does any more."""
-        self._slots.check(pages)
         with self._change:
+            self._slots.check(pages, key)
             place = self._wait_for_place(key, pages)
             again = [(r, self._claimed(r)) for r in self._slots.go_on() if self._queue.waits(r.key)]
         for resident, futures in again:

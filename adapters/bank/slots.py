@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from adapters.bank.policy import Usage
-from adapters.errors import AdapterTooLarge
+from adapters.errors import AdapterTooLarge, NoRoom
 from adapters.meta import AdapterMeta
 
 
@@ -62,6 +62,8 @@ class Slots:
     def __init__(self, slots: int, pages: int, usage: Usage) -> None:
         self.resident: dict[str, Resident] = {}
         self.evictions = 0
+        self.kept: frozenset[str] = frozenset()
+        """Keys whose residents make room for nobody."""
         self._usage = usage
         self._yielding: dict[str, Resident] = {}  # in use, and out of reach for the sake of a newcomer
         self._count, self._page_count = slots, pages
@@ -76,12 +78,20 @@ class Slots:
     def pinned(self) -> int:
         return sum(r.pins > 0 for r in (*self.resident.values(), *self._yielding.values()))
 
-    def check(self, pages: int) -> None:
-        """Whether so many pages would be free in an empty bank. Raises AdapterTooLarge."""
+    def check(self, pages: int, key: str) -> None:
+        """Whether a slot and so many pages could ever be free for a key. Raises AdapterTooLarge or NoRoom."""
         if pages > self._page_count:
             raise AdapterTooLarge(
                 f"the head needs {pages} pages, the bank has {self._page_count}", limit=self._page_count, value=pages
             )
+        stay = [r for r in (*self.resident.values(), *self._yielding.values()) if r.key in self.kept and r.key != key]
+        left = self._page_count - sum(len(r.pages) for r in stay)
+        if pages > left or len(stay) >= self._count:
+            raise NoRoom(
+                f"the head needs a slot and {pages} pages, and {len(stay)} pinned adapters leave {left} of "
+                f"{self._page_count} pages and {self._count - len(stay)} of {self._count} slots; pin fewer tasks",
+                limit=left, value=pages,
+            )  # fmt: skip
 
     def room(self, pages: int) -> bool:
         """Whether a slot and so many pages are free."""
@@ -120,7 +130,7 @@ class Slots:
 
     def evict_idle(self) -> bool:
         """Free the slot of the least used resident that nobody has pinned; False if there is none."""
-        key = self._usage.least(key for key, resident in self.resident.items() if not resident.pins)
+        key = self._usage.least(key for key, r in self.resident.items() if not r.pins and key not in self.kept)
         if key is not None:
             self.drain(self.resident[key])
         return key is not None
@@ -131,8 +141,9 @@ class Slots:
             coming = len(self._free_pages) + sum(len(r.pages) for r in self._yielding.values())
             if (self._free_slots or self._yielding) and coming >= pages:
                 return
-            key = self._usage.least(self.resident)
-            assert key is not None
+            key = self._usage.least(key for key in self.resident if key not in self.kept)
+            if key is None:
+                return
             resident = self._yielding[key] = self.resident.pop(key)
             resident.draining = True
 

@@ -34,6 +34,25 @@ def create(
     task: Annotated[
         list[str] | None, typer.Option("--task", metavar="TASK", help="Only this task; may be repeated.")
     ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option("--weight", metavar="NUMBER", help="Share of the device, beside others; 1 if not said."),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", metavar="NUMBER", help="Pictures or clips a second; else any number."),
+    ] = None,
+    burst: Annotated[
+        int | None, typer.Option("--burst", metavar="COUNT", help="How many of them at once; a second's if not said.")
+    ] = None,
+    quota: Annotated[
+        int | None,
+        typer.Option("--quota", metavar="COUNT", help="Pictures or clips a day (UTC); else any number."),
+    ] = None,
+    max_priority: Annotated[
+        int | None,
+        typer.Option("--max-priority", metavar="0-9", help="The highest X-Priority that it may send; 9 if not said."),
+    ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", metavar="FILE", help="Add its hash here; without, print the entry.")
     ] = None,
@@ -43,9 +62,13 @@ def create(
     The key cannot be shown again. A running server reads keys when it starts.
 
     Example:  adaptserve keys create --name shop --scope predict --task pets --file keys.json
+    Example:  adaptserve keys create --name night --scope predict --weight 0.5 --rate 20 --quota 100000 --file keys.json
     """
     with one_line_errors():
-        secret, key = store.create(name, cast(store.Scope, scope), task or ())
+        secret, key = store.create(
+            name, cast(store.Scope, scope), task or (), weight=weight, rate=rate, burst=burst, quota=quota,
+            max_priority=max_priority,
+        )  # fmt: skip
         if file is not None:
             _append(file, key)
     console = out()
@@ -59,18 +82,21 @@ def create(
 
 @app.command(name="list")
 def list_keys(file: File) -> None:
-    """Show the holders in FILE: names, scopes and tasks. To withdraw a key, delete its entry and restart the server.
+    """Show the holders in FILE and their limits. To withdraw a key, delete its entry and restart the server.
 
     Example:  adaptserve keys list --file keys.json
     """
     with one_line_errors():
         keys = store.load(file)
     table = Table()
-    for column in ("name", "scope", "tasks", "sha256"):
+    for column in ("name", "scope", "tasks", "weight", "rate", "quota", "max priority", "sha256"):
         table.add_column(column, overflow="fold")
     for key in keys:
+        tasks = "all" if key.tasks is None else ", ".join(sorted(key.tasks))
+        rate = "any" if key.rate is None else f"{key.rate:g}/s, {key.at_once} at once"
+        quota = "any" if key.quota is None else f"{key.quota}/day"
         table.add_row(
-            key.name, key.scope, "all" if key.tasks is None else ", ".join(sorted(key.tasks)), key.sha256[:12]
+            key.name, key.scope, tasks, f"{key.weight:g}", rate, quota, str(key.max_priority), key.sha256[:12]
         )
     out().print(table)
 

@@ -5,8 +5,9 @@ It decides nothing and keeps nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapters.bank import Lease
 from adapters.forward.streams import Job
@@ -20,12 +21,13 @@ NOBODY = AdapterMeta("", "image", 1, 1, "softmax", "backbone", "frozen", {}, fro
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one batch was, for metrics."""
+    """What one batch was, for metrics; ``holders``: their rows."""
 
     rows: int
     adapters: int
     compute_s: float
     failed: bool
+    holders: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 
 from adapters.bank import Bank, Lease, Loader
@@ -24,6 +24,7 @@ from service.engine.room import Room
 from service.engine.runner import Batch, Runner
 from service.engine.scheduler import Scheduler, Ticket
 from service.errors import DeadlineExceeded, Draining
+from service.messages import NOBODY, Asker
 from service.pace import HOPE
 
 CLOSE_S = 2.0
@@ -37,16 +38,16 @@ class Engine:
         self, forward: BankedForward, bank: Bank, *, max_batch_rows: int, max_queue_rows: int,
         on_batch: Callable[[BatchReport], None] | None = None, last_step: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic, room: Room | None = None, background_rows: int = 1,
+        task_weights: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         """``room`` has these bounds, and cells that others read. ``last_step`` says when a block was last computed.
 
         On CUDA that is when it was queued, or never where a graph is replayed. ``background_rows``: of Scheduler.
         """
-        self._bank, self._clock = bank, clock
-        self.last_step = last_step
-        self._scheduler: Scheduler[Work] = Scheduler(max_batch_rows, background_rows)
+        self._bank, self._clock, self.last_step = bank, clock, last_step
         self._wake = threading.Condition()
         self.room = (room or Room(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, clock=clock)).begin()
+        self._scheduler = Scheduler[Work](max_batch_rows, background_rows, self.room.weights, task_weights)
         self.runner = Runner(
             forward, clock=clock, room=self.room, on_batch=on_batch or (lambda _: None), done=self._done,
             fault=self._fault,
@@ -78,7 +79,7 @@ class Engine:
         return 0.0 if begun is None else self._clock() - begun
 
     def submit(
-        self, task: str, digest: str, load: Loader, pixels: Pixels, deadline: float, *,
+        self, task: str, digest: str, load: Loader, pixels: Pixels, deadline: float, asker: Asker = NOBODY, *,
         picture: bytes | None = None, admitted: bool = False, embed: bool = False, background: bool = False,
     ) -> Future[Answer]:  # fmt: skip
         """Queue one input, uint8 (frames, 3, height, width); never blocks. ``deadline`` is on the engine's clock.
@@ -89,7 +90,7 @@ class Engine:
         ``background``: while no other rows wait; such rows take nobody else's room.
         """
         cold = not self._bank.resident(digest)
-        ticket = self._accept(task, pixels, deadline, cold=cold, background=background)
+        ticket = self._accept(task, pixels, deadline, asker, cold=cold, background=background)
         work = ticket.payload
         work.picture, work.embed, work.lease = picture, embed, self._bank.pin(digest)
         if work.lease is None:
@@ -99,24 +100,27 @@ class Engine:
         return work.future
 
     def embed(
-        self, pixels: Pixels, deadline: float, bare: AdapterMeta, picture: bytes, *, background: bool = False
-    ) -> Future[Answer]:
+        self, pixels: Pixels, deadline: float, bare: AdapterMeta, picture: bytes, asker: Asker = NOBODY, *,
+        background: bool = False,
+    ) -> Future[Answer]:  # fmt: skip
         """Queue one input for the bare backbone's pooled vector, pictures seen as ``bare`` says. As ``submit``."""
-        ticket = self._accept("", pixels, deadline, background=background)
+        ticket = self._accept("", pixels, deadline, asker, background=background)
         ticket.picture, work = picture, ticket.payload
         work.picture, work.embed, work.bare = picture, True, bare
         self._queue(ticket)
         return work.future
 
-    def check_room(self, rows: int, deadline: float, digests: Collection[str] = ()) -> None:
-        """Whether ``rows`` more, of these versions, would be taken now; ask before costly work.
+    def check_room(
+        self, rows: int, deadline: float, digests: Collection[str] = (), asker: Asker = NOBODY, *, spare: bool = False
+    ) -> None:
+        """Whether ``rows`` more, of these versions, would be taken now; ask before costly work. ``spare``: of Room.
 
         Raises Draining, or QueueFull: past ``max_queue_rows``, and also when the queue, or the loads before those
         that these versions need, would hardly be through by the deadline.
         """
         cold = [digest for digest in dict.fromkeys(digests) if not self._bank.resident(digest)]
         with self._wake:
-            self.room.check(rows, deadline, cold=bool(cold))
+            self.room.check(rows, deadline, asker.holder, cold=bool(cold), spare=spare)
         if cold:
             try:
                 self._bank.check(cold, deadline, HOPE * (deadline - self._clock()))
@@ -125,7 +129,7 @@ class Engine:
 
     def probe(self, pixels: Pixels, deadline: float) -> Future[Answer]:
         """A real forward of the bare backbone, for health checks, however full the queue is. Raises Draining."""
-        ticket = self._accept("", pixels, deadline, always=True)
+        ticket = self._accept("", pixels, deadline, NOBODY, always=True)
         self._queue(ticket)
         return ticket.payload.future
 
@@ -149,18 +153,14 @@ class Engine:
             future.set_exception(_stopped())  # its slot stays pinned: the device may still read it
 
     def _accept(
-        self, task: str, pixels: Pixels, deadline: float, *, cold: bool = False, always: bool = False,
+        self, task: str, pixels: Pixels, deadline: float, asker: Asker, *, cold: bool = False, always: bool = False,
         background: bool = False,
     ) -> Ticket[Work]:  # fmt: skip
         rows = pixels.shape[0]
         self.room.check_size(rows)
         with self._wake:
-            if always:
-                self.room.check_open()
-            elif not background:
-                self.room.check(rows, deadline, cold=cold)
-            self.room.enter(rows, background=background)
-        ticket = Ticket(task, rows, deadline, Work(pixels, Future(), self._clock()), background)
+            self.room.enter(rows, deadline, asker.holder, cold=cold, always=always, background=background)
+        ticket = Ticket(task, rows, deadline, Work(pixels, Future(), self._clock()), background, None, *asker)
         ticket.payload.future.add_done_callback(lambda future: self._gone(ticket) if future.cancelled() else None)
         return ticket
 
@@ -199,7 +199,7 @@ class Engine:
                 stopped = not self._running
                 if not stopped:
                     if not ticket.background:
-                        self.room.ready += ticket.rows
+                        self.room.arrived(ticket.rows, ticket.holder)
                         ticket.payload.ready = True
                     self._scheduler.add(ticket)
                     self._wake.notify_all()
@@ -223,11 +223,11 @@ class Engine:
         with self._wake:
             if work.pixels is not None:
                 work.pixels = None
-                self.room.leave(ticket.rows, background=ticket.background)
+                self.room.leave(ticket.rows, ticket.holder, background=ticket.background)
                 self._wake.notify_all()
             if work.ready:
                 work.ready = False
-                self.room.ready -= ticket.rows
+                self.room.arrived(-ticket.rows, ticket.holder)
             lease, work.lease = work.lease, None
             coming, work.coming = work.coming, None
         if lease is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from adapters.errors import AdaptError
 from service.engine.interface import Answering, Facts, Link, Readiness
 from service.engine.pixels import Held
-from service.messages import Item
+from service.messages import NOBODY, Asker, Item
 from service.pool import heard
 from service.watch.metrics import Snapshot
 
@@ -40,17 +40,23 @@ class Fleet:
         """The shortest queue in seconds."""
         return min(self._engines, key=lambda engine: engine.backlog_s)
 
-    async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
-        await self._next.check_room(rows, deadline, digests)
+    async def check_room(
+        self, rows: int, deadline: float, digests: Sequence[str], asker: Asker = NOBODY, *, spare: bool = False
+    ) -> None:
+        await self._next.check_room(rows, deadline, digests, asker, spare=spare)
 
     def ask(
-        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False,
-        background: bool = False,
+        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, asker: Asker = NOBODY, *,
+        embed: bool = False, background: bool = False,
     ) -> Sequence[Answering]:  # fmt: skip
-        return self._next.ask(items, pixels, deadline, picture, embed=embed, background=background)
+        return self._next.ask(items, pixels, deadline, picture, asker, embed=embed, background=background)
 
-    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
-        await self._next.try_file(file, digest, task, deadline)
+    async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
+        await self._next.try_file(file, digest, task, deadline, asker)
+
+    async def pin(self, items: Sequence[Item]) -> None:
+        for engine in self._engines:
+            await engine.pin(items)
 
     def forget(self, digest: str) -> None:
         for engine in self._engines:

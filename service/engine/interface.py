@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adapters.config import InputConfig
 from adapters.layout import Layout
 from service.engine.pixels import Held
-from service.messages import Item
+from service.messages import NOBODY, Asker, Item
 from service.watch.metrics import Snapshot
 
 
@@ -81,17 +81,19 @@ class Link(Protocol):
         """About how long a row that came now would wait; infinite where none would be taken."""
         ...
 
-    async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
+    async def check_room(
+        self, rows: int, deadline: float, digests: Sequence[str], asker: Asker = NOBODY, *, spare: bool = False
+    ) -> None:
         """Whether ``rows`` more, of these versions, would be taken now: from shared counters where all are resident.
 
-        ``deadline`` is on the monotonic clock, which all processes of a machine share. Raises Draining, QueueFull or
-        EngineLost.
+        ``deadline`` is on the monotonic clock, which all processes of a machine share. ``spare``: and half of what the
+        asker may have would be left. Raises Draining, QueueFull or EngineLost.
         """
         ...
 
     def ask(
-        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False,
-        background: bool = False,
+        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, asker: Asker = NOBODY, *,
+        embed: bool = False, background: bool = False,
     ) -> Sequence[Answering]:  # fmt: skip
         """Queue one input for some versions; an answer each, in their order. Never blocks. ``embed``: with vectors.
 
@@ -101,8 +103,16 @@ class Link(Protocol):
         """
         ...
 
-    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
+    async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
         """Read, check and run an adapter file of that digest once in a slot, where it stays. Raises an AdapterError."""
+        ...
+
+    async def pin(self, items: Sequence[Item]) -> None:
+        """Bring these onto the device, where from now on they, and no others, stay, whatever else is asked for.
+
+        A version that takes the place of another one of its task is there before that leaves. Raises what keeps one
+        from it, after all have been tried: NoRoom, or an AdapterError.
+        """
         ...
 
     def forget(self, digest: str) -> None:

@@ -30,9 +30,10 @@ from service.engine.loading import Load, Loading
 from service.engine.pixels import Framed
 from service.engine.room import Room
 from service.limits import file_limits
-from service.messages import BARE, Item
+from service.messages import BARE, NOBODY, Asker, Item
 from service.pool import Pool
 from service.settings import Settings
+from service.share_settings import weights_of
 from service.watch.metrics import Metrics, Snapshot
 
 PAGES_PER_SLOT = 4
@@ -54,6 +55,8 @@ class LocalEngine:
         """Called on the loader's thread when an adapter has come into a slot."""
         self.backbone, self.bank, self.engine, self.health = backbone, bank, engine, health
         self.loading, self.files, self._prefixes = loading, files, prefixes
+        self._pinned: dict[str, str] = {}  # digests by task
+        self._pinning = asyncio.Lock()
         slabs = bank.slabs
         self.facts = Facts(
             backbone.layout, backbone.input, str(slabs.device), str(slabs.dtype).removeprefix("torch."),
@@ -64,26 +67,29 @@ class LocalEngine:
     def backlog_s(self) -> float:
         return self.engine.room.backlog_s()
 
-    async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
-        self.engine.check_room(rows, deadline, digests)
+    async def check_room(
+        self, rows: int, deadline: float, digests: Sequence[str], asker: Asker = NOBODY, *, spare: bool = False
+    ) -> None:
+        self.engine.check_room(rows, deadline, digests, Asker(*asker), spare=spare)
 
     def ask(
-        self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes, *, embed: bool = False,
-        background: bool = False,
+        self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes, asker: Asker = NOBODY, *,
+        embed: bool = False, background: bool = False,
     ) -> Sequence[Future[Answer]]:  # fmt: skip
         if not background:
-            self.engine.check_room(len(items), deadline, [item.digest for item in items if item.digest not in BARE])
+            digests = [item.digest for item in items if item.digest not in BARE]
+            self.engine.check_room(len(items), deadline, digests, asker)
         frames, answers = pixels.array, list[Future[Answer]]()
         try:
             for item in items:
                 if pool := BARE.get(item.digest):
                     meta = AdapterMeta.bare(self.backbone.layout, self.backbone.input, len(frames), pool)
-                    answer = self.engine.embed(frames, deadline, meta, picture, background=background)
+                    answer = self.engine.embed(frames, deadline, meta, picture, asker, background=background)
                 else:
                     load = Load(self.loading, item.digest, item.files)
                     answer = self.engine.submit(
-                        item.task, item.digest, load, frames, deadline, picture=picture, admitted=True, embed=embed,
-                        background=background,
+                        item.task, item.digest, load, frames, deadline, asker, picture=picture, admitted=True,
+                        embed=embed, background=background,
                     )  # fmt: skip
                 answer.add_done_callback(_Hold(pixels))
                 answers.append(answer)
@@ -94,10 +100,35 @@ class LocalEngine:
             raise
         return answers
 
-    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
+    async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
         adapter, packed = await asyncio.wrap_future(self.files.submit(lambda: self._read(Path(file), digest)))
         blank = np.zeros((adapter.config.frames, 3, *adapter.config.input.size), np.uint8)
-        await asyncio.wrap_future(self.engine.submit(task, adapter.digest, lambda: packed, blank, deadline))
+        trial = self.engine.submit(task, adapter.digest, lambda: packed, blank, deadline, Asker(*asker))
+        await asyncio.wrap_future(trial)
+
+    async def pin(self, items: Sequence[Item]) -> None:
+        async with self._pinning:
+            failure: AdaptError | None = None
+            wanted = {item.task: item.digest for item in items}
+            self._pinned = {task: digest for task, digest in self._pinned.items() if task in wanted}
+            for item in items:
+                try:
+                    await self._pin(item)
+                except AdaptError as error:
+                    failure = failure or error.copy()
+                    failure.facts.setdefault("task", item.task)
+            self.bank.keep(self._pinned.values())
+        if failure is not None:
+            raise failure
+
+    async def _pin(self, item: Item) -> None:
+        """One: its task's former version stays until this one is there, in the slot that nobody has pinned."""
+        self.bank.keep({*self._pinned.values(), item.digest})
+        if not self.bank.resident(item.digest):
+            lease = self.bank.acquire(item.digest, Load(self.loading, item.digest, item.files))
+            (await asyncio.wrap_future(lease)).release()
+        self._pinned[item.task] = item.digest
+        self.bank.keep(self._pinned.values())
 
     def forget(self, digest: str) -> None:
         self.bank.forget(digest)
@@ -167,7 +198,8 @@ def local_engine(
             max_queue_rows=settings.max_queue_rows,
             on_batch=_tell(metrics, health),
             last_step=lambda: backbone.last_step,
-            room=room,
+            room=room or Room.of(settings),
+            task_weights=weights_of(settings.task_weights),
             background_rows=BACKGROUND_ROWS if backbone.device.type == "cuda" else 1,
         )
         engine.start()
@@ -228,7 +260,7 @@ def _both(metrics: Metrics, engines: Sequence[LocalEngine]) -> Callable[[float],
 
 def _tell(metrics: Metrics, health: Health) -> Callable[[BatchReport], None]:
     def call(report: BatchReport) -> None:
-        metrics.batch(report.rows, report.adapters, failed=report.failed)
+        metrics.batch(report.rows, report.adapters, report.holders, failed=report.failed)
         health.saw(report)
 
     return call

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 import uvloop
 
 from adapters.errors import AdaptError
@@ -40,6 +41,7 @@ from service.messages import (
     Channel,
     Failed,
     Hello,
+    Item,
     Message,
     Reply,
     Told,
@@ -129,7 +131,7 @@ class _Visit:
         try:
             pixels = Lent(self._rows, ask.rows)
             answers = self._engine.ask(
-                ask.items, pixels, ask.deadline, ask.picture, embed=ask.embed, background=ask.background
+                ask.items, pixels, ask.deadline, ask.picture, ask.asker, embed=ask.embed, background=ask.background
             )
         except AdaptError as error:
             for item in range(len(ask.items)):
@@ -165,7 +167,7 @@ class _Visit:
     async def _answer(self, call: Call) -> None:
         engine, value = self._engine, None
         calls: dict[str, Any] = {
-            "check_room": engine.check_room, "try_file": engine.try_file, "tiers": engine.tiers,
+            "pin": self._pin, "check_room": engine.check_room, "try_file": engine.try_file, "tiers": engine.tiers,
             "ready": engine.ready, "snapshot": engine.snapshot, "facts": self._facts, "residents": self._residents,
         }  # fmt: skip
         try:
@@ -175,6 +177,10 @@ class _Visit:
             self.channel.send(failed(call.number, 0, error))
             return
         self.channel.send(Reply(call.number, value))
+
+    async def _pin(self, items: Sequence[dict[str, Any]]) -> None:
+        await self._engine.pin(msgspec.convert(items, list[Item]))
+        self._desk.tell_residents()
 
     async def _facts(self) -> dict[str, Any]:
         return self._engine.facts.told()
@@ -228,7 +234,7 @@ def main() -> None:
     keep_freed_memory()
     begun = child.begin()
     settings, told = begun.settings, begun.told
-    room = Room.shared(settings, told["cells"], told["number"])
+    room = Room.of(settings, told["cells"], told["number"])
     try:
         metrics = Metrics(f"engine-{told['number']}")
         with local_engine(settings, told["device"], metrics, room, len(told["pixels"])) as engine:

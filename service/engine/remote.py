@@ -22,9 +22,11 @@ from service.engine.pixels import Held
 from service.engine.room import Room
 from service.errors import DeadlineExceeded, EngineLost, NotReady
 from service.messages import (
+    NOBODY,
     RESIDENTS,
     Answered,
     Ask,
+    Asker,
     Call,
     Cancel,
     Channel,
@@ -78,6 +80,7 @@ class RemoteEngine:
         self._asked: dict[int, _Asked] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._residents: set[str] = set()
+        self._pinned: list[Item] = []
         self._number = 0
         self._finding: asyncio.Task[None] | None = None
 
@@ -106,22 +109,24 @@ class RemoteEngine:
     def backlog_s(self) -> float:
         return self._room.backlog_s(self._rows + self._ignored) if self.connected else float("inf")
 
-    async def check_room(self, rows: int, deadline: float, digests: Sequence[str]) -> None:
+    async def check_room(
+        self, rows: int, deadline: float, digests: Sequence[str], asker: Asker = NOBODY, *, spare: bool = False
+    ) -> None:
         self._there()
         cold = [digest for digest in dict.fromkeys(digests) if digest not in self._residents]
-        self._room.check(rows, deadline, cold=bool(cold))
+        self._room.check(rows, deadline, asker.holder, cold=bool(cold), spare=spare)
         if cold:
             left = max(0.0, deadline - time.monotonic())
             try:
-                await self._call("check_room", rows, deadline, cold, patience_s=left)
+                await self._call("check_room", rows, deadline, cold, asker, patience_s=left)
             except NotReady as error:
                 if isinstance(error, EngineLost):
                     raise
                 raise DeadlineExceeded(f"{error.message}, and the request's deadline has passed") from error
 
     def ask(
-        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False,
-        background: bool = False,
+        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, asker: Asker = NOBODY, *,
+        embed: bool = False, background: bool = False,
     ) -> Sequence[asyncio.Future[Answer]]:  # fmt: skip
         channel, loop, number = self._there(), asyncio.get_running_loop(), self._next()
         answers: list[asyncio.Future[Answer]] = [loop.create_future() for _ in items]
@@ -129,11 +134,16 @@ class RemoteEngine:
         self._rows += len(pixels) * len(answers)
         for place, answer in enumerate(answers):
             answer.add_done_callback(partial(self._left, number, place))
-        channel.send(Ask(number, list(pixels.numbers), picture, deadline, list(items), embed, background))
+        channel.send(Ask(number, list(pixels.numbers), picture, deadline, list(items), embed, background, asker))
         return answers
 
-    async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
-        await self._call("try_file", file, digest, task, deadline)
+    async def try_file(self, file: str, digest: str, task: str, deadline: float, asker: Asker = NOBODY) -> None:
+        await self._call("try_file", file, digest, task, deadline, asker)
+
+    async def pin(self, items: Sequence[Item]) -> None:
+        """The next engine hears of them too, before anybody is told that it is there."""
+        self._pinned = list(items)
+        await self._call("pin", self._pinned)
 
     def forget(self, digest: str) -> None:
         self._residents.discard(digest)
@@ -167,6 +177,13 @@ class RemoteEngine:
         facts = Facts.of(await self._call("facts", over=channel))
         if self._facts not in (None, facts):
             raise SystemExit("the engine that was started anew has another backbone or other slots")
+        if self._pinned:
+            try:
+                await self._call("pin", self._pinned, over=channel)
+            except EngineLost:
+                raise
+            except AdaptError as error:
+                log.warning("a pinned task is not on the device: %s", error.message)
         self._residents = set(await self._call("residents", over=channel))
         self._facts, self._channel = facts, channel
 

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from mmap import mmap
 from typing import TypeAlias
 
 from adapters.errors import BrokenMedia, LoadsBehind, MediaTooLarge
 from service.engine import memory
 from service.errors import Draining, QueueFull
+from service.keys import Keys
 from service.pace import HOPE, Pace, seconds
+from service.parts import Parts, numbers_for
 from service.settings import Settings
 
 LOADING_SHARE = 0.75
 """Share of the queue that rows may take whose adapter is not there yet; the rest is for those that need no load."""
 OPEN, QUEUED, READY, RATE = range(4)
 CELLS = 8
-"""Numbers of one engine, of 8 bytes: a cache line, which no other engine writes."""
+"""Numbers of 8 bytes, a cache line: those of one engine, then the parts of each holder; no other engine writes them."""
 
 Cells: TypeAlias = "memoryview[float]"
+
+
+def cells_for(holders: int) -> int:
+    """Numbers of one engine, where there are so many keys."""
+    return CELLS + -(-numbers_for(holders) // CELLS) * CELLS
 
 
 def cells_of(buffer: bytearray | mmap) -> Cells:
@@ -39,25 +46,36 @@ class Room:
     """
 
     def __init__(
-        self, *, max_batch_rows: int, max_queue_rows: int, clock: Callable[[], float], cells: Cells | None = None
-    ) -> None:
-        self._cells = cells_of(bytearray(8 * CELLS)) if cells is None else cells
+        self, *, max_batch_rows: int, max_queue_rows: int, clock: Callable[[], float], cells: Cells | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """``weights`` are those of the holders, in the order that all who have the cells know; none: there are none."""
+        self.weights = dict(weights or {})
+        count = cells_for(len(self.weights))
+        self._cells = cells_of(bytearray(8 * count)) if cells is None else cells
         self._pace = Pace(max_batch_rows)
         self._most, self._limit, self._clock = max_batch_rows, max_queue_rows, clock
         self._background = 0
+        self._parts = Parts(max_queue_rows, self.weights, self._cells[CELLS:])
 
     @classmethod
-    def shared(cls, settings: Settings, cells: int, number: int) -> Room:
-        """That of an engine by its number; ``cells`` is the descriptor of the memory that all processes share."""
-        own = cells_of(memory.mapped(cells))[number * CELLS : (number + 1) * CELLS]
+    def of(cls, settings: Settings, cells: int | None = None, number: int = 0) -> Room:
+        """That of an engine by its number; ``cells`` is the descriptor of the memory that all processes share.
+
+        Without, it is of this process alone.
+        """
+        weights, own = Keys.read(settings.keys, settings.keys_file).weights, None
+        if cells is not None:
+            count = cells_for(len(weights))
+            own = cells_of(memory.mapped(cells))[number * count : (number + 1) * count]
         return cls(
             max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows, clock=time.monotonic,
-            cells=own,
+            cells=own, weights=weights,
         )  # fmt: skip
 
     def begin(self) -> Room:
         """Nothing is held yet, and everything is taken; for the engine, at its start."""
-        for cell in range(CELLS):
+        for cell in range(len(self._cells)):
             self._cells[cell] = 0.0
         self.open = True
         return self
@@ -75,25 +93,24 @@ class Room:
     def queued(self) -> int:
         return int(self._cells[QUEUED])
 
-    @queued.setter
-    def queued(self, rows: int) -> None:
-        self._cells[QUEUED] = rows
-
     @property
     def ready(self) -> int:
         return int(self._cells[READY])
 
-    @ready.setter
-    def ready(self, rows: int) -> None:
-        self._cells[READY] = rows
+    def enter(
+        self, rows: int, deadline: float, holder: str, *, cold: bool = False, always: bool = False,
+        background: bool = False,
+    ) -> None:  # fmt: skip
+        """Hold so many rows more, if ``check`` says so, or ``always``. Raises as that does.
 
-    def enter(self, rows: int, *, background: bool) -> None:
-        """Hold so many rows more. Those in the background count for themselves, up to the same bound.
-
-        Raises Draining and QueueFull for these; others have been checked.
+        Those in the background count for themselves, up to the same bound.
         """
         if not background:
-            self.queued += rows
+            if always:
+                self.check_open()
+            else:
+                self.check(rows, deadline, holder, cold=cold)
+            self._count(rows, holder)
             return
         self.check_open()
         if self._background + rows > self._limit:
@@ -103,12 +120,21 @@ class Room:
             )  # fmt: skip
         self._background += rows
 
-    def leave(self, rows: int, *, background: bool) -> None:
+    def leave(self, rows: int, holder: str, *, background: bool) -> None:
         """So many are answered, or taken back."""
         if background:
             self._background -= rows
         else:
-            self.queued -= rows
+            self._count(-rows, holder)
+
+    def arrived(self, rows: int, holder: str) -> None:
+        """So many more have their slot; fewer where it is negative."""
+        self._parts.ready(rows, holder)
+        self._cells[READY] += rows
+
+    def _count(self, rows: int, holder: str) -> None:
+        self._parts.hold(rows, holder)
+        self._cells[QUEUED] += rows
 
     def saw(self, rows: int, first_submitted: float, end: float) -> None:
         """A batch ended, as ``Pace.saw`` has it."""
@@ -137,27 +163,42 @@ class Room:
         if not self.open:
             raise Draining("the server is stopping and takes no new requests; try another one")
 
-    def check(self, rows: int, deadline: float, *, cold: bool) -> None:
-        """Whether so many rows more would be taken; ``cold`` ones wait for a load. Raises Draining or QueueFull."""
+    def check(self, rows: int, deadline: float, holder: str = "", *, cold: bool, spare: bool = False) -> None:
+        """Whether so many rows more of a holder would be taken; ``cold`` ones wait for a load.
+
+        ``spare``: and half of what it may have would be left, or half of what is reserved for it.
+        Raises Draining or QueueFull.
+        """
         self.check_open()
-        queued, ready, limit = self.queued, self.ready, self._limit
-        wait = seconds(ready, self._cells[RATE])
-        if queued + rows > limit:
+        parts, queued, ready = self._parts, self.queued, self.ready
+        before, own, most = parts.ahead(ready, holder), parts.held(holder), parts.most(holder)
+        wait, room = seconds(before, self._cells[RATE]), parts.room(rows, holder, queued)
+        if rows > room:
+            whose = f"the queue holds {queued} rows, the limit is {self._limit}"
+            if parts.several:
+                whose = f"the queue holds {own} rows of this key, {queued} in all, and has room for {room} more of it"
             raise QueueFull(
-                f"the queue holds {queued} rows, the limit is {limit} (max_queue_rows); "
-                f"try again in {wait or 1.0:.1f} s",
-                retry_after=wait or 1.0, field="max_queue_rows", limit=limit, value=queued + rows,
+                f"{whose} (max_queue_rows); try again in {wait or 1.0:.1f} s",
+                retry_after=wait or 1.0, field="max_queue_rows", limit=most, value=own + rows,
             )  # fmt: skip
-        loading, share = queued - ready, max(rows, int(LOADING_SHARE * limit))
-        if cold and loading + rows > share:
-            raise QueueFull(
-                f"{loading} rows wait for adapters to be loaded, the limit is {share} of the queue's {limit}; "
-                "try again in 1 s",
-                retry_after=1.0, limit=share, value=loading + rows, reason="loads",
-            )  # fmt: skip
+        if spare and own + rows > parts.own(holder) // 2 and room < max(rows, most // 2):
+            raise QueueFull("half of the queue is for others", retry_after=wait or 1.0)
+        if cold:
+            self._check_loading(rows, holder, queued - ready)
         left = deadline - self._clock()
         if wait is not None and wait > HOPE * left:
-            raise self._too_late(f"the {ready} rows in the queue take about {wait:.1f} s", wait, left, "rows")
+            raise self._too_late(f"the {before} rows in the queue take about {wait:.1f} s", wait, left, "rows")
+
+    def _check_loading(self, rows: int, holder: str, loading: int) -> None:
+        """Whether so many more of a holder may wait for a load, as ``loading`` do of all. Raises QueueFull."""
+        parts, share = self._parts, max(rows, int(LOADING_SHARE * self._limit))
+        own, most = parts.held(holder) - parts.held_ready(holder) + rows, LOADING_SHARE * parts.most(holder)
+        if own > max(rows, most) or (loading + rows > share and own > LOADING_SHARE * parts.own(holder)):
+            raise QueueFull(
+                f"{loading} rows wait for adapters to be loaded, the limit is {share} of the queue's {self._limit}"
+                f"{f', {int(most)} of one key' if parts.several else ''}; try again in 1 s",
+                retry_after=1.0, limit=share, value=loading + rows, reason="loads",
+            )  # fmt: skip
 
     def behind(self, error: LoadsBehind, deadline: float) -> QueueFull:
         """What a caller is told whose adapter cannot be loaded in time."""

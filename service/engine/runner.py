@@ -5,6 +5,7 @@ It decides no order and knows no queue: what follows it asks for, what comes of 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -136,7 +137,10 @@ class Runner:
         compute, self.begun = self._clock() - self.begun, None
         adapters = len({job.slot for job in batch.jobs})
         batch.jobs, batch.prepared, batch.logits, batch.vectors = [], None, None, dict
-        self.on_batch(BatchReport(_rows(batch), adapters, compute, failed))
+        holders = Counter[str]()
+        for ticket in batch.tickets:
+            holders[ticket.holder] += ticket.rows
+        self.on_batch(BatchReport(holders.total(), adapters, compute, failed, holders))
         return compute
 
 

@@ -99,7 +99,7 @@ class _Process:
             max_versions=settings.max_versions_per_task, owner=self._owner,
         )  # fmt: skip
         await asyncio.to_thread(repository.load)
-        rooms = [Room.shared(settings, told["cells"], number) for number in range(len(told["engines"]))]
+        rooms = [Room.of(settings, told["cells"], number) for number in range(len(told["engines"]))]
         engines = [
             RemoteEngine(path, told["number"], room, settings.ready_timeout_s)
             for path, room in zip(told["engines"], rooms, strict=True)

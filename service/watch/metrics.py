@@ -99,6 +99,16 @@ class Metrics:
             ["outcome"], registry=registry,
         )  # fmt: skip
 
+        self._holder_rows = Counter(
+            "adaptserve_holder_rows", "Rows computed for each key, by its name; without keys all for none.", ["holder"],
+            registry=registry,
+        )  # fmt: skip
+        self._limited = Counter(
+            "adaptserve_holder_refusals", "Requests of a key beyond its rate or its quota, by its name and which.",
+            ["holder", "reason"], registry=registry,
+        )  # fmt: skip
+        self._rows_of: dict[str, Counter] = {}
+
     def requested(self, tasks: Sequence[str], code: int, seconds: float | None) -> None:
         """A request about tasks ended; ``tasks`` that exist or UNKNOWN, none for calls that name no task.
 
@@ -120,12 +130,22 @@ class Metrics:
         self._stage("queue").observe(queue_s)
         self._stage("compute").observe(compute_s)
 
-    def batch(self, rows: int, adapters: int, *, failed: bool) -> None:
-        """A forward pass ended; on the engine's thread."""
+    def batch(self, rows: int, adapters: int, holders: Mapping[str, int], *, failed: bool) -> None:
+        """A forward pass ended, which had rows of these holders; on the engine's thread."""
         self._rows.observe(rows)
         self._adapters.observe(adapters)
         if failed:
             self._batch_failures.inc()
+            return
+        for holder, own in holders.items():
+            found = self._rows_of.get(holder)
+            if found is None:
+                found = self._rows_of[holder] = self._holder_rows.labels(holder)
+            found.inc(own)
+
+    def limited(self, holder: str, reason: str, times: int) -> None:
+        """A key was refused for its ``rate`` or ``quota``, so many times more."""
+        self._limited.labels(holder, reason).inc(times)
 
     def loaded(self, seconds: float) -> None:
         """An adapter reached its slot; on the bank's thread."""

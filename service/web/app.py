@@ -24,6 +24,7 @@ from service.store.examples import Examples
 from service.store.recents import Recents
 from service.store.repository import Repository
 from service.teach.jobs import Jobs
+from service.usage import USAGE, Consumption, open_table
 from service.watch import tracing
 from service.watch.counts import Counting
 from service.watch.metrics import Metrics
@@ -35,6 +36,7 @@ from service.web.decoding import Decoder
 from service.web.door import Cors, KnownHost, KnownOrigin, Proxies
 from service.web.intake import Intake
 from service.web.middleware import LastResort, RequestContext
+from service.web.pins import Pins
 from service.web.prediction import Answers
 from service.web.recorder import Recorder
 from service.web.routes.guard import guard, still_open
@@ -53,6 +55,7 @@ class FrontEnd:
     app: FastAPI
     served: ASGIApp
     catalogue: Catalogue
+    pins: Pins
     pools: tuple[Pool, ...]
 
     @property
@@ -80,9 +83,10 @@ def front_end(
             repository, facts.layout, file_limits(settings, facts.rank), engine.forget,
             cache_bytes=settings.config_cache_bytes,
         )  # fmt: skip
+        pins = Pins(settings, engine, catalogue)
         decoding = Pool(
             "decode", workers=decode_workers(settings),
-            max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting",
+            max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting", weights=keys.weights,
         )  # fmt: skip
         stack.callback(decoding.close)
         decoder = Decoder(decoding, media_limits(settings), memory, settings.max_queue_rows)
@@ -112,10 +116,11 @@ def front_end(
         # Endpoints declare which of these they use; ``routes.common`` hands them out.
         app.state.settings, app.state.keys, app.state.engine = settings, keys, engine
         app.state.catalogue, app.state.counts, app.state.metrics = catalogue, counts, metrics
-        app.state.answers = Answers(decoder, engine, catalogue)
+        usage = Consumption(keys, open_table(settings.data_dir / USAGE, keys), refused=metrics.limited)
+        app.state.answers = Answers(decoder, engine, catalogue, usage)
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
         app.state.batches = BatchRunner(engine, settings, spooling, decoding.workers)
-        app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes")
+        app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes", keys.weights)
         app.state.examples = Examples(settings.data_dir, example_limits(settings), repository.owner)
         app.state.intake = Intake(app.state.examples, decoding, spooling, media_limits(settings))
         app.state.recents, app.state.recorder = recents, recorder
@@ -127,7 +132,7 @@ def front_end(
         app.state.tracing = traces
         app.state.calls = Calls(app.state)
         _install(app, settings)
-        yield FrontEnd(app, _around(app, settings, keys, metrics), catalogue, (decoding, uploading, spooling))
+        yield FrontEnd(app, _around(app, settings, keys, metrics), catalogue, pins, (decoding, uploading, spooling))
 
 
 def _install(app: FastAPI, settings: Settings) -> None:

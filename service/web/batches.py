@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from service.engine.interface import Link
-from service.errors import ClientGone, DeadlineExceeded, Draining, NotReady, QueueFull
+from service.errors import ClientGone, DeadlineExceeded, Draining, NotReady, OverRate, QueueFull
 from service.pool import Pool
 from service.settings import Settings
 from service.web.archives import Entry
@@ -38,13 +38,14 @@ class BatchOrder:
     """What a batch is made of. ``rows``: of each entry.
 
     ``answer`` gives the line of an entry by its place, its name and what reads it, and raises what is wrong with it;
-    ``refuse`` makes a line of that.
+    ``refuse`` makes a line of that. ``admit`` counts an entry for the caller's key, and raises OverRate or OverQuota.
     """
 
     entries: Sequence[Entry]
     rows: int
     answer: Callable[[int, str, Callable[[], bytes]], Awaitable[bytes]]
     refuse: Callable[[int, str, Exception], bytes]
+    admit: Callable[[], None]
 
 
 class BatchPlace:
@@ -108,7 +109,7 @@ class _Run:
 
     def __init__(self, engine: Link, settings: Settings, decodes: int, asked: BatchOrder, caller: Caller) -> None:
         self._engine, self._asked, self._caller = engine, asked, caller
-        self._full, self._queue_rows = settings.max_batch_rows, settings.max_queue_rows
+        self._full = settings.max_batch_rows
         # Two at least: the next one is decoded while one is computed.
         self._window = max(2, settings.batch_window_rows // asked.rows)
         self._rows = 0
@@ -151,6 +152,7 @@ class _Run:
     async def _answer(self, place: int, entry: Entry) -> bytes:
         """Once there is room, and again where there was none after all or the engine was lost."""
         losses = 0
+        await self._count()
         while True:
             await self._admit()
             try:
@@ -185,6 +187,17 @@ class _Run:
         finally:
             begun()
 
+    async def _count(self) -> None:
+        """When its key's rate allows it; one at a time, in order. Raises OverQuota."""
+        async with self._turn:
+            while True:
+                try:
+                    self._asked.admit()
+                except OverRate as error:
+                    await self._pause(error.retry_after)
+                else:
+                    return
+
     async def _admit(self) -> None:
         """One at a time, in order."""
         async with self._turn:
@@ -194,13 +207,13 @@ class _Run:
             self._rows += self._asked.rows
 
     async def _has_room(self) -> bool:
-        """Half of the queue is for others. Raises Draining."""
-        rows = self._asked.rows
+        """Half of what there is for this caller is for its other requests. Raises Draining."""
+        rows, caller = self._asked.rows, self._caller
         try:
-            await self._engine.check_room(max(rows, self._queue_rows // 2), self._caller.deadline, ())
+            await self._engine.check_room(rows, caller.deadline, (), caller.asker, spare=True)
         except (QueueFull, NotReady):
             return False
         return self._rows + rows <= self._full or not self._rows or self._engine.backlog_s < BACKLOG_S
 
-    async def _pause(self) -> None:
-        await self._caller.wait([asyncio.ensure_future(asyncio.sleep(AGAIN_S))], "waiting for room")
+    async def _pause(self, seconds: float = AGAIN_S) -> None:
+        await self._caller.wait([asyncio.ensure_future(asyncio.sleep(seconds))], "waiting for room")

@@ -1,4 +1,4 @@
-"""Caller: how long somebody waits for an answer, and whether they still do.
+"""Caller: how long somebody waits for an answer, whether they still do, and for whom it counts.
 
 It knows futures and the monotonic clock; it does not know HTTP, and what is computed.
 """
@@ -13,6 +13,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from service.errors import ClientGone, DeadlineExceeded, Draining
+from service.messages import NOBODY, Asker
 
 T = TypeVar("T")
 
@@ -56,11 +57,11 @@ def _cancel(futures: Sequence[Future[T] | asyncio.Future[T]]) -> None:
 class Caller:
     """Waits for futures until the deadline or until the client leaves; what is not wanted any more is cancelled.
 
-    The time runs from the construction, or from ``restart``.
+    The time runs from the construction, or from ``restart``. ``asker`` is for whom the engine computes.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, asker: Asker = NOBODY) -> None:
+        self.seconds, self.asker = seconds, asker
         self._made = time.monotonic()
         self.deadline = self._made + seconds
         self._gone: asyncio.Future[None] | None = None

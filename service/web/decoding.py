@@ -36,6 +36,7 @@ from adapters.media import (
     seen_by,
 )
 from service.engine.pixels import Held, PixelMemory
+from service.messages import NOBODY, Asker
 from service.pool import Pool
 
 T = TypeVar("T")
@@ -90,13 +91,25 @@ class Decoder:
         self._prepared: OrderedDict[int, _Prepared] = OrderedDict()  # by identity: comparing configs takes longer
 
     def submit(
-        self, body: Body, configs: Sequence[AdapterConfig], left: float, excerpt: Excerpt | None = None
+        self,
+        body: Body,
+        configs: Sequence[AdapterConfig],
+        left: float,
+        excerpt: Excerpt | None = None,
+        asker: Asker = NOBODY,
     ) -> Future[Decoded]:
         """The future raises a MediaError; the call itself QueueFull, also when ``left`` seconds would hardly do."""
-        return self._pool.submit(lambda: self._decode(body() if callable(body) else body, configs, excerpt), left)
+        return self._pool.submit(
+            lambda: self._decode(body() if callable(body) else body, configs, excerpt), left, asker
+        )
 
     def submit_each(
-        self, bodies: Sequence[bytes], config: AdapterConfig, left: float, enough: threading.Event
+        self,
+        bodies: Sequence[bytes],
+        config: AdapterConfig,
+        left: float,
+        enough: threading.Event,
+        asker: Asker = NOBODY,
     ) -> list[Future[list[Decoded]]]:
         """Several bodies for one config, dealt out to the workers: of n futures, number i has bodies i, i + n, ...
 
@@ -116,10 +129,10 @@ class Decoder:
                     raise numbered(error, place, len(bodies)) from None
             return done
 
-        return [self._pool.submit(partial(job, first), left) for first in range(jobs)]
+        return [self._pool.submit(partial(job, first), left, asker) for first in range(jobs)]
 
     def submit_as(
-        self, body: bytes, config_of: Callable[[], AdapterConfig], left: float
+        self, body: bytes, config_of: Callable[[], AdapterConfig], left: float, asker: Asker = NOBODY
     ) -> Future[tuple[AdapterConfig, Decoded]]:
         """For a config that the bytes decide, on a worker. Raises as ``submit``."""
 
@@ -127,15 +140,15 @@ class Decoder:
             config = config_of()
             return config, self._decode(body, [config])
 
-        return self._pool.submit(job, left)
+        return self._pool.submit(job, left, asker)
 
-    def unpack(self, work: Callable[[], T], left: float) -> Future[T]:
+    def unpack(self, work: Callable[[], T], left: float, asker: Asker = NOBODY) -> Future[T]:
         """Make a request's bytes into bodies, on a worker. Raises as ``submit``."""
-        return self._pool.submit(work, left)
+        return self._pool.submit(work, left, asker)
 
-    def check_room(self, left: float) -> None:
+    def check_room(self, left: float, asker: Asker = NOBODY) -> None:
         """Whether a body with ``left`` seconds would be taken now. Raises QueueFull."""
-        self._pool.check_room(left)
+        self._pool.check_room(left, asker)
 
     def _decode(self, body: bytes, configs: Sequence[AdapterConfig], excerpt: Excerpt | None = None) -> Decoded:
         """One deadline covers all that the configs see."""

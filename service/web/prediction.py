@@ -25,6 +25,7 @@ from adapters.scores import Prediction, best, probabilities
 from service.engine.interface import Answer, Answering, Link
 from service.messages import Item, bare
 from service.store.catalogue import Catalogue, Served
+from service.usage import Consumption
 from service.web.caller import Caller
 from service.web.decoding import Body, Decoder, Seen, numbered
 
@@ -109,28 +110,32 @@ class Embedded:
 class Answers:
     """Decodes once, asks for every version at once, and waits no longer than the caller does."""
 
-    def __init__(self, decoder: Decoder, engine: Link, catalogue: Catalogue) -> None:
-        self._decoder, self._engine, self._catalogue = decoder, engine, catalogue
+    def __init__(self, decoder: Decoder, engine: Link, catalogue: Catalogue, usage: Consumption) -> None:
+        self._decoder, self._engine, self._catalogue, self._usage = decoder, engine, catalogue, usage
+
+    def admit(self, caller: Caller, items: int = 1) -> None:
+        """Count so many pictures or clips for the caller's key, once for each. Raises OverRate or OverQuota."""
+        self._usage.admit(caller.asker.holder, items)
 
     async def check_room(self, digests: Sequence[str], caller: Caller) -> None:
         """Refuse what would be refused anyway, before its body is read and decoded. Raises QueueFull and more.
 
         ``digests`` are those of the versions that are to answer: what is not resident must be loaded in time too.
         """
-        self._decoder.check_room(caller.left)
-        await self._engine.check_room(len(digests), caller.deadline, digests)
+        self._decoder.check_room(caller.left, caller.asker)
+        await self._engine.check_room(len(digests), caller.deadline, digests, caller.asker)
 
     async def check_room_bare(self, caller: Caller) -> None:
         """``check_room`` for the bare backbone, which is always there."""
-        self._decoder.check_room(caller.left)
-        await self._engine.check_room(self._engine.facts.layout.frames, caller.deadline, ())
+        self._decoder.check_room(caller.left, caller.asker)
+        await self._engine.check_room(self._engine.facts.layout.frames, caller.deadline, (), caller.asker)
 
     async def predict(
         self, body: Body, versions: Sequence[Served], top_k: int, caller: Caller, extras: Extras = PLAIN
     ) -> Outcomes:
         """All or nothing: the first failure is raised, with the task's name, and the other rows are taken back."""
         configs = [served.config for served in versions]
-        decoding = self._decoder.submit(body, configs, caller.left, extras.excerpt)
+        decoding = self._decoder.submit(body, configs, caller.left, extras.excerpt, caller.asker)
         (decoded,) = await caller.wait([decoding], "decoding")
         decoded_ns = time.time_ns()
 
@@ -155,7 +160,8 @@ class Answers:
         """
         enough = threading.Event()
         try:
-            parts = await caller.wait(self._decoder.submit_each(bodies, served.config, caller.left, enough), "decoding")
+            decoding = self._decoder.submit_each(bodies, served.config, caller.left, enough, caller.asker)
+            parts = await caller.wait(decoding, "decoding")
         finally:
             enough.set()
         decoded_ns = time.time_ns()
@@ -189,7 +195,7 @@ class Answers:
             clip = frames or (BARE_FRAMES if clips is None and sniff(body) == "video" else None)
             return bare_config(facts.layout, facts.input, clip)
 
-        decoding = self._decoder.submit_as(body, config_of, caller.left)
+        decoding = self._decoder.submit_as(body, config_of, caller.left, caller.asker)
         try:
             ((config, decoded),) = await caller.wait([decoding], "decoding")
         except WrongModality as error:
@@ -202,7 +208,7 @@ class Answers:
                 ) from error  # fmt: skip
             raise WrongModality("'frames' asks for a clip, and a picture came; leave it out", field="frames") from error
         (seen,), times = decoded.seen, Outcomes([], decoded.seconds, time.time_ns())
-        asked = self._engine.ask([bare()], seen.pixels, caller.deadline, seen.digest, embed=True)
+        asked = self._engine.ask([bare()], seen.pixels, caller.deadline, seen.digest, caller.asker, embed=True)
         (answer,) = await caller.wait(asked, "computing")
         assert answer.vector is not None, "an engine left out what was asked"
         return Embedded(
@@ -211,7 +217,7 @@ class Answers:
 
     async def unpack(self, work: Callable[[], T], caller: Caller) -> T:
         """Make a request's bytes into bodies, off the event loop."""
-        (made,) = await caller.wait([self._decoder.unpack(work, caller.left)], "reading the body")
+        (made,) = await caller.wait([self._decoder.unpack(work, caller.left, caller.asker)], "reading the body")
         return made
 
     async def _compute(
@@ -222,14 +228,14 @@ class Answers:
         seen_by = zip(versions, decoded, strict=True)
         rows = sum(len(seen.pixels) for served, seen in seen_by if len(seen.pixels) > served.config.frames)
         if rows:  # all views or none: those that found room would be computed for nothing
-            await self._engine.check_room(rows, caller.deadline, ())
+            await self._engine.check_room(rows, caller.deadline, (), caller.asker)
         try:
             for seen in {id(seen): seen for seen in decoded}.values():
                 places = [place for place, other in enumerate(decoded) if other is seen]
                 items = [self._item(versions[place]) for place in places]
                 for number, view in enumerate(seen.pixels.views(versions[places[0]].config.frames)):
                     picture = seen.digest + number.to_bytes(2, "little") if number else seen.digest
-                    asked = self._engine.ask(items, view, caller.deadline, picture, embed=embed)
+                    asked = self._engine.ask(items, view, caller.deadline, picture, caller.asker, embed=embed)
                     for place, answer in zip(places, asked, strict=True):
                         answers[place].append(answer)
             found = iter(await caller.wait([one for views in answers.values() for one in views], "computing"))

@@ -130,7 +130,7 @@ class _Process:
             connections = cells_of(memory.mapped(told["connections"]))
             self._server = _Server(
                 server_config(settings, front.served), on_started=lambda: channel.send(Told("up", {})),
-                share=Share(connections, told["number"]) if len(connections) > 1 else None,
+                share=Share(connections, told["number"]) if len(connections) > 1 else None, pins=front.pins,
             )  # fmt: skip
             channel.send(Told("built", {}))
             await self._go.wait()
@@ -157,7 +157,7 @@ class _Process:
 
     def _engine(self, number: int, path: str) -> RemoteEngine:
         settings, told = self._settings, self._begun.told
-        room = Room.shared(settings, told["cells"], number)
+        room = Room.of(settings, told["cells"], number)
         return RemoteEngine(path, told["number"], room, settings.ready_timeout_s)
 
     def _pixels(self, size: Size) -> PixelMemory:

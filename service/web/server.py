@@ -16,6 +16,7 @@ import uvicorn
 
 from service.settings import Settings
 from service.web.accepting import Acceptor, Share
+from service.web.pins import Pins
 from service.web.protocol import BoundedProtocol
 
 BACKLOG = 2048
@@ -51,16 +52,21 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, on_started: Callable[[], object] = lambda: None, share: Share | None = None
-    ) -> None:
+        self, config: uvicorn.Config, on_started: Callable[[], object] = lambda: None, share: Share | None = None,
+        pins: Pins | None = None,
+    ) -> None:  # fmt: skip
         """``share``: of the connections, where several processes listen on the same socket."""
         super().__init__(config)
-        self._on_started, self._share = on_started, share
+        self._on_started, self._share, self._pins = on_started, share, pins
+        self._following: asyncio.Task[None] | None = None
         if share is not None:
             self.server_state.connections = cast(Any, share)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
+        """Listen, and say so; pinned tasks are there before."""
+        if self._pins is not None:
+            await self._pins.settle()
+            self._following = asyncio.create_task(self._pins.follow())
         if self._share is None:
             await super().startup(sockets)
         else:
@@ -72,6 +78,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Return when all is answered, at the latest after ``timeout_graceful_shutdown`` seconds and one."""
+        if self._following is not None:
+            self._following.cancel()
         end = time.monotonic() + (self.config.timeout_graceful_shutdown or 0)
         self.lifespan.state[DRAINING] = True
         taken, connections = set(self.server_state.tasks), set(self.server_state.connections)

@@ -95,8 +95,8 @@ class Uploads:
         staging = staged.staging
         ((digest, header),) = await caller.wait([self._pool.submit(lambda: self._check(staging))], "checking the file")
         try:
-            trial = asyncio.ensure_future(self._engine.try_file(str(staging.path), digest, task, caller.deadline))
-            await caller.wait([trial], "trying the adapter")
+            trying = self._engine.try_file(str(staging.path), digest, task, caller.deadline, caller.asker)
+            await caller.wait([asyncio.ensure_future(trying)], "trying the adapter")
             # From here it is not given up: what is on the disk and what was answered must agree.
             info, created = await asyncio.shield(
                 self._work(lambda: self._catalogue.publish(staging, task, header, activate=activate))

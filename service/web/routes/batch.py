@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -32,6 +33,7 @@ from service.web.prediction import Answers, Extras, Outcomes
 from service.web.problems import document, plain_document
 from service.web.routes.batch_body import GZIP, TAR, ZIP, BatchBody
 from service.web.routes.bodies import exchange, receive
+from service.web.routes.callers import TheAsker
 from service.web.routes.common import TaskName, problems
 from service.web.routes.parameters import declared
 from service.web.routes.predict import TOP_K, TheExtras, TopK, Version, wire
@@ -115,7 +117,7 @@ class BatchCall:
         rows = served.config.rows
         if extras.excerpt and extras.excerpt.window:  # as many as there may be, and that half of the queue holds
             rows = max(rows, min(rows * self.settings.max_windows, self.settings.max_queue_rows // 2))
-        asked = BatchOrder(entries, rows, answer, self._bad)
+        asked = BatchOrder(entries, rows, answer, self._bad, partial(self._answers.admit, caller))
         return _Streamed(self, place, self.batches.lines(asked, caller), caller)
 
     def _good(self, index: int, name: str, outcomes: Outcomes) -> bytes:
@@ -184,15 +186,15 @@ class _Streamed(Lines):
 
 @router.post(PATH, openapi_extra=_BODY, responses=_RESPONSES, response_class=Lines)
 async def batch(
-    request: Request, task: TaskName, extras: TheExtras, top_k: TopK = TOP_K, version: Version = None,
-    deadline_ms: DeadlineMs = None,
+    request: Request, task: TaskName, asker: TheAsker, extras: TheExtras, top_k: TopK = TOP_K,
+    version: Version = None, deadline_ms: DeadlineMs = None,
 ) -> Response:  # fmt: skip
     """Classify many pictures or clips: a line of JSON for each, in order, sent as soon as it is there.
 
     An item that cannot be answered is a line with its problem. One version answers for all.
     """
     call = BatchCall(request, task)
-    caller = Caller(_seconds(call.settings, deadline_ms))
+    caller = Caller(_seconds(call.settings, deadline_ms), asker)
     call.catalogue.repository.version(task, version)
     place = await call.batches.enter()
     try:

@@ -37,8 +37,9 @@ class Sink(Protocol):
 class Memory:
     """A sink that keeps everything, within what all may keep together; it counts until the ``async with`` ends."""
 
-    def __init__(self, budget: Budget) -> None:
-        self._budget, self._held = budget, 0
+    def __init__(self, budget: Budget, holder: str = "") -> None:
+        """``holder``: whose part of it they take."""
+        self._budget, self._holder, self._held = budget, holder, 0
         self._chunks: list[bytes] = []
 
     async def write(self, chunk: bytes) -> None:
@@ -51,11 +52,11 @@ class Memory:
 
     async def __aexit__(self, *_: object) -> None:
         self._chunks.clear()
-        self._budget.give(self._held)
+        self._budget.give(self._held, self._holder)
 
     def hold(self, count: int) -> None:
         """Count bytes that are made of these. Raises QueueFull as ``write``."""
-        self._budget.take(count)
+        self._budget.take(count, self._holder)
         self._held += count
 
     def take(self) -> bytes:

@@ -18,10 +18,12 @@ from adapters.errors import AdaptError
 from service.hosts import place
 from service.keys import EVERYBODY, Key, Keys
 from service.settings import Settings
+from service.web.caller import Caller
 from service.web.door import hosts_of
 from service.web.middleware import given_up, unforeseen
 from service.web.problems import respond
 from service.web.protocol import CROWDED
+from service.web.routes.callers import asker_of, deadline_seconds
 from service.web.routes.common import count_for
 from service.web.routes.predict import MANY, ONE, TOP_K, Calls
 from service.web.server import DRAINING
@@ -30,9 +32,8 @@ _NUMBER = rb"[1-9][0-9]{0,8}"
 _NAME = TASK_PATTERN.removeprefix("^").removesuffix("$")
 _ONE = re.compile(rb"(?:top_k=(%b))?(?:(?:^|&)version=(%b))?" % (_NUMBER, _NUMBER))
 _MANY = re.compile(rb"(task=%b(?:&task=%b)*)(?:&top_k=(%b))?" % (_NAME.encode(), _NAME.encode(), _NUMBER))
-_HEEDED = frozenset(
-    (b"host", b"origin", b"sec-fetch-site", b"authorization", b"x-api-key", b"x-deadline-ms", b"content-type")
-)
+_DEADLINE, _PRIORITY = re.compile(rb"(?:%b)?" % _NUMBER), re.compile(rb"[0-9]?")
+_HEEDED = frozenset(b"host origin sec-fetch-site authorization x-api-key x-deadline-ms x-priority content-type".split())
 MAX_HOSTS = 256
 """Forms of this server's own names that are remembered, as they came in Host headers."""
 
@@ -53,6 +54,7 @@ class Asked:
     top_k: int
     version: int | None
     deadline_ms: int | None
+    priority: int | None
     key: Key
 
 
@@ -75,12 +77,13 @@ class Plain:
         request = Request(scope, receive)
         response: Response
         try:
+            caller = Caller(deadline_seconds(calls.settings, asked.deadline_ms), asker_of(asked.key, asked.priority))
             await calls.catalogue.catch_up()
             count_for(request, calls.catalogue, asked.tasks)
             if asked.template is self._one:
-                response = await calls.one(request, asked.tasks[0], asked.version, asked.top_k, asked.deadline_ms)
+                response = await calls.one(request, asked.tasks[0], asked.version, asked.top_k, caller)
             else:
-                response = await calls.many(request, asked.tasks, asked.top_k, asked.deadline_ms)
+                response = await calls.many(request, asked.tasks, asked.top_k, caller)
         except AdaptError as error:
             response = respond(error, state["request_id"])
         except asyncio.CancelledError:  # uvicorn's, at the end of a stop
@@ -104,8 +107,8 @@ class Plain:
                 heeded[name] = value
         if b"origin" in heeded or b"sec-fetch-site" in heeded or not self._is_ours(heeded.get(b"host")):
             return None
-        deadline = heeded.get(b"x-deadline-ms")
-        if deadline is not None and not re.fullmatch(_NUMBER, deadline):
+        deadline, priority = heeded.get(b"x-deadline-ms", b""), heeded.get(b"x-priority", b"")
+        if not (_DEADLINE.fullmatch(deadline) and _PRIORITY.fullmatch(priority)):
             return None
         one: str | None = path[1]
         query = (_MANY if one is None else _ONE).fullmatch(scope["query_string"])
@@ -122,7 +125,8 @@ class Plain:
             return None
         return Asked(
             self._many if one is None else self._one, tasks, int(top_k or TOP_K),
-            None if version is None else int(version), None if deadline is None else int(deadline), key,
+            None if version is None else int(version), int(deadline) if deadline else None,
+            int(priority) if priority else None, key,
         )  # fmt: skip
 
     def _is_ours(self, host: bytes | None) -> bool:

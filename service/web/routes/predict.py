@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
@@ -26,6 +26,7 @@ from service.web.caller import Caller
 from service.web.prediction import PLAIN, Answers, Extras, Outcome, Outcomes
 from service.web.recorder import Recorder
 from service.web.routes.bodies import Memory, exchange, receive
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import SHAPE, TaskName, checked_name, count_for, file_body, problems
 from service.web.schemas import EmbedAnswer, LabelScore, ManyAnswer, PredictAnswer, WindowAnswer
 
@@ -77,14 +78,6 @@ async def extras(
 
 TheExtras = Annotated[Extras, Depends(extras)]
 Version = Annotated[int | SkipJsonSchema[None], Query(ge=1, description="a version other than the active one")]
-DeadlineMs = Annotated[
-    int | SkipJsonSchema[None],
-    Header(
-        alias="X-Deadline-Ms",
-        ge=1,
-        description="milliseconds that this answer is worth waiting for, once the body is sent",
-    ),
-]
 Tasks = Annotated[
     list[Annotated[str, Field(json_schema_extra=SHAPE)]],
     Query(min_length=1, description="repeat it: ?task=a&task=b", examples=[["digits"]]),
@@ -107,32 +100,31 @@ class Calls:
         self._recorder: Recorder | None = state.recorder
 
     async def one(
-        self, request: Request, task: str, version: int | None, top_k: int, deadline_ms: int | None,
-        extras: Extras = PLAIN,
-    ) -> Response:  # fmt: skip
+        self, request: Request, task: str, version: int | None, top_k: int, caller: Caller, extras: Extras = PLAIN
+    ) -> Response:
         """The answer of one task."""
-        outcomes = await self._answer(request, [(task, version)], top_k, deadline_ms, extras)
+        outcomes = await self._answer(request, [(task, version)], top_k, caller, extras)
         return _response(wire(outcomes.results[0]), _timing_of(outcomes))
 
     async def many(
-        self, request: Request, tasks: Sequence[str], top_k: int, deadline_ms: int | None, extras: Extras = PLAIN
+        self, request: Request, tasks: Sequence[str], top_k: int, caller: Caller, extras: Extras = PLAIN
     ) -> Response:
         """The answers of several."""
-        outcomes = await self._answer(request, [(name, None) for name in tasks], top_k, deadline_ms, extras)
+        outcomes = await self._answer(request, [(name, None) for name in tasks], top_k, caller, extras)
         return _response(ManyAnswer(results=[wire(outcome) for outcome in outcomes.results]), _timing_of(outcomes))
 
     async def _answer(
-        self, request: Request, asked: list[tuple[str, int | None]], top_k: int, deadline_ms: int | None, extras: Extras
+        self, request: Request, asked: list[tuple[str, int | None]], top_k: int, caller: Caller, extras: Extras
     ) -> Outcomes:
         """What is asked is looked up before the body is read, and fixed after it.
 
         The deadline counts from the whole body; a slow sender's has bounds of its own.
         """
         catalogue = self.catalogue
-        caller = Caller(deadline_seconds(self.settings, deadline_ms))
-        async with Memory(self._bodies) as memory:
+        async with Memory(self._bodies, caller.asker.holder) as memory:
             digests = [catalogue.repository.version(task, version).digest for task, version in asked]
             await self._answers.check_room(digests, caller)
+            self._answers.admit(caller)
             await self._receive(request, memory, caller)
             await catalogue.catch_up()
             versions = [await catalogue.resolve(task, version) for task, version in asked]
@@ -146,11 +138,11 @@ class Calls:
                 recorder.keep(request.state.request_id, kept, outcomes)
             return outcomes
 
-    async def embed(self, request: Request, frames: int | None, deadline_ms: int | None) -> Response:
+    async def embed(self, request: Request, frames: int | None, caller: Caller) -> Response:
         """The bare backbone's vector."""
-        caller = Caller(deadline_seconds(self.settings, deadline_ms))
-        async with Memory(self._bodies) as memory:
+        async with Memory(self._bodies, caller.asker.holder) as memory:
             await self._answers.check_room_bare(caller)
+            self._answers.admit(caller)
             await self._receive(request, memory, caller)
             await self._answers.check_room_bare(caller)
             try:
@@ -195,19 +187,6 @@ class Calls:
         return outcomes
 
 
-def deadline_seconds(settings: Settings, deadline_ms: int | None) -> float:
-    """How long an answer is worth waiting for. Raises BadRequest."""
-    if deadline_ms is None:
-        return settings.deadline_s
-    limit = settings.max_deadline_s
-    if deadline_ms > 1000 * limit:
-        raise BadRequest(
-            f"X-Deadline-Ms is {deadline_ms}, the limit is {1000 * limit:g} (max_deadline_s)",
-            field="X-Deadline-Ms", limit=1000 * limit, value=deadline_ms,
-        )  # fmt: skip
-    return deadline_ms / 1000
-
-
 async def calls(request: Request) -> Calls:
     """As built for the whole server."""
     built: Calls = request.app.state.calls
@@ -222,20 +201,19 @@ async def predict(
     request: Request,
     calls: TheCalls,
     task: TaskName,
+    caller: TheCaller,
     extras: TheExtras,
     top_k: TopK = TOP_K,
     version: Version = None,
-    deadline_ms: DeadlineMs = None,
 ) -> Response:
     """Classify a picture or clip. `Server-Timing` tells what decoding, queueing and computing took."""
-    return await calls.one(request, task, version, top_k, deadline_ms, extras)
+    return await calls.one(request, task, version, top_k, caller, extras)
 
 
 @router.post(MANY, openapi_extra=_BODY, responses=_PROBLEMS, response_model=ManyAnswer)
 async def predict_many(
-    request: Request, calls: TheCalls, task: Tasks, extras: TheExtras, top_k: TopK = TOP_K,
-    deadline_ms: DeadlineMs = None,
-) -> Response:  # fmt: skip
+    request: Request, calls: TheCalls, task: Tasks, caller: TheCaller, extras: TheExtras, top_k: TopK = TOP_K
+) -> Response:
     """Ask many tasks about one picture or clip: it is decoded once and computed in one go. All answer, or none."""
     limit = calls.settings.max_tasks_per_request
     if len(task) > limit:
@@ -245,20 +223,20 @@ async def predict_many(
         )  # fmt: skip
     names = [checked_name(name) for name in task]
     count_for(request, calls.catalogue, names)
-    return await calls.many(request, names, top_k, deadline_ms, extras)
+    return await calls.many(request, names, top_k, caller, extras)
 
 
 @router.post("/v1/embed", openapi_extra=_BODY, responses=_PROBLEMS, response_model=EmbedAnswer)
 async def embed(
     request: Request,
     calls: TheCalls,
+    caller: TheCaller,
     frames: Annotated[
         int | SkipJsonSchema[None], Query(ge=1, le=MAX_FRAMES, description="of a clip, 8 if not said; not for pictures")
     ] = None,
-    deadline_ms: DeadlineMs = None,
 ) -> Response:
     """The frozen backbone's own vector of a picture or clip, before any adapter: for search and clustering."""
-    return await calls.embed(request, frames, deadline_ms)
+    return await calls.embed(request, frames, caller)
 
 
 def _response(answer: BaseModel, timing: str) -> Response:

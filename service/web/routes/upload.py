@@ -11,7 +11,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.web.caller import Caller
 from service.web.routes.bodies import exchange, receive
+from service.web.routes.callers import asker_of
 from service.web.routes.common import TaskName, TheCatalogue, TheSettings, TheUploads, file_body, problems
+from service.web.routes.guard import Holder
 from service.web.routes.tasks import version_fields
 from service.web.schemas import UploadAnswer
 
@@ -38,11 +40,12 @@ async def upload(
     catalogue: TheCatalogue,
     uploads: TheUploads,
     task: TaskName,
+    holder: Holder,
     activate: Annotated[bool, Query(description="false stages the version: it waits for an activate call")] = True,
 ) -> UploadAnswer:
     """Publish a version. It is checked and tried first; when this returns, it answers and survives a crash."""
     limit = settings.max_adapter_bytes
-    caller = Caller(settings.upload_timeout_s)
+    caller = Caller(settings.upload_timeout_s, asker_of(holder))
     async with uploads.staging(limit) as staged:
         filename = await receive(
             request, staged, settings, limit=limit, limit_name="max_adapter_bytes", fields=["file"]

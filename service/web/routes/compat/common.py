@@ -9,10 +9,9 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Header, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic.json_schema import SkipJsonSchema
 
 from adapters.errors import AdaptError
 from service.engine.interface import Link
@@ -26,7 +25,7 @@ from service.web.problems import bad_request, respond
 from service.web.routes.bodies import Memory, exchange, receive
 from service.web.routes.common import problems
 from service.web.routes.compat.reading import Bounds, Inputs, inflated
-from service.web.routes.predict import Calls, deadline_seconds
+from service.web.routes.predict import Calls
 
 LARGE_ANSWER = 4096
 """Labels in one answer from which it is written off the event loop."""
@@ -79,7 +78,7 @@ class BatchCalls:
         request: Request,
         task: str,
         version: int | None,
-        deadline_ms: int | None,
+        caller: Caller,
         read: Callable[[bytes], A],
         fields: Sequence[str] = (),
     ) -> tuple[A, Outcomes]:
@@ -89,9 +88,9 @@ class BatchCalls:
         own endpoint does; what is wrong with one of several files says which.
         """
         settings, catalogue = self.settings, self.catalogue
-        caller = Caller(deadline_seconds(settings, deadline_ms))
-        async with Memory(self._bodies) as memory:
+        async with Memory(self._bodies, caller.asker.holder) as memory:
             await self._answers.check_room([catalogue.repository.version(task, version).digest], caller)
+            self._answers.admit(caller)
             limit, name = settings.max_request_bytes, "max_request_bytes"
             await receive(request, memory, settings, limit=limit, limit_name=name, fields=fields, json=True)
             caller.restart()
@@ -104,6 +103,8 @@ class BatchCalls:
             served = await catalogue.resolve(task, version)
             self._check_rows(asked, served)
             await self._answers.check_room([served.digest] * len(asked.files), caller)
+            if len(asked.files) > 1:
+                self._answers.admit(caller, len(asked.files) - 1)
             answering = self._answers.predict_each(asked.files, served, asked.top_k, asked.score, caller)
             return asked, await self._calls.told(request, [task] * len(asked.files), caller, answering)
 
@@ -135,10 +136,6 @@ async def batches(request: Request) -> BatchCalls:
 
 
 TheBatchCalls = Annotated[BatchCalls, Depends(batches)]
-DeadlineMs = Annotated[
-    int | SkipJsonSchema[None],
-    Header(alias="X-Deadline-Ms", ge=1, description="milliseconds that this answer is worth waiting for"),
-]
 
 
 async def written(outcomes: Outcomes, write: Callable[[], T]) -> T:

@@ -12,8 +12,9 @@ from fastapi import APIRouter, Request, Response
 from adapters.errors import AdaptError
 from service.errors import BadRequest
 from service.web.prediction import Outcome
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import TaskName, TheCatalogue, TheEngine, problems
-from service.web.routes.compat.common import PROBLEMS, DeadlineMs, TheBatchCalls, Translated, json_body, written
+from service.web.routes.compat.common import PROBLEMS, TheBatchCalls, Translated, json_body, written
 from service.web.routes.compat.reading import (
     Bounds,
     Inputs,
@@ -68,12 +69,12 @@ _BODY = json_body(
 
 @router.post("/models/{task}", openapi_extra=_BODY, responses=PROBLEMS)
 async def classify(
-    request: Request, batches: TheBatchCalls, task: TaskName, top_k: TopK = TOP_K, version: Version = None,
-    deadline_ms: DeadlineMs = None,
+    request: Request, batches: TheBatchCalls, caller: TheCaller, task: TaskName, top_k: TopK = TOP_K,
+    version: Version = None,
 ) -> Response:  # fmt: skip
     """Classify a picture or clip: a list of labels and scores, best first."""
     read = partial(read_hub, top_k=top_k, bounds=batches.bounds)
-    asked, outcomes = await batches.answer(request, task, version, deadline_ms, read, [*FIELDS, "inputs"])
+    asked, outcomes = await batches.answer(request, task, version, caller, read, [*FIELDS, "inputs"])
     several = isinstance(asked, ListedInputs)
 
     def write() -> bytes:

@@ -15,10 +15,11 @@ from pydantic.json_schema import SkipJsonSchema
 from adapters.version import installed_version
 from service.store.catalogue import Catalogue
 from service.watch.counts import Counting
+from service.web.caller import Caller
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import Number, TaskName, TheCatalogue, TheCounts, TheEngine, TheSettings, problems
 from service.web.routes.compat.common import (
     PROBLEMS,
-    DeadlineMs,
     TheBatchCalls,
     Translated,
     json_body,
@@ -141,21 +142,21 @@ async def version_config(
 async def infer(
     request: Request,
     batches: TheBatchCalls,
+    caller: TheCaller,
     task: TaskName,
-    deadline_ms: DeadlineMs = None,
     header: HeaderLength = None,
 ) -> Response:
     """Classify one or more pictures or clips; they are computed together and answered in order, all or none."""
-    return await _infer(request, batches, task, None, deadline_ms, header)
+    return await _infer(request, batches, task, None, caller, header)
 
 
 @router.post(_VERSION + "/infer", **_INFER)
 async def infer_version(
-    request: Request, batches: TheBatchCalls, task: TaskName, version: Number, deadline_ms: DeadlineMs = None,
+    request: Request, batches: TheBatchCalls, caller: TheCaller, task: TaskName, version: Number,
     header: HeaderLength = None,
 ) -> Response:  # fmt: skip
     """The same by a version, active or not."""
-    return await _infer(request, batches, task, version, deadline_ms, header)
+    return await _infer(request, batches, task, version, caller, header)
 
 
 async def _infer(
@@ -163,11 +164,11 @@ async def _infer(
     batches: TheBatchCalls,
     task: str,
     version: int | None,
-    deadline_ms: int | None,
+    caller: Caller,
     header: str | None,
 ) -> Response:
     read = partial(read_infer, header_length=header, bounds=batches.bounds)
-    asked, outcomes = await batches.answer(request, task, version, deadline_ms, read)
+    asked, outcomes = await batches.answer(request, task, version, caller, read)
     found, rows = outcomes.results[0].served.version, [one.predictions for one in outcomes.results]
     body, json_bytes = await written(outcomes, lambda: write_infer(asked, task, found, rows))
     if json_bytes is None:

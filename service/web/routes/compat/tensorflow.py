@@ -12,10 +12,11 @@ from fastapi import APIRouter, Request, Response
 
 from service.errors import BadRequest
 from service.store.catalogue import Catalogue
+from service.web.caller import Caller
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import Number, TaskName, TheCatalogue, TheEngine, problems
 from service.web.routes.compat.common import (
     PROBLEMS,
-    DeadlineMs,
     TheBatchCalls,
     Translated,
     json_body,
@@ -65,36 +66,34 @@ async def models(catalogue: TheCatalogue, key: Holder) -> dict[str, Sequence[str
 
 @router.post(_ONE + ":predict", **_call(ROWS, COLUMNS))
 async def predict(
-    request: Request, batches: TheBatchCalls, task: TaskName, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
+    request: Request, batches: TheBatchCalls, caller: TheCaller, task: TaskName, top_k: TopK = TOP_K
 ) -> Response:
     """Classify pictures or clips: labels and scores of each, best first, in the form that the request had."""
-    return await _predict(request, batches, task, None, top_k, deadline_ms)
+    return await _predict(request, batches, task, None, top_k, caller)
 
 
 @router.post(_VERSION + ":predict", **_call(ROWS, COLUMNS))
 async def predict_version(
-    request: Request, batches: TheBatchCalls, task: TaskName, version: Number, top_k: TopK = TOP_K,
-    deadline_ms: DeadlineMs = None,
+    request: Request, batches: TheBatchCalls, caller: TheCaller, task: TaskName, version: Number, top_k: TopK = TOP_K,
 ) -> Response:  # fmt: skip
     """The same by a version, active or not."""
-    return await _predict(request, batches, task, version, top_k, deadline_ms)
+    return await _predict(request, batches, task, version, top_k, caller)
 
 
 @router.post(_ONE + ":classify", **_call(EXAMPLES))
 async def classify(
-    request: Request, batches: TheBatchCalls, task: TaskName, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
+    request: Request, batches: TheBatchCalls, caller: TheCaller, task: TaskName, top_k: TopK = TOP_K
 ) -> Response:
     """Classify pictures or clips: a list of pairs for each, best first."""
-    return await _classify(request, batches, task, None, top_k, deadline_ms)
+    return await _classify(request, batches, task, None, top_k, caller)
 
 
 @router.post(_VERSION + ":classify", **_call(EXAMPLES))
 async def classify_version(
-    request: Request, batches: TheBatchCalls, task: TaskName, version: Number, top_k: TopK = TOP_K,
-    deadline_ms: DeadlineMs = None,
+    request: Request, batches: TheBatchCalls, caller: TheCaller, task: TaskName, version: Number, top_k: TopK = TOP_K,
 ) -> Response:  # fmt: skip
     """The same by a version, active or not."""
-    return await _classify(request, batches, task, version, top_k, deadline_ms)
+    return await _classify(request, batches, task, version, top_k, caller)
 
 
 @router.get(_ONE, responses=problems(404, 422, 503))
@@ -122,10 +121,10 @@ async def version_metadata(catalogue: TheCatalogue, task: TaskName, version: Num
 
 
 async def _predict(
-    request: Request, batches: TheBatchCalls, task: str, version: int | None, top_k: int, deadline_ms: int | None
+    request: Request, batches: TheBatchCalls, task: str, version: int | None, top_k: int, caller: Caller
 ) -> Response:
     read = partial(read_serving, names=(ROWS, COLUMNS), top_k=top_k, bounds=batches.bounds)
-    asked, outcomes = await batches.answer(request, task, version, deadline_ms, read)
+    asked, outcomes = await batches.answer(request, task, version, caller, read)
 
     def write() -> bytes:
         labels = [[one.label for one in row.predictions] for row in outcomes.results]
@@ -139,10 +138,10 @@ async def _predict(
 
 
 async def _classify(
-    request: Request, batches: TheBatchCalls, task: str, version: int | None, top_k: int, deadline_ms: int | None
+    request: Request, batches: TheBatchCalls, task: str, version: int | None, top_k: int, caller: Caller
 ) -> Response:
     read = partial(read_serving, names=(EXAMPLES,), top_k=top_k, bounds=batches.bounds)
-    _, outcomes = await batches.answer(request, task, version, deadline_ms, read)
+    _, outcomes = await batches.answer(request, task, version, caller, read)
 
     def write() -> bytes:
         pairs = [[[one.label, one.score] for one in row.predictions] for row in outcomes.results]

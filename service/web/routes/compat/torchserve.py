@@ -27,11 +27,12 @@ from service.errors import (
 )
 from service.store.catalogue import Catalogue
 from service.store.manifest import VersionInfo
+from service.web.caller import Caller
 from service.web.pages import page
 from service.web.problems import respond
+from service.web.routes.callers import TheCaller
 from service.web.routes.common import TaskName, TheCatalogue, TheEngine, problems
 from service.web.routes.compat.common import (
-    DeadlineMs,
     TheBatchCalls,
     Translated,
     json_body,
@@ -106,20 +107,19 @@ async def ping(engine: TheEngine) -> Response:
 @router.post("/predictions/{task}", **_BODY)
 @router.put("/predictions/{task}", **_BODY)
 async def predictions(
-    request: Request, batches: TheBatchCalls, task: TaskName, top_k: TopK = TOP_K, deadline_ms: DeadlineMs = None
+    request: Request, batches: TheBatchCalls, caller: TheCaller, task: TaskName, top_k: TopK = TOP_K
 ) -> Response:
     """Classify a picture or clip: an object of labels and scores, best first."""
-    return await _predict(request, batches, task, None, top_k, deadline_ms)
+    return await _predict(request, batches, task, None, top_k, caller)
 
 
 @router.post("/predictions/{task}/{version}", **_BODY)
 @router.put("/predictions/{task}/{version}", **_BODY)
 async def version_predictions(
-    request: Request, batches: TheBatchCalls, task: TaskName, version: str, top_k: TopK = TOP_K,
-    deadline_ms: DeadlineMs = None,
+    request: Request, batches: TheBatchCalls, caller: TheCaller, task: TaskName, version: str, top_k: TopK = TOP_K,
 ) -> Response:  # fmt: skip
     """The same by a version, active or not: `3`, or `3.0`."""
-    return await _predict(request, batches, task, _number(task, version), top_k, deadline_ms)
+    return await _predict(request, batches, task, _number(task, version), top_k, caller)
 
 
 @router.get("/models", responses=_refusals())
@@ -153,10 +153,10 @@ async def describe_version(
 
 
 async def _predict(
-    request: Request, batches: TheBatchCalls, task: str, version: int | None, top_k: int, deadline_ms: int | None
+    request: Request, batches: TheBatchCalls, task: str, version: int | None, top_k: int, caller: Caller
 ) -> Response:
     read = partial(read_prediction, top_k=top_k, bounds=batches.bounds)
-    _, outcomes = await batches.answer(request, task, version, deadline_ms, read, [*NAMES, *FIELDS])
+    _, outcomes = await batches.answer(request, task, version, caller, read, [*NAMES, *FIELDS])
     (outcome,) = outcomes.results
     row = {one.label: one.score for one in outcome.predictions}
     return Response(await written(outcomes, lambda: msgspec.json.encode(row)), media_type="application/json")

@@ -1,0 +1,83 @@
+"""Pins: the tasks that are always on the device, whatever else is asked for, and whichever of their versions is active.
+
+It knows the catalogue and what an engine answers; it does not know HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from adapters.errors import AdaptError, NoRoom
+from adapters.limits import variable
+from service.engine.interface import Link
+from service.messages import Item
+from service.settings import Settings
+from service.share_settings import pinned_of
+from service.store.catalogue import Catalogue
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.25
+"""How often it looks whether another version is active: so late a pin may follow."""
+
+
+class Pins:
+    """``settle`` before anybody is served, then ``follow`` as long as somebody is."""
+
+    def __init__(self, settings: Settings, engine: Link, catalogue: Catalogue) -> None:
+        """Raises NoRoom where the slots could not hold them all."""
+        self._names = pinned_of(settings.pinned_tasks)
+        self._engine, self._catalogue = engine, catalogue
+        self._told: Mapping[str, str] = {}
+        slots = engine.facts.slots
+        if len(self._names) >= slots:
+            raise NoRoom(
+                f"{len(self._names)} tasks are pinned ({variable('pinned_tasks')}), and the device has {slots} slots "
+                "(slots), one of which all others need; pin fewer, or raise slots",
+                field="pinned_tasks", limit=slots - 1, value=len(self._names),
+            )  # fmt: skip
+
+    async def settle(self) -> None:
+        """All that are there are on the device now. Raises NoRoom; what else is wrong is in the log."""
+        if not self._names:
+            return
+        await self._catalogue.catch_up()
+        self._told = wanted = self._wanted()
+        items = []
+        for task in wanted:
+            try:
+                served = await self._catalogue.resolve(task)
+            except AdaptError as error:  # deleted this moment, or made for another backbone
+                log.warning("the pinned task '%s' cannot be brought to the device: %s", task, error.message)
+            else:
+                items.append(Item(task, served.digest, self._catalogue.files(served)))
+        try:
+            await self._engine.pin(items)
+        except NoRoom:
+            raise
+        except AdaptError as error:
+            self._told = {}
+            log.warning("a pinned task is not on the device: %s", error.message)
+
+    async def follow(self) -> None:
+        """For ever, or until it is cancelled."""
+        while self._names:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self._catalogue.catch_up()
+                if self._wanted() != self._told:
+                    await self.settle()
+            except AdaptError as error:
+                log.warning("a pinned task is not on the device: %s", error.message)
+            except Exception:
+                log.exception("the pinned tasks could not be looked after; it is tried again")
+
+    def _wanted(self) -> Mapping[str, str]:
+        """The digest of each one that has an active version."""
+        found = {}
+        for name in self._names:
+            if self._catalogue.active(name) is not None:
+                found[name] = self._catalogue.repository.version(name, None).digest
+        return found

@@ -16,13 +16,14 @@ from adapters.clip_formats import CODECS, CONTAINERS, some_of
 from adapters.config import MAX_CLASSES, MAX_CLIP_ROWS, MAX_RANK, size_of, size_text
 from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variable
 from service import hosts
+from service.sharing import StoreSettings
 
 MIB = 2**20
 Names = Annotated[tuple[str, ...], NoDecode]
 """Separated by commas."""
 
 
-class Settings(BaseSettings):
+class Settings(StoreSettings, BaseSettings):
     """Name, default, bounds and help of every setting; the environment name is the prefix and the name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
@@ -51,7 +52,9 @@ class Settings(BaseSettings):
     insecure: bool = Field(False, description="Allow an address other than loopback without keys.")
     keys: str = Field("", description="Keys as `adaptserve keys create` prints them: hashes in a JSON list.")
     keys_file: str = Field("", description="File with the same JSON list; its keys are added to those above.")
-    data_dir: Path = Field(Path("data"), description="Folder of the tasks and their versions.")
+    data_dir: Path = Field(
+        Path("data"), description="Folder of the tasks and their versions; with a store, of what is kept of it here."
+    )
     backbone: str = Field("demo", description="`demo`, a timm model name, or a folder of timm or transformers.")
     weights: str = Field(
         "",

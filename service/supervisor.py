@@ -30,7 +30,7 @@ from service.store.catalogue import Catalogue
 from service.store.demo import publish_demo
 from service.store.journal import Journal
 from service.store.locks import FolderLock
-from service.store.repository import Repository
+from service.store.opening import followed, open_repository
 from service.watch.counts import Counts
 from service.watch.metrics import SHARED_FOLDER
 
@@ -125,16 +125,16 @@ class Supervisor:
     async def _start(self, stack: AsyncExitStack, said: Callable[[Facts, Sequence[str]], None]) -> None:
         settings = self._settings
         stack.callback(FolderLock(settings.data_dir).close)
-        repository = Repository(
-            settings.data_dir, Journal(memory.mapped(self._journal)), max_tasks=settings.max_tasks,
-            max_versions=settings.max_versions_per_task, owner="supervisor",
-        )  # fmt: skip
+        repository = open_repository(settings, Journal(memory.mapped(self._journal)), "supervisor")
         stack.callback(repository.close)
         engines = [await self._engine(number) for number in range(len(self._devices))]
         from service.engine.interface import Facts  # a third of a second, in which engines import torch
 
         for sentence in await asyncio.to_thread(repository.recover):
             log.warning("recovery: %s", sentence)
+        follows = followed(settings, repository)
+        await asyncio.to_thread(follows.__enter__)
+        stack.push(follows.__exit__)
         front_ends = [await self._front_end(number) for number in range(self._count)]
         facts = Facts.of((await asyncio.gather(*(self._up(engine) for engine in engines)))[0])
         if settings.backbone == "demo":

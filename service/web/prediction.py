@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.config import AdapterConfig
-from adapters.errors import AdaptError, WrongModality
+from adapters.errors import AdaptError, BrokenAdapter, WrongModality
 from adapters.media import Excerpt, Span, sniff
 from adapters.meta import BARE_FRAMES, bare_config
 from adapters.scores import Prediction, best, probabilities
 from service.engine.interface import Answer, Answering, Link
+from service.errors import UnknownVersion
 from service.messages import BARE, Item
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
@@ -206,6 +207,17 @@ class Answers:
         return made
 
     async def _compute(
+        self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool
+    ) -> list[list[Answer]]:
+        """``_compute_once``; once more where files were fetched that an engine did not find."""
+        try:
+            return await self._compute_once(versions, decoded, caller, named, embed=embed)
+        except (UnknownVersion, BrokenAdapter):
+            if not await self._catalogue.bring_again(versions):
+                raise
+        return await self._compute_once(versions, decoded, caller, named, embed=embed)
+
+    async def _compute_once(
         self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool
     ) -> list[list[Answer]]:
         """The answers to each version's views. Those that see the same pixels are asked for together."""

@@ -30,7 +30,7 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 @router.get(
     "/v1/tasks/{task}/versions/{version}/adapter",
     response_class=StreamingResponse,
-    responses=problems(404, 416)
+    responses=problems(404, 416, 503)
     | {
         200: {"content": {FILE: {}}},
         206: {"description": "The bytes that Range asks for.", "content": {FILE: {}}},
@@ -55,6 +55,7 @@ async def download(request: Request, catalogue: TheCatalogue, task: TaskName, ve
             start, end = part
             status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{info.size}"
     # Opened before the answer starts, so a version deleted meanwhile is still sent whole.
+    await catalogue.repository.bring(info)
     file = await asyncio.to_thread(catalogue.open, task, version)
     headers["Content-Length"] = str(end - start)
     return _Download(file, start, end, status, headers)

@@ -22,7 +22,7 @@ from service.web.door import hosts_of
 from service.web.middleware import given_up, unforeseen
 from service.web.problems import respond
 from service.web.protocol import CROWDED
-from service.web.routes.common import count_for
+from service.web.routes.common import GENERATION, count_for
 from service.web.routes.predict import MANY, ONE, TOP_K, Calls
 from service.web.server import DRAINING
 
@@ -30,9 +30,8 @@ _NUMBER = rb"[1-9][0-9]{0,8}"
 _NAME = TASK_PATTERN.removeprefix("^").removesuffix("$")
 _ONE = re.compile(rb"(?:top_k=(%b))?(?:(?:^|&)version=(%b))?" % (_NUMBER, _NUMBER))
 _MANY = re.compile(rb"(task=%b(?:&task=%b)*)(?:&top_k=(%b))?" % (_NAME.encode(), _NAME.encode(), _NUMBER))
-_HEEDED = frozenset(
-    (b"host", b"origin", b"sec-fetch-site", b"authorization", b"x-api-key", b"x-deadline-ms", b"content-type")
-)
+_UNUSUAL = frozenset((b"origin", b"sec-fetch-site", GENERATION.lower().encode()))
+_HEEDED = _UNUSUAL | {b"host", b"authorization", b"x-api-key", b"x-deadline-ms", b"content-type"}
 MAX_HOSTS = 256
 """Forms of this server's own names that are remembered, as they came in Host headers."""
 
@@ -102,7 +101,7 @@ class Plain:
                 if name in heeded:
                     return None
                 heeded[name] = value
-        if b"origin" in heeded or b"sec-fetch-site" in heeded or not self._is_ours(heeded.get(b"host")):
+        if not _UNUSUAL.isdisjoint(heeded) or not self._is_ours(heeded.get(b"host")):
             return None
         deadline = heeded.get(b"x-deadline-ms")
         if deadline is not None and not re.fullmatch(_NUMBER, deadline):

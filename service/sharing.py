@@ -1,0 +1,41 @@
+"""The settings of a store that several servers share; ``service.settings`` has all others.
+
+It knows nothing of what the values are used for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, model_validator
+
+GIB = 2**30
+
+
+class StoreSettings(BaseModel):
+    """Names, defaults, bounds and help."""
+
+    store: str = Field(
+        "",
+        description="Store that several servers share: `s3://`, `gs://` or `az://` with bucket and path, `file://` for "
+        "a folder on a shared disk; empty, or a folder's path, for a folder of this server alone. docs/SCALE.md.",
+    )
+    store_poll_s: float = Field(
+        0.3, gt=0, le=60, description="How often the store is asked for what other servers changed, in seconds."
+    )
+    store_timeout_s: float = Field(5.0, gt=0, description="Time for one request to the store, in seconds.")
+    store_cache_bytes: int = Field(
+        10 * GIB, ge=0, description="Files of a store's versions kept on this server's disk, in bytes."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _store_in_a_folder(cls, given: Any) -> Any:
+        """A path as store is the data folder."""
+        store = given.get("store") if isinstance(given, dict) else None
+        if isinstance(store, str) and store and "://" not in store:
+            if given.get("data_dir") not in (None, store, Path(store)):
+                raise ValueError(f"store and data_dir name two folders: {store} and {given['data_dir']}; name one")
+            return {**given, "store": "", "data_dir": store}
+        return given

@@ -116,11 +116,15 @@ class Catalogue:
             return version in self.repository.task(task).versions
         return False
 
-    async def resolve(self, task: str, version: int | None = None) -> Served:
-        """The active version, or the one asked for. Raises UnknownTask, UnknownVersion, or why it cannot run here."""
+    async def find(self, task: str, version: int | None = None) -> VersionInfo:
+        """The active version, or the one asked for. Raises UnknownTask or UnknownVersion."""
         if version is not None:
             await self.look_for(task, version)
-        info = self.repository.version(task, version)
+        return self.repository.version(task, version)
+
+    async def resolve(self, task: str, version: int | None = None) -> Served:
+        """The active version, or the one asked for. Raises UnknownTask, UnknownVersion, or why it cannot run here."""
+        info = await self.find(task, version)
         description = await self.describe(info)
         if not description.fits:
             self._check(description.config)

@@ -134,8 +134,11 @@ class Mirror(Repository):
 
     @property
     def store_age(self) -> float:
-        """Seconds since the store was last heard of."""
         return self._journal.store_age
+
+    @property
+    def store_seen(self) -> int:
+        return self._journal.store_seen
 
     @property
     def is_away(self) -> bool:

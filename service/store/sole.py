@@ -49,3 +49,8 @@ class Sole:
     def store_age(self) -> float:
         """Seconds since what several servers share was last heard of; 0 for a folder."""
         return 0.0
+
+    @property
+    def store_seen(self) -> int:
+        """Every change up to that number is known here; 0 for a folder."""
+        return 0

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.config import AdapterConfig
-from adapters.errors import AdaptError, BrokenAdapter, WrongModality
+from adapters.errors import AdapterError, AdaptError, WrongModality
 from adapters.media import Excerpt, Span, sniff
 from adapters.meta import BARE_FRAMES, bare_config
 from adapters.scores import Prediction, best, probabilities
@@ -209,10 +209,10 @@ class Answers:
     async def _compute(
         self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool
     ) -> list[list[Answer]]:
-        """``_compute_once``; once more where files were fetched that an engine did not find."""
+        """``_compute_once``; once more where files were fetched that an engine did not find, or found wrong."""
         try:
             return await self._compute_once(versions, decoded, caller, named, embed=embed)
-        except (UnknownVersion, BrokenAdapter):
+        except (UnknownVersion, AdapterError):
             if not await self._catalogue.bring_again(versions):
                 raise
         return await self._compute_once(versions, decoded, caller, named, embed=embed)

@@ -193,7 +193,7 @@ async def batch(
     """
     call = BatchCall(request, task)
     caller = Caller(_seconds(call.settings, deadline_ms))
-    call.catalogue.repository.version(task, version)
+    await call.catalogue.find(task, version)
     place = await call.batches.enter()
     try:
         entries = await call.read(place, caller)

@@ -129,7 +129,7 @@ class Calls:
         catalogue = self.catalogue
         caller = Caller(deadline_seconds(self.settings, deadline_ms))
         async with Memory(self._bodies) as memory:
-            digests = [catalogue.repository.version(task, version).digest for task, version in asked]
+            digests = [(await catalogue.find(task, version)).digest for task, version in asked]
             await self._answers.check_room(digests, caller)
             await self._receive(request, memory, caller)
             await catalogue.catch_up()

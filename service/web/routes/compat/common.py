@@ -91,7 +91,7 @@ class BatchCalls:
         settings, catalogue = self.settings, self.catalogue
         caller = Caller(deadline_seconds(settings, deadline_ms))
         async with Memory(self._bodies) as memory:
-            await self._answers.check_room([catalogue.repository.version(task, version).digest], caller)
+            await self._answers.check_room([(await catalogue.find(task, version)).digest], caller)
             limit, name = settings.max_request_bytes, "max_request_bytes"
             await receive(request, memory, settings, limit=limit, limit_name=name, fields=fields, json=True)
             caller.restart()

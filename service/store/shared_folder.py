@@ -10,7 +10,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -32,7 +31,6 @@ class SharedFolder:
 
     def __init__(self, root: Path) -> None:
         self._root, self._hidden = root, root / _HIDDEN
-        self._turns = [threading.Lock() for _ in range(LOCKS)]  # record locks are a process's, not a thread's
 
     def get(self, key: str) -> tuple[bytes, Mark]:
         with _errors():
@@ -102,12 +100,15 @@ class SharedFolder:
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        """Be the one of all machines that changes the key. Record locks, since those go over NFS of every version."""
+        """Be the one of all machines that changes the key: on NFS Linux makes record locks of these, for all to see."""
         self._hidden.mkdir(parents=True, exist_ok=True)
         number = int(hashlib.sha256(key.encode()).hexdigest(), 16) % LOCKS
-        with self._turns[number], (self._hidden / f"lock-{number}").open("w") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            yield
+        with (self._hidden / f"lock-{number}").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # a child that is just being forked has the file open too
 
 
 @contextmanager

@@ -6,8 +6,7 @@ store first and then here. What others change, ``service.store.follower`` brings
 
     data/mirror/tasks/<task>/manifest.json   as in the store, with the mark of its state
     data/mirror/blobs/<sha256>               files of versions, within ``store_cache_bytes``
-    data/mirror/staging/                     uploads and fetches in progress
-    data/mirror/store                        which store this is of
+    data/mirror/staging/, store              uploads and fetches in progress; which store this is of
 """
 
 from __future__ import annotations

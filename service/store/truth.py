@@ -34,6 +34,8 @@ NAME, BLOBS, TASKS, LOG = "adaptserve.json", "blobs", "tasks", "log"
 NUMBER_DIGITS: Final = 16
 KEPT_NUMBERS: Final = 16
 """Of a manifest's changes: a writer that did not hear whether its own was made finds it among them."""
+KEPT_LOG: Final = 1000
+"""Numbers of the log that are kept however old they are, so that its end is found."""
 ANNOUNCED_S: Final = 15.0
 """After so long a change is announced anew before it is made: readers look out for it four times as long."""
 CHANGE_S: Final = 20.0
@@ -49,12 +51,17 @@ class Truth:
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
 
-    def identity(self) -> str:
-        """Which store this is; the first server that asks names it. Raises StoreRefused for a later format."""
+    def identity(self, *, make: bool = True) -> str:
+        """Which store this is; the first server that asks names it. Raises StoreRefused for a later format.
+
+        Without ``make`` also for one that is none yet.
+        """
         while True:
             try:
                 content, _ = self.objects.get(NAME)
-            except Missing:
+            except Missing as error:
+                if not make:
+                    raise StoreRefused("there is no store of adaptserve at this address") from error
                 with suppress(Taken):
                     self.objects.create(NAME, json.dumps({"format": FORMAT, "id": uuid.uuid4().hex}).encode())
                 continue

@@ -62,6 +62,7 @@ class Replicas:
         self.body = photograph()
         self.away: list[tuple[float, float]] = []
         self.counts: Counter[str] = Counter()
+        self.wanted = float("inf")  # changes after which writers end
         self.seen_after: list[float] = []
         self.wrong: list[str] = []
         self._stop = threading.Event()
@@ -82,10 +83,10 @@ class Replicas:
         cut(seconds)
         self._stop.wait(seconds)
 
-    def write(self, wanted: int) -> None:
-        """Change tasks at random servers until so many changes were acknowledged."""
+    def write(self) -> None:
+        """Change tasks at random servers until as many changes as are ``wanted`` were acknowledged."""
         dice = random.Random(self.dice.random())
-        while self.changes < wanted and not self._stop.is_set():
+        while self.changes < self.wanted and not self._stop.is_set():
             task, at = dice.choice(self.tasks), dice.randrange(len(self.urls))
             url = self.urls[at]()
             if url is None or not task.lock.acquire(blocking=False):

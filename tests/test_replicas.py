@@ -49,12 +49,16 @@ def all_there(run: Replicas, client: httpx.Client) -> bool:
 
 @contextmanager
 def busy(run: Replicas, changes: int, writers: int, readers: int) -> Iterator[None]:
-    """Writers until so many changes are made, and readers meanwhile; what went wrong with one is raised."""
+    """Writers for as long as the block lasts, and until so many changes are made; readers beside them.
+
+    What went wrong with one is raised.
+    """
     with ThreadPoolExecutor(writers + readers) as pool:
-        writing = [pool.submit(run.write, changes) for _ in range(writers)]
+        writing = [pool.submit(run.write) for _ in range(writers)]
         reading = [pool.submit(run.read) for _ in range(readers)]
         try:
             yield
+            run.wanted = changes
             for one in writing:
                 one.result(600)
         finally:
@@ -82,6 +86,7 @@ def test_three_servers_agree_while_the_store_goes_away(kit: Kit, tmp_path: Path)
             assert until(lambda: all_there(run, home.client))  # noqa: B023
         assert run.counts["answered"] > 20
         assert sorted(run.seen_after)[len(run.seen_after) // 2] < 1
+        assert run.counts["publish 503"] > 0, "nobody tried while the store was away"
 
 
 class Family:
@@ -138,8 +143,9 @@ def test_nothing_acknowledged_is_lost_at_three_servers(tmp_path: Path) -> None:
         with busy(run, CHANGES, writers=4, readers=3):
             events = ["cut"] * CUTS + ["kill"] * KILLS
             dice.shuffle(events)
-            for number, event in enumerate(events):
-                assert until(lambda: run.changes > CHANGES * (number + 1) / (len(events) + 2), 600), told(run)  # noqa: B023
+            for event in events:
+                before = run.changes
+                assert until(lambda: run.changes > before + CHANGES / 10, 600), told(run)  # noqa: B023
                 if event == "cut":
                     run.store_away(cut, CUT_S)
                 else:
@@ -149,9 +155,10 @@ def test_nothing_acknowledged_is_lost_at_three_servers(tmp_path: Path) -> None:
                     family.start()
         print(told(run))
         assert run.wrong == []
+        assert run.counts["publish 503"] > 0
         for family in families:
             assert family.process is not None
             with client_of(family.process.url) as client:
                 assert until(lambda: all_there(run, client))
-        assert len(run.seen_after) > 100
+        assert len(run.seen_after) > 50
         assert sorted(run.seen_after)[int(0.99 * len(run.seen_after))] < 1

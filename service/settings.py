@@ -52,9 +52,6 @@ class Settings(StoreSettings, BaseSettings):
     insecure: bool = Field(False, description="Allow an address other than loopback without keys.")
     keys: str = Field("", description="Keys as `adaptserve keys create` prints them: hashes in a JSON list.")
     keys_file: str = Field("", description="File with the same JSON list; its keys are added to those above.")
-    data_dir: Path = Field(
-        Path("data"), description="Folder of the tasks and their versions; with a store, of what is kept of it here."
-    )
     backbone: str = Field("demo", description="`demo`, a timm model name, or a folder of timm or transformers.")
     weights: str = Field(
         "",

@@ -1,6 +1,6 @@
-"""The settings of a store that several servers share; ``service.settings`` has all others.
+"""The settings of where tasks are: a folder, or a store that several servers share.
 
-It knows nothing of what the values are used for.
+``service.settings`` has all others. It knows nothing of what the values are used for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ GIB = 2**30
 class StoreSettings(BaseModel):
     """Names, defaults, bounds and help."""
 
+    data_dir: Path = Field(
+        Path("data"), description="Folder of the tasks and their versions; with a store, of what is kept of it here."
+    )
     store: str = Field(
         "",
         description="Store that several servers share: `s3://`, `gs://` or `az://` with bucket and path, `file://` for "
@@ -28,6 +31,11 @@ class StoreSettings(BaseModel):
     store_cache_bytes: int = Field(
         10 * GIB, ge=0, description="Files of a store's versions kept on this server's disk, in bytes."
     )
+
+    @property
+    def folder(self) -> Path:
+        """Where tasks, or what is kept of them here, and staging are, within the data folder."""
+        return self.data_dir / "mirror" if self.store else self.data_dir
 
     @model_validator(mode="before")
     @classmethod

@@ -181,12 +181,27 @@ def test_what_is_no_store_is_refused_in_words(url: str, said: str) -> None:
 
 def test_the_mirror_of_another_store_is_forgotten(empty: Bucket, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        server(stack, tmp_path).put("old", b"1")
+        for number in range(3):
+            server(stack, tmp_path / str(number)).put("old", bytes([number]))
     empty.objects.clear()
     with ExitStack() as stack:
+        server(stack, tmp_path / "other").put("old", b"new")
+        a = server(stack, tmp_path / "2")
+        assert [(task.name, task.generation, task.next) for task in a.mirror.tasks()] == [("old", 1, 2)]
+        assert list((tmp_path / "2/blobs").iterdir()) == []
+        with pytest.raises(StoreRefused, match="start the server again"):
+            a.mirror.is_of("another", serving=True)
+
+
+def test_a_manifest_with_a_path_for_a_digest_is_not_believed(empty: Bucket, tmp_path: Path) -> None:
+    with ExitStack() as stack:
         a = server(stack, tmp_path)
-        assert a.mirror.names == ()
-        assert list((tmp_path / "blobs").iterdir()) == []
+        a.put("t", b"1")
+        whole = empty.objects["tasks/tasks/t.json"].content
+        digest = hashlib.sha256(b"1").hexdigest().encode()
+        empty.put("tasks/tasks/t.json", whole.replace(digest, b"../../../etc/passwd"))
+        with pytest.raises(StorageFailed, match="without a digest"):
+            a.mirror.look("t")
 
 
 def test_manifests_that_came_or_went_by_hand_are_seen_at_the_next_start(empty: Bucket, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from adapters.errors import AdaptError
-from service.errors import StorageFailed, StoreAway
+from service.errors import StorageFailed, StoreAway, StoreRefused
 from service.store.manifest import TaskInfo
 from service.store.mirror import Mirror
 from service.store.truth import ANNOUNCED_S, Truth
@@ -41,11 +41,12 @@ class Follower:
     def __init__(self, mirror: Mirror, truth: Truth, *, every_s: float) -> None:
         """``truth`` is asked with less patience than those who change something have."""
         self._mirror, self._truth, self._every_s = mirror, truth, every_s
-        self._seen = 0
+        self._seen, self._verified = 0, False
         self._watched: dict[str, tuple[int, float]] = {}  # the change that each task is to have, and since when
         self._listed = -ALL_S
         self._stop = threading.Event()
         self._readers = ThreadPoolExecutor(READERS, "store-reader")
+        self._lister = ThreadPoolExecutor(1, "store-lister")
         self._thread = threading.Thread(target=self._run, name="store-follower", daemon=True)
         self._quiet = False
 
@@ -55,19 +56,30 @@ class Follower:
         What the mirror knew before is served meanwhile.
         """
         try:
-            self._mirror.is_of(self._truth.identity())
-            self._truth.prove()
+            self._verify(serving=False)
             self._all()
         except (StoreAway, StorageFailed) as error:
             log.warning("%s; what was known before is served, and the store is followed when it answers", error.message)
             self._quiet = True
         self._thread.start()
 
+    def _verify(self, *, serving: bool) -> None:
+        """Whether it is the store that the mirror is of, and whether it can be relied on."""
+        self._mirror.is_of(self._truth.identity(), serving=serving)
+        try:
+            self._truth.prove()
+        except StoreRefused as error:
+            if "denied" not in error.facts:
+                raise
+            log.warning("%s; the store is read, and uploads, activations and deletions will fail", error.message)
+        self._verified = True
+
     def close(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(2 * self._every_s)
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._lister, self._readers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause()):
@@ -90,9 +102,13 @@ class Follower:
         return SOON_S if hurry else self._every_s
 
     def _round(self) -> None:
-        away = self._mirror.store_age > LONG_AWAY_S
-        if away or time.monotonic() - self._listed > ALL_S:
+        if not self._verified:
+            self._verify(serving=True)
+        if self._mirror.store_age > LONG_AWAY_S:
             self._all()
+        elif time.monotonic() - self._listed > ALL_S:
+            self._listed = time.monotonic()
+            self._lister.submit(self._list)  # a million take a minute, in which the log is read on
         self._read_log()
         self._read_watched()
         self._tell()
@@ -123,6 +139,11 @@ class Follower:
     def _all(self) -> None:
         """Every manifest whose state is not the one known here; the log's end is read first, so none falls between."""
         self._seen = max(self._seen, self._truth.last(self._seen))
+        self._list()
+        self._listed = time.monotonic()
+        self._tell()
+
+    def _list(self) -> None:
         known = self._mirror.marks()
         listed = {name: (mark.tag, mark.version) for name, mark in self._truth.marks()}
         changed = [name for name, mark in listed.items() if known.get(name, ("", ""))[0] != mark[0]]
@@ -130,8 +151,6 @@ class Follower:
             self._mirror.adopt(self._read(some))
         gone = [name for name in known.keys() - listed.keys() if self._truth.task(name) is None]
         self._mirror.lose(gone)
-        self._listed = time.monotonic()
-        self._tell()
 
     def _tell(self) -> None:
         """Which change all are seen up to: one that was announced may have been made since it was looked for."""

@@ -16,7 +16,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from adapters.atomic import replacing
 from adapters.config import is_task_name
-from service.errors import BadRequest, StoreAway
+from service.errors import BadRequest, StoreAway, StoreRefused
 from service.pool import Pool
 from service.store.blobs import Blobs
 from service.store.changes import DeleteTask, DeleteVersion, Publish, activated, deactivated, only
@@ -38,11 +38,9 @@ from service.store.truth import Step, Truth
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-FOLDER = "mirror"
 AWAY_S = 5.0
 """So long after the store was last heard of, uploads are refused before their body is read."""
-MOST_MISSED = 256
-"""Changes that a request catches up with itself; who is further behind waits for the follower."""
+MOST_MISSED = 256  # changes that a request catches up with itself; who is further behind waits for the follower
 WORKERS, WAITING = 8, 64
 """Threads that wait for the store, apart from those that requests need; and what may wait for one."""
 
@@ -76,20 +74,23 @@ class Mirror(Repository):
         self._pool.close()
         super().close()
 
-    def is_of(self, identity: str) -> None:
-        """Forget all if it is the mirror of another store. For the one process that is there yet."""
+    def is_of(self, identity: str, *, serving: bool) -> None:
+        """Forget all if it is the mirror of another store. Raises StoreRefused where others are ``serving`` from it."""
         file = self.root / "store"
         with disk_errors():
             known = file.read_text() if file.exists() else ""
             if known == identity:
                 return
+            if known and serving:
+                raise StoreRefused("the store is not the one that this server knows; start the server again")
             if known:
                 log.warning("%s is of another store; what it holds is removed, and fetched anew", self.root)
-            for folder in ("tasks", "blobs"):
+            for folder in ("tasks", "blobs") if known else ():
                 shutil.rmtree(self.root / folder, ignore_errors=True)
                 (self.root / folder).mkdir(exist_ok=True)
             with replacing(file) as temporary:
                 temporary.write_text(identity)
+        self.load()
 
     def recover(self) -> list[str]:
         with disk_errors():
@@ -99,6 +100,9 @@ class Mirror(Repository):
 
     def load(self) -> list[str]:
         with disk_errors():
+            for left in (self.root / "staging").iterdir():
+                if self._owner and left.name.startswith(left_by(self._owner)):
+                    left.unlink(missing_ok=True)
             return self._scan(self._found)
 
     def path(self, name: str, number: int) -> Path:
@@ -139,18 +143,9 @@ class Mirror(Repository):
     def store_seen(self) -> int:
         return self._journal.store_seen
 
-    @property
-    def is_away(self) -> bool:
-        """Whether the store was not heard of for so long that nothing will be put there now."""
-        return self._journal.store_age > AWAY_S
-
     def open_staging(self, max_bytes: int) -> Staging:
         """Raises StoreAway, before a body is read in vain."""
-        if self.is_away:
-            raise StoreAway(
-                f"the store {_not_heard(self._journal.store_age)}, so nothing can be published; what is known is "
-                "served. Try again in a moment"
-            )
+        self._check_there()
         return super().open_staging(max_bytes)
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -198,9 +193,7 @@ class Mirror(Repository):
     def adopt(self, tasks: Iterable[TaskInfo]) -> None:
         """Have tasks here as the store has them, unless what is here is later."""
         newer = [task for task in tasks if self._is_newer(task)]
-        if not newer:
-            return
-        with self._change():
+        with self._change() if newer else nullcontext():
             for task in newer:
                 if self._is_newer(task):
                     old = self._tasks.get(task.name)
@@ -236,7 +229,17 @@ class Mirror(Repository):
         self._changed(name, delete)
         return delete.gone
 
+    def _check_there(self) -> None:
+        """Raises StoreAway where the store was not heard of for so long that nothing will be changed there now."""
+        age = self._journal.store_age
+        if age > AWAY_S:
+            since = "has not answered yet" if math.isinf(age) else f"has not answered for {age:.0f} s"
+            raise StoreAway(
+                f"the store {since}, so nothing can be changed; what is known is served. Try again in a moment"
+            )
+
     def _changed(self, name: str, step: Step) -> TaskInfo:
+        self._check_there()
         task = self.truth.change(name, self._tasks.get(name), self._journal.store_seen, step)
         with _made_anyway():
             self.adopt([task])
@@ -282,10 +285,6 @@ class Mirror(Repository):
         task = task if task.told is not None else task.telling(old.about)
         if task != old:
             self._remember(task)
-
-
-def _not_heard(age: float) -> str:
-    return "has not answered yet" if math.isinf(age) else f"has not answered for {age:.0f} s"
 
 
 @contextmanager

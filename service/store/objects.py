@@ -190,7 +190,9 @@ class CloudObjects:
         except (failures.AlreadyExistsError, failures.PreconditionError) as error:
             raise Taken from error
         except (failures.PermissionDeniedError, failures.UnauthenticatedError) as error:
-            raise StoreRefused(f"the store refuses this server's credentials ({_first_line(error)})") from error
+            raise StoreRefused(
+                f"the store refuses this server's credentials ({_first_line(error)})", denied=True
+            ) from error
         except failures.NotSupportedError as error:
             raise StoreRefused(f"the store cannot do what is needed ({_first_line(error)})") from error
         except failures.BaseError as error:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from service.settings import Settings
 from service.store.follower import Follower
 from service.store.journal import Journal
-from service.store.mirror import FOLDER, Mirror
+from service.store.mirror import Mirror
 from service.store.objects import open_objects
 from service.store.repository import Repository
 from service.store.truth import Truth
@@ -29,7 +29,7 @@ def open_repository(settings: Settings, journal: Journal | None = None, owner: s
     if not settings.store:
         return Repository(settings.data_dir, journal, owner=owner, **bounds)
     return Mirror(
-        settings.data_dir / FOLDER, Truth(open_objects(settings.store, timeout_s=settings.store_timeout_s,
+        settings.folder, Truth(open_objects(settings.store, timeout_s=settings.store_timeout_s,
         retries=WRITE_RETRIES)), journal, max_bytes=settings.store_cache_bytes, owner=owner, **bounds,
     )  # fmt: skip
 

@@ -121,7 +121,7 @@ def _errors() -> Iterator[None]:
     except OSError as error:
         why = error.strerror or str(error)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreRefused(f"the store's folder cannot be written ({why})") from error
+            raise StoreRefused(f"the store's folder cannot be written ({why})", denied=True) from error
         if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise StoreRefused(
                 f"the store's disk has no locks ({why}), so two servers would overwrite each other's tasks; mount it "

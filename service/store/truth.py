@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -106,7 +107,10 @@ class Truth:
         except Missing:
             return None
         try:
-            return replace(parse(name, content), mark=(mark.tag, mark.version))
+            found = parse(name, content)
+            if not all(re.fullmatch("[0-9a-f]{64}", version.digest) for version in found.versions.values()):
+                raise ValueError("it has a version without a digest")
+            return replace(found, mark=(mark.tag, mark.version))
         except ValueError as error:
             raise StorageFailed(f"the store's manifest of task '{name}' cannot be read ({error})", task=name) from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from adaptserve_client import Client
 from tests.houses import House, Kit, house, photograph, problem, until
 from tests.s3 import Bucket, options, s3
 
@@ -91,6 +92,31 @@ def test_whoever_names_the_version_or_sends_the_generation_sees_it_at_once(share
     assert int(gone.headers[GENERATION]) > int(headers[GENERATION])
     answer = a.client.get("/v1/tasks/once", headers={GENERATION: gone.headers[GENERATION]})
     problem(answer, 404)
+
+
+class Balancer(httpx.BaseTransport):
+    """Uploads go to one server, all else to another."""
+
+    def __init__(self, a: House, b: House) -> None:
+        self._to = {True: httpx.URL(a.url), False: httpx.URL(b.url)}
+        self._http = httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        to = self._to[request.method == "PUT"]
+        request.url = request.url.copy_with(port=to.port)
+        return self._http.handle_request(request)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def test_a_client_sees_its_own_changes_through_any_balancer(shared: Shared, kit: Kit) -> None:
+    _, a, b = shared
+    with Client(a.url, transport=Balancer(a, b)) as client:
+        for seed in range(15, 19):
+            content, adapter = kit.file(seed)
+            client.upload(content, task="own")
+            assert client.predict(photograph(), task="own").digest == adapter.digest
 
 
 @pytest.mark.parametrize("value", ["-1", "x", "1" * 40, "9" * 16])

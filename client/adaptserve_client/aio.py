@@ -54,6 +54,7 @@ class AsyncClient:
         self.url = calls.address_of(url)
         self._timeout, self._retries = timeout, retries
         self._http = httpx.AsyncClient(base_url=self.url, headers=calls.headers_of(api_key), transport=transport)
+        self._http.event_hooks = {"response": [self._remember]}
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,6 +63,9 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _remember(self, response: httpx.Response) -> None:
+        calls.remember(self._http.headers, response)
 
     async def close(self) -> None:
         """Close its connections."""

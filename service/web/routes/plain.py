@@ -30,8 +30,9 @@ _NUMBER = rb"[1-9][0-9]{0,8}"
 _NAME = TASK_PATTERN.removeprefix("^").removesuffix("$")
 _ONE = re.compile(rb"(?:top_k=(%b))?(?:(?:^|&)version=(%b))?" % (_NUMBER, _NUMBER))
 _MANY = re.compile(rb"(task=%b(?:&task=%b)*)(?:&top_k=(%b))?" % (_NAME.encode(), _NAME.encode(), _NUMBER))
-_UNUSUAL = frozenset((b"origin", b"sec-fetch-site", GENERATION.lower().encode()))
-_HEEDED = _UNUSUAL | {b"host", b"authorization", b"x-api-key", b"x-deadline-ms", b"content-type"}
+_UNUSUAL = frozenset((b"origin", b"sec-fetch-site"))
+_GENERATION = GENERATION.lower().encode()
+_HEEDED = _UNUSUAL | {b"host", b"authorization", b"x-api-key", b"x-deadline-ms", b"content-type", _GENERATION}
 MAX_HOSTS = 256
 """Forms of this server's own names that are remembered, as they came in Host headers."""
 
@@ -104,7 +105,7 @@ class Plain:
         if not _UNUSUAL.isdisjoint(heeded) or not self._is_ours(heeded.get(b"host")):
             return None
         deadline = heeded.get(b"x-deadline-ms")
-        if deadline is not None and not re.fullmatch(_NUMBER, deadline):
+        if not (deadline is None or re.fullmatch(_NUMBER, deadline)) or not self._sees(heeded.get(_GENERATION)):
             return None
         one: str | None = path[1]
         query = (_MANY if one is None else _ONE).fullmatch(scope["query_string"])
@@ -123,6 +124,12 @@ class Plain:
             self._many if one is None else self._one, tasks, int(top_k or TOP_K),
             None if version is None else int(version), None if deadline is None else int(deadline), key,
         )  # fmt: skip
+
+    def _sees(self, generation: bytes | None) -> bool:
+        """Whether what other servers had done by then is known here, as it mostly is."""
+        if generation is None:
+            return True
+        return re.fullmatch(_NUMBER, generation) is not None and self._calls.catalogue.repository.sees(int(generation))
 
     def _is_ours(self, host: bytes | None) -> bool:
         if host in self._known_hosts:

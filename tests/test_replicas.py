@@ -126,7 +126,7 @@ def s3_process() -> Iterator[str]:
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
-def test_nothing_acknowledged_is_lost_at_three_servers(tmp_path: Path) -> None:
+def test_three_servers_are_killed_and_lose_nothing(tmp_path: Path) -> None:
     kit, dice = Kit(tmp_path), random.Random(1)
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         url = stack.enter_context(s3_process())

@@ -32,6 +32,10 @@ class StoreSettings(BaseModel):
         10 * GIB, ge=0, description="Files of a store's versions kept on this server's disk, in bytes."
     )
 
+    max_store_waiting: int = Field(
+        64, ge=0, description="Requests of one front end that wait to ask the store; beyond it, 429."
+    )
+
     @property
     def folder(self) -> Path:
         """Where tasks, or what is kept of them here, and staging are, within the data folder."""

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from adapters.errors import NoRoom
 from service.errors import Conflict, StorageFailed, StoreAway, StoreRefused, UnknownTask, UnknownVersion
 from service.store.follower import Follower
-from service.store.manifest import TaskInfo
+from service.store.manifest import TaskInfo, render
 from service.store.mirror import Mirror
-from service.store.objects import Objects, open_objects
+from service.store.objects import Mark, Objects, open_objects
 from service.store.truth import Truth
 from tests.houses import until
 from tests.s3 import Bucket, Fault, options, s3
@@ -130,6 +130,25 @@ def test_a_change_that_was_announced_and_not_made_holds_up_nothing(pair: tuple[S
     assert b.mirror.store_seen < 4, "the announced change may still come"
     b.mirror.see(4)
     assert b.mirror.sees(4)
+
+
+def test_a_change_that_is_under_way_at_a_servers_start_is_seen_when_it_is_made(empty: Bucket, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        a = server(stack, tmp_path / "a")
+        a.put("t", b"1")
+        a.put("u", b"1")
+        number = a.mirror.truth.announce("t", 2)
+        a.put("u", b"2")
+        b = server(stack, tmp_path / "b")
+        assert b.mirror.store_seen < number
+        truth = a.mirror.truth
+        task = truth.task("t")
+        assert task is not None
+        new = replace(task, active=None, log=(*task.log, number), mark=None)
+        assert task.mark is not None
+        truth.objects.replace("tasks/t.json", render(new), Mark(*task.mark))
+        assert until(lambda: b.mirror.task("t").active is None, 2)
+        assert until(lambda: b.mirror.store_seen == 4)
 
 
 @pytest.mark.parametrize("fault", ["lost", "cut", "500"])

@@ -17,7 +17,7 @@ from adapters.errors import AdaptError
 from service.errors import StorageFailed, StoreAway, StoreRefused
 from service.store.manifest import TaskInfo
 from service.store.mirror import Mirror
-from service.store.truth import ANNOUNCED_S, Truth
+from service.store.truth import ANNOUNCED_S, KEPT_LOG, Truth
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -57,7 +57,7 @@ class Follower:
         """
         try:
             self._verify(serving=False)
-            self._all()
+            self._round()
         except (StoreAway, StorageFailed) as error:
             log.warning("%s; what was known before is served, and the store is followed when it answers", error.message)
             self._quiet = True
@@ -90,7 +90,9 @@ class Follower:
                     log.error("the store cannot be followed: %s; what is known is served", error.message)
                 self._quiet = True
             except Exception:
-                log.exception("the store cannot be followed")
+                if not self._quiet:
+                    log.exception("the store cannot be followed")
+                self._quiet = True
             else:
                 if self._quiet:
                     log.warning("the store is followed again")
@@ -105,10 +107,10 @@ class Follower:
         if not self._verified:
             self._verify(serving=True)
         if self._mirror.store_age > LONG_AWAY_S:
-            self._all()
+            self._begin()
         elif time.monotonic() - self._listed > ALL_S:
             self._listed = time.monotonic()
-            self._lister.submit(self._list)  # a million take a minute, in which the log is read on
+            self._lister.submit(self._list_beside)  # a million take a minute, in which the log is read on
         self._read_log()
         self._read_watched()
         self._tell()
@@ -136,14 +138,20 @@ class Follower:
             if there.get(name, 0) < number and now - since < WATCH_S
         }  # fmt: skip
 
-    def _all(self) -> None:
-        """Every manifest whose state is not the one known here; the log's end is read first, so none falls between."""
-        self._seen = max(self._seen, self._truth.last(self._seen))
+    def _begin(self) -> None:
+        """All manifests, and where the log is to be read from: its last ones may be announced, and not made yet."""
+        self._seen = max(self._seen, self._truth.last(self._seen) - KEPT_LOG)
         self._list()
         self._listed = time.monotonic()
-        self._tell()
+
+    def _list_beside(self) -> None:
+        try:
+            self._list()
+        except AdaptError as error:
+            log.warning("the store's manifests could not be listed (%s); they are in ten minutes", error.message)
 
     def _list(self) -> None:
+        """Every manifest whose state is not the one known here."""
         known = self._mirror.marks()
         listed = {name: (mark.tag, mark.version) for name, mark in self._truth.marks()}
         changed = [name for name, mark in listed.items() if known.get(name, ("", ""))[0] != mark[0]]

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 AWAY_S = 5.0
 """So long after the store was last heard of, uploads are refused before their body is read."""
 MOST_MISSED = 256  # changes that a request catches up with itself; who is further behind waits for the follower
-WORKERS, WAITING = 8, 64
-"""Threads that wait for the store, apart from those that requests need; and what may wait for one."""
+WORKERS = 8
+"""Threads that wait for the store, apart from those that requests need."""
 
 
 class Mirror(Repository):
@@ -59,16 +59,17 @@ class Mirror(Repository):
         max_tasks: int = 10_000,
         max_versions: int = 1000,
         max_bytes: int = 10 * 2**30,
+        max_waiting: int = 64,
         owner: str = "",
     ) -> None:
-        """``max_bytes`` bounds the files at hand."""
+        """``max_bytes`` bounds the files at hand, ``max_waiting`` what waits for a thread to ask the store."""
         super().__init__(root, journal, max_tasks=max_tasks, max_versions=max_versions, owner=owner)
         self.truth = truth
         self._seen_here = 0  # what requests made this process see, beyond what the follower has told
         with disk_errors():
             (root / "blobs").mkdir(exist_ok=True)
         self._blobs = Blobs(root / "blobs", root / "staging", truth.blob, max_bytes=max_bytes, owner=owner)
-        self._pool = Pool("store", workers=WORKERS, max_waiting=WAITING, setting="max_uploads")
+        self._pool = Pool("store", workers=WORKERS, max_waiting=max_waiting, setting="max_store_waiting")
 
     def close(self) -> None:
         self._pool.close()
@@ -120,7 +121,7 @@ class Mirror(Repository):
 
     def marks(self) -> dict[str, tuple[str, str]]:
         """The state of each task that is known here."""
-        return {name: task.mark or ("", "") for name, task in self._tasks.copy().items()}
+        return {name: task.mark for name, task in self._tasks.copy().items() if task.mark is not None}
 
     def lose(self, names: Iterable[str]) -> None:
         """Forget tasks whose manifests somebody took out of the store by hand."""

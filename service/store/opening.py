@@ -30,7 +30,8 @@ def open_repository(settings: Settings, journal: Journal | None = None, owner: s
         return Repository(settings.data_dir, journal, owner=owner, **bounds)
     return Mirror(
         settings.folder, Truth(open_objects(settings.store, timeout_s=settings.store_timeout_s,
-        retries=WRITE_RETRIES)), journal, max_bytes=settings.store_cache_bytes, owner=owner, **bounds,
+        retries=WRITE_RETRIES)), journal, max_bytes=settings.store_cache_bytes,
+        max_waiting=settings.max_store_waiting, owner=owner, **bounds,
     )  # fmt: skip
 
 

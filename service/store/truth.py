@@ -200,7 +200,10 @@ class Truth:
 
     def put_blob(self, digest: str, content: Path) -> None:
         """Have the bytes; those that are there under that digest may be damaged, and are replaced."""
-        self.objects.put(blob(digest), content)
+        try:
+            self.objects.put(blob(digest), content)
+        except Missing as error:
+            raise StorageFailed("the file has gone from this server's disk meanwhile; upload it again") from error
 
     def has_blob(self, digest: str) -> bool:
         try:

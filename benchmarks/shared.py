@@ -1,117 +1,79 @@
-"""What a store that servers share costs one of them: its start with ten thousand tasks, and how soon it sees a change.
+"""Many tasks on one picture: one call that shares what they have in common, against a call for each task.
 
-`python -m benchmarks.shared STORE` prints a table; STORE is empty, and the environment has its endpoint and keys, as
-for `adaptserve serve --store`. Two mirrors follow it in this process, as two servers do.
+`python -m benchmarks.shared` alternates the two in one process, on the forward alone: tasks whose adapters begin at the
+first block, at the middle one, and tasks that adapt no block. With `--cache` a call for each task is made in both, once
+without and once with the prefix cache, to which the picture is new in every round.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 import statistics
-import tempfile
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from pathlib import Path
-from types import MappingProxyType
+from dataclasses import replace
+from itertools import count
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
-from benchmarks.common import machine
-from benchmarks.store import put, span
-from service.store.follower import Follower
-from service.store.manifest import TaskInfo, VersionInfo, render
-from service.store.mirror import Mirror
-from service.store.objects import Missing, open_objects
-from service.store.truth import Truth
+from adapters.backbone import Backbone, load_backbone
+from adapters.forward.banked import BankedForward, Job
+from benchmarks.common import fill, machine
+from benchmarks.run import alternate
 
-WRITERS = 16
-POLL_S = 0.3
-"""The setting's default."""
+CACHE_BYTES = 256 * 2**20
 
 
-def truth(store: str) -> Truth:
-    """As a server asks."""
-    return Truth(open_objects(store, timeout_s=5, retries=2))
+def measure(backbone: Backbone, tasks: int, first: int, rounds: int) -> list[tuple[float, float]]:
+    """Seconds of a call for each task and of one call for all, in turns."""
+    slabs, held = fill(backbone, tasks, first)
+    forward, size = BankedForward(backbone, slabs), backbone.input.size
+    pixels = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8).numpy()
+    jobs = [Job(pixels, *slot) for slot in held]
+    shared = [replace(job, picture="one") for job in jobs]
+    return alternate(lambda: [forward([job]) for job in jobs], lambda: forward(shared), rounds, backbone.device)
 
 
-def fill(to: Truth, tasks: int) -> None:
-    """Tasks with a version each, as if they had been published one after another."""
-    digest, about = hashlib.sha256(b"1").hexdigest(), "2026-01-01T00:00:00+00:00"
-    to.objects.put(f"blobs/{digest}", b"1")
+def measure_cached(backbone: Backbone, tasks: int, first: int, rounds: int) -> list[tuple[float, float]]:
+    """Seconds of a call for each task without the prefix cache and with it, in turns."""
+    slabs, held = fill(backbone, tasks, first)
+    size, pictures = backbone.input.size, count()
+    plain, cached = (BankedForward(backbone, slabs, prefix_cache_bytes=n) for n in (0, CACHE_BYTES))
+    pixels = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8).numpy()
 
-    def one(number: int) -> None:
-        name = f"task-{number}"
-        versions = MappingProxyType({1: VersionInfo(name, 1, digest, 1, about)})
-        to.objects.put(f"log/{number + 1:016}", name.encode())
-        to.objects.put(f"tasks/{name}.json", render(TaskInfo(name, versions, 1, 2, log=(number + 1,))))
+    def ask(forward: BankedForward) -> None:
+        picture = next(pictures)
+        for slot in held:
+            forward([Job(pixels, *slot, picture=picture)])
 
-    with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(one, range(tasks)))
-
-
-@contextmanager
-def server(store: str, folder: Path, tasks: int) -> Iterator[tuple[Mirror, float]]:
-    """A mirror that follows, and how long it took until it knew all."""
-    began = time.perf_counter()
-    with closing(Mirror(folder, truth(store), max_tasks=tasks + 1)) as mirror:
-        mirror.recover()
-        with closing(Follower(mirror, truth(store), every_s=POLL_S)) as follower:
-            follower.start()
-            yield mirror, time.perf_counter() - began
-
-
-def seen_after(writer: Mirror, reader: Mirror, number: int) -> float:
-    """Seconds from the end of a publish until the other one knows of it."""
-    put(writer, "seen", b"version %d" % number)
-    done, digest = time.perf_counter(), writer.version("seen").digest
-    while not reader.holds(digest):
-        time.sleep(0.001)
-    return time.perf_counter() - done
+    return alternate(lambda: ask(plain), lambda: ask(cached), rounds, backbone.device)
 
 
 def main() -> None:
-    """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shared", description=__doc__)
-    parser.add_argument("store", metavar="STORE")
-    parser.add_argument("--tasks", type=int, default=10_000)
-    parser.add_argument("--changes", type=int, default=100)
-    arguments = parser.parse_args()
-    to = truth(arguments.store)
-    try:
-        to.objects.head("adaptserve.json")
-    except Missing:
-        pass
-    else:
-        raise SystemExit(f"{arguments.store} is in use; name an empty place")
-    load = os.getloadavg()[0]
-    print(f"{machine(torch.device('cpu'))}; {arguments.tasks:,} tasks; load average {load:.1f} at the start")
-    fill(to, arguments.tasks)
-    with tempfile.TemporaryDirectory() as name:
-        folder, tasks = Path(name), arguments.tasks
-        with server(arguments.store, folder / "a", tasks) as (a, first):
-            assert len(a.names) == tasks, "not all tasks are known"
-        with (
-            server(arguments.store, folder / "a", tasks) as (a, again),
-            server(arguments.store, folder / "b", tasks) as (b, _),
-        ):
-            late = sorted(seen_after(a, b, number) for number in range(arguments.changes))
-            took = []
-            for number in range(arguments.changes):
-                began = time.perf_counter()
-                a.activate("seen", number % 2 + 1)
-                took.append(time.perf_counter() - began)
-    rows = {
-        "a new server knows all tasks": first, "a server that was stopped knows all tasks again": again,
-        "an activation": statistics.median(took), "a publish is seen by another server, p50": statistics.median(late),
-        "p99": late[int(0.99 * len(late))],
-    }  # fmt: skip
-    print("| what | seconds |\n| --- | --- |")
-    for what, seconds in rows.items():
-        print(f"| {what} | {span(seconds)} |")
+    parser.add_argument("--backbone", default="vit_small_patch16_224", help="a timm name; its weights are random")
+    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--cache", action="store_true", help="the prefix cache instead of one call")
+    given = parser.parse_args()
+    how, other = (measure_cached, "with the cache, ms") if given.cache else (measure, "one call, ms")
+    table = Table("dtype", "adapted from block", "a call each, ms", other, "ratio", "range")
+    where: object = None
+    for dtype in given.dtype:
+        backbone = load_backbone(given.backbone, "random:0", given.device, dtype)
+        where, depth = machine(backbone.device), backbone.layout.blocks
+        for first in (0, depth // 2, depth):
+            pairs = how(backbone, given.tasks, first, given.rounds)
+            ratios = sorted(each / one for each, one in pairs)
+            each, one = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
+            table.add_row(
+                dtype, str(first) if first < depth else "none", f"{each:.0f}", f"{one:.0f}",
+                f"{statistics.median(ratios):.2f}", f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+            )  # fmt: skip
+    table.title = f"{given.tasks} tasks on one picture, {given.backbone}; {where}"
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

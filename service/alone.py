@@ -17,7 +17,7 @@ from service.limits import pixel_rows
 from service.settings import Settings
 from service.store.demo import publish_demo
 from service.store.locks import FolderLock
-from service.store.repository import Repository
+from service.store.opening import followed, open_repository
 from service.usage import USAGE, prepare_table
 from service.watch.counts import Counts
 from service.watch.metrics import Metrics
@@ -39,16 +39,17 @@ def alone(settings: Settings) -> Iterator[Alone]:
     """Ready to serve: the device has computed a first forward. Raises BackboneError, Conflict and more."""
     metrics = Metrics()
     with FolderLock(settings.data_dir), local_engine(settings, settings.device, metrics) as engine:
-        repository = Repository(
-            settings.data_dir, max_tasks=settings.max_tasks, max_versions=settings.max_versions_per_task
-        )
+        repository = open_repository(settings)
         keys = Keys.read(settings.keys, settings.keys_file)
         prepare_table(settings.data_dir / USAGE, keys)
         try:
             for sentence in repository.recover():
                 log.warning("recovery: %s", sentence)
             pixels = PixelMemory.private(pixel_rows(settings), engine.facts.layout.input_size)
-            with front_end(settings, engine, repository, pixels, Counts(), metrics) as front:
+            with (
+                followed(settings, repository),
+                front_end(settings, engine, repository, pixels, Counts(), metrics) as front,
+            ):
                 if settings.backbone == "demo":
                     publish_demo(front.catalogue)
                 yield Alone(engine, front)

@@ -32,6 +32,8 @@ AdaptError (adapters.errors)
 ├── Draining                 503
 ├── StorageReadOnly          503
 ├── StorageFailed            503  the disk reports an error of its own
+├── StoreAway                503  the store that servers share does not answer
+├── StoreRefused             503  it answers, and does not let this server do what it must
 ├── DeadlineExceeded         504
 └── StorageFull              507
 """
@@ -185,6 +187,16 @@ class StorageFailed(AdaptError):
     """The disk with the data folder fails."""
 
 
+class StoreAway(AdaptError):
+    """The store that several servers share does not answer."""
+
+    retry_after = 2.0
+
+
+class StoreRefused(AdaptError):
+    """The store that several servers share cannot be used as it is: its address, its credentials, its abilities."""
+
+
 class DeadlineExceeded(AdaptError):
     """The request's time ran out."""
 
@@ -240,6 +252,8 @@ STATUS: dict[type[AdaptError], int] = {
     Draining: 503,
     StorageReadOnly: 503,
     StorageFailed: 503,
+    StoreAway: 503,
+    StoreRefused: 503,
     DeadlineExceeded: 504,
     StorageFull: 507,
 }

@@ -17,6 +17,7 @@ from adapters.config import MAX_CLASSES, MAX_CLIP_ROWS, MAX_RANK, size_of, size_
 from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variable
 from service import hosts
 from service.share_settings import ShareSettings
+from service.sharing import StoreSettings
 from service.teach_settings import TeachSettings
 
 MIB = 2**20
@@ -24,7 +25,7 @@ Names = Annotated[tuple[str, ...], NoDecode]
 """Separated by commas."""
 
 
-class Settings(TeachSettings, ShareSettings):
+class Settings(StoreSettings, TeachSettings, ShareSettings):
     """Name, default, bounds and help of every setting; the environment name is the prefix and the name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
@@ -53,7 +54,6 @@ class Settings(TeachSettings, ShareSettings):
     insecure: bool = Field(False, description="Allow an address other than loopback without keys.")
     keys: str = Field("", description="Keys as `adaptserve keys create` prints them: hashes in a JSON list.")
     keys_file: str = Field("", description="File with the same JSON list; its keys are added to those above.")
-    data_dir: Path = Field(Path("data"), description="Folder of the tasks and their versions.")
     backbone: str = Field("demo", description="`demo`, a timm model name, or a folder of timm or transformers.")
     weights: str = Field(
         "",

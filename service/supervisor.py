@@ -30,7 +30,7 @@ from service.store.catalogue import Catalogue
 from service.store.demo import publish_demo
 from service.store.journal import Journal
 from service.store.locks import FolderLock
-from service.store.repository import Repository
+from service.store.opening import followed, open_repository
 from service.teach.jobs import Jobs
 from service.teach.keeper import Keeper
 from service.usage import USAGE, prepare_table
@@ -109,10 +109,7 @@ class Supervisor:
     async def _start(self, stack: AsyncExitStack, said: Callable[[Facts, Sequence[str]], None]) -> None:
         settings = self._settings
         stack.callback(FolderLock(settings.data_dir).close)
-        repository = Repository(
-            settings.data_dir, Journal(memory.mapped(self._journal)), max_tasks=settings.max_tasks,
-            max_versions=settings.max_versions_per_task, owner="supervisor",
-        )  # fmt: skip
+        repository = open_repository(settings, Journal(memory.mapped(self._journal)), "supervisor")
         stack.callback(repository.close)
         engines = [await self._engine(number) for number in range(len(self._devices))]
         from service.engine.interface import Facts  # a third of a second, in which engines import torch
@@ -120,6 +117,9 @@ class Supervisor:
         await asyncio.to_thread(prepare_table, settings.data_dir / USAGE, self._keys)
         for sentence in await asyncio.to_thread(repository.recover):
             log.warning("recovery: %s", sentence)
+        follows = followed(settings, repository)
+        await asyncio.to_thread(follows.__enter__)
+        stack.push(follows.__exit__)
         self._jobs = Jobs(settings.data_dir, owner="supervisor")
         try:
             await asyncio.to_thread(self._jobs.recover, settings.max_trainings)

@@ -44,3 +44,12 @@ def test_lists_of_names_are_known_names(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("ADAPTSERVE_CLIP_FORMATS", "mp4,ogg")
     with pytest.raises(ValidationError, match="ogg is not known; name some of mp4, matroska"):
         read_settings()
+
+
+def test_a_store_that_is_a_path_is_the_data_folder() -> None:
+    assert read_settings(store="/srv/tasks").data_dir == Path("/srv/tasks")
+    assert read_settings(store="/srv/tasks").store == ""
+    shared = read_settings(store="s3://bucket/tasks", data_dir=Path("/srv"))
+    assert (shared.store, shared.folder) == ("s3://bucket/tasks", Path("/srv/mirror"))
+    with pytest.raises(ValidationError, match="two folders"):
+        read_settings(store="/srv/tasks", data_dir=Path("/srv"))

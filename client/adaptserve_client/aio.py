@@ -56,6 +56,7 @@ class AsyncClient(AsyncExampleMethods, AsyncJobMethods):
         self.url = calls.address_of(url)
         self._timeout, self._retries = timeout, retries
         self._http = httpx.AsyncClient(base_url=self.url, headers=calls.headers_of(api_key), transport=transport)
+        self._http.event_hooks = {"response": [self._remember]}
 
     async def __aenter__(self) -> Self:
         return self
@@ -64,6 +65,9 @@ class AsyncClient(AsyncExampleMethods, AsyncJobMethods):
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _remember(self, response: httpx.Response) -> None:
+        calls.remember(self._http.headers, response)
 
     async def close(self) -> None:
         """Close its connections."""

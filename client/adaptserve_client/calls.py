@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "ADAPTSERVE_URL"
+GENERATION = "X-AdaptServe-Generation"
 KEY_VARIABLES = ("ADAPTSERVE_API_KEY", "ADAPTSERVE_KEY")
 CONNECT_TIMEOUT_S = 10.0
 UPLOAD_TIMEOUT_S = 600.0
@@ -91,6 +92,13 @@ def address_of(url: str | None) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise BadAddressError(f"the address cannot be used: '{text}'; write it like {DEFAULT_URL}")
     return text
+
+
+def remember(headers: httpx.Headers, response: httpx.Response) -> None:
+    """Send the number of the latest change that was made along from now on: any server of its store shows it then."""
+    told, known = response.headers.get(GENERATION, ""), headers.get(GENERATION, "0")
+    if told.isdecimal() and int(told) > int(known):
+        headers[GENERATION] = told
 
 
 def headers_of(api_key: str | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -64,6 +65,7 @@ class Client(ExampleMethods, JobMethods):
         self.url = calls.address_of(url)
         self._timeout, self._retries = timeout, retries
         self._http = httpx.Client(base_url=self.url, headers=calls.headers_of(api_key), transport=transport)
+        self._http.event_hooks = {"response": [partial(calls.remember, self._http.headers)]}
 
     def __enter__(self) -> Self:
         return self

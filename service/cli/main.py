@@ -17,6 +17,7 @@ from service.cli.evaluate import evaluate
 from service.cli.import_ import app as import_app
 from service.cli.inspect import inspect
 from service.cli.serve import serve
+from service.cli.store import app as store_app
 from service.cli.top import top
 from service.cli.train import train
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     Start with `adaptserve serve`: it comes up on a small shipped backbone with demo tasks.
     `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it, about whole folders too.
     `adaptserve train DATA --out FILE` makes one from labelled pictures or clips, `adaptserve evaluate DATA --task NAME`
-    scores it as it is served.
+    scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share.
 
     Exit codes: 0 done, 1 it did not work (one line on stderr says why), 2 the command line is wrong, 3 a server's
     device was lost: start it again.
@@ -47,6 +48,7 @@ app.command()(train)
 app.command()(evaluate)
 app.add_typer(import_app, name="import")
 app.add_typer(keys.app, name="keys")
+app.add_typer(store_app, name="store")
 
 
 def _show_version(wanted: bool) -> None:

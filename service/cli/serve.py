@@ -53,6 +53,10 @@ def serve(
         str | None, typer.Option(help="File of keys, from `adaptserve keys create`; without, everything is open.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the tasks.  [default: data]")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Where tasks are, for several servers: s3://, gs://, az:// or file://; or a folder."),
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="demo, a timm model name, or a folder of timm or transformers.  [default: demo]")
     ] = None,
@@ -88,11 +92,13 @@ def serve(
     adaptserve serve
 
     adaptserve serve --backbone vit_base_patch16_224 --weights vit_b.safetensors --data-dir /srv/tasks --port 9000
+
+    adaptserve serve --store s3://bucket/tasks --data-dir /var/cache/adaptserve
     """
     settings = settings_or_exit(
-        env_file, host=host, port=port, keys_file=keys_file, data_dir=data_dir, backbone=backbone, weights=weights,
-        image_size=image_size, device=device, front_ends=front_ends, dtype=dtype, slots=slots, threads=threads,
-        insecure=insecure, log_format=log_format,
+        env_file, host=host, port=port, keys_file=keys_file, data_dir=data_dir, store=store, backbone=backbone,
+        weights=weights, image_size=image_size, device=device, front_ends=front_ends, dtype=dtype, slots=slots,
+        threads=threads, insecure=insecure, log_format=log_format,
     )  # fmt: skip
     with one_line_errors():
         _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
@@ -244,7 +250,9 @@ def _say(settings: Settings, port: int, facts: Facts, names: Sequence[str]) -> N
         holders = [f"{key.name} ({key.scope})" for key in keys.all]
         console.print(f"keys     {_some(holders)}")
     console.print(f"bank     {facts.slots} slots of rank {facts.rank}, {facts.slot_bytes / 2**20:.0f} MiB")
-    console.print(f"tasks    {_some(names) or 'none yet: adaptserve push FILE'}  (in {settings.data_dir})")
+    console.print(
+        f"tasks    {_some(names) or 'none yet: adaptserve push FILE'}  (in {settings.store or settings.data_dir})"
+    )
     sample = next((s for s in samples() if any(s.name.startswith(f"{n}-") for n in names)), None)
     task = next((n for n in sorted(names, key=len, reverse=True) if sample and sample.name.startswith(f"{n}-")), None)
     console.print(f"serving  {url}  (API: {url}/docs)")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from adapters.config import AdapterConfig
 from adapters.errors import AdaptError
@@ -20,6 +20,8 @@ from adapters.limits import FileLimits
 from service.errors import StorageFailed, UnknownTask, UnknownVersion
 from service.store.descriptions import Description, Descriptions, Summary
 from service.store.repository import Repository, Staging, TaskInfo, VersionInfo
+
+T = TypeVar("T")
 
 MOST_FILES = 4
 """Files that a load may look into: the version's own may be deleted meanwhile, and as many others hardly will."""
@@ -84,9 +86,45 @@ class Catalogue:
         """The active version's number, if the task is there and has one."""
         return self.repository.task(task).active if self.has(task) else None
 
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do what changes something, which blocks, off the event loop."""
+        return await self.repository.run(work)
+
+    async def see(self, generation: int) -> None:
+        """See what any server of the store has acknowledged up to that change. Raises BadRequest and more."""
+        if not self.repository.sees(generation):
+            await self.repository.run(lambda: self.repository.see(generation))
+
+    async def look_for(self, task: str, version: int) -> None:
+        """See a version that another server may have published a moment ago, if it is not known here."""
+        if self.repository.follows and not self._knows(task, version):
+            await self.repository.run(lambda: self.repository.look(task))
+
+    async def bring_again(self, versions: Iterable[Served]) -> bool:
+        """Have files at hand that an engine did not find, or found wrong; False if that changes nothing."""
+        brought = False
+        for served in versions:
+            with suppress(UnknownTask, UnknownVersion):
+                info = self.repository.version(served.task, served.version)
+                if info.digest == served.digest:
+                    self.repository.doubt(info.digest)
+                    brought = await self.repository.bring(info) or brought
+        return brought
+
+    def _knows(self, task: str, version: int) -> bool:
+        with suppress(UnknownTask):
+            return version in self.repository.task(task).versions
+        return False
+
+    async def find(self, task: str, version: int | None = None) -> VersionInfo:
+        """The active version, or the one asked for. Raises UnknownTask or UnknownVersion."""
+        if version is not None:
+            await self.look_for(task, version)
+        return self.repository.version(task, version)
+
     async def resolve(self, task: str, version: int | None = None) -> Served:
         """The active version, or the one asked for. Raises UnknownTask, UnknownVersion, or why it cannot run here."""
-        info = self.repository.version(task, version)
+        info = await self.find(task, version)
         description = await self.describe(info)
         if not description.fits:
             self._check(description.config)
@@ -96,6 +134,7 @@ class Catalogue:
         """What a version says of itself; from memory when its digest is known. Raises an AdapterError."""
         known = self._descriptions.get(info.digest)
         if known is None:
+            await self.repository.bring(info)
             known = await asyncio.to_thread(self._read_description, info)
         return known
 
@@ -173,6 +212,7 @@ class Catalogue:
         self.layout.check(config, **self._limits.of_config)
 
     def _read_description(self, info: VersionInfo) -> Description:
+        self.repository.bring_now(info)
         header = self.header(info)
         description = Description.of(header, fits=self._misfit(header.config) is None)
         self._descriptions.keep(info.digest, description)

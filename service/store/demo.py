@@ -11,13 +11,15 @@ from importlib.resources import files
 from pathlib import Path
 
 from adapters.errors import AdaptError
-from service.errors import StorageFailed, StorageFull, StorageReadOnly
+from service.errors import StorageFailed, StorageFull, StorageReadOnly, StoreAway, StoreRefused
 from service.store.catalogue import Catalogue
 
 log = logging.getLogger(__name__)
 
 DEMO = Path(str(files("adapters"))) / "demo"
 CHUNK = 1024 * 1024
+DISK = (StorageFull, StorageReadOnly, StorageFailed, StoreAway, StoreRefused)
+"""What another start may find mended."""
 _BEGUN, _DONE = "begun\n", "done\n"
 
 
@@ -40,7 +42,7 @@ def publish_demo(catalogue: Catalogue) -> None:
             log.warning("the demo's %s is not served: %s", path.name, error.message)
             # A start at the backbone's own size publishes what one at another size cannot serve.
             other_size = error.facts.get("field") == "input.size"
-            whole = whole and not (other_size or isinstance(error, StorageFull | StorageReadOnly | StorageFailed))
+            whole = whole and not (other_size or isinstance(error, DISK))
     if whole:
         _mark(marker, _DONE)
 

@@ -5,6 +5,8 @@ whoever holds the folder's write lock appends, and an entry that is not whole sa
 
     0      generation: how many changes there were, uint64
     8      doubtful: the generation of the last change that the disk did not confirm, uint64
+    16     of a store that servers share: the number of the last change that was seen, uint64
+    24     and when it last answered, on the monotonic clock that all processes share, in ns, uint64
     64     the task that is being changed at this moment, 64 bytes
     128    4096 entries of 80 bytes: the task, the generation that its change made, crc32 of both
 """
@@ -12,7 +14,9 @@ whoever holds the folder's write lock appends, and an entry that is not whole sa
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
+import time
 from mmap import mmap
 from typing import Final
 from zlib import crc32
@@ -35,7 +39,7 @@ class Journal:
         if len(view) < self.SIZE or ctypes.addressof(ctypes.c_char.from_buffer(view)) % 8:
             raise ValueError(f"a journal needs {self.SIZE} writable bytes from an address that 8 divides")
         self._view = view
-        self._numbers = view[:16].cast("Q")  # native and aligned: each is loaded and stored in one step
+        self._numbers = view[:32].cast("Q")  # native and aligned: each is loaded and stored in one step
 
     @property
     def generation(self) -> int:
@@ -46,6 +50,22 @@ class Journal:
     def doubtful(self) -> int:
         """The generation of the last change that can be seen, but that the disk never confirmed; 0 if there is none."""
         return self._numbers[1]
+
+    @property
+    def store_seen(self) -> int:
+        """Of a store that servers share: every change up to that number that was acknowledged is known here."""
+        return self._numbers[2]
+
+    @property
+    def store_age(self) -> float:
+        """Seconds since that store last answered whoever follows it; infinite if it never did."""
+        heard = self._numbers[3]
+        return max(0.0, (time.monotonic_ns() - heard) / 1e9) if heard else math.inf
+
+    def heard(self, seen: int) -> None:
+        """The store answered, and is known up to that change. For the one who follows it."""
+        self._numbers[2] = seen
+        self._numbers[3] = time.monotonic_ns()
 
     @property
     def begun(self) -> str:

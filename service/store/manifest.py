@@ -3,7 +3,9 @@
     {"next": 3, "active": 2, "versions": {"1": {"digest": ..., "size": ..., "created": ...}, "2": {...}},
      "about": {"digest": ..., ...}}
 
-``about`` is what lists show of one version; files from before it was written lack it. It knows no disk.
+``about`` is what lists show of one version; files from before it was written lack it. Manifests in a store that servers
+share also have ``log``, the numbers of the changes that made them, the last ones alone; and what a server keeps of them
+has ``mark``, by which the store knows that state again. It knows no disk.
 """
 
 from __future__ import annotations
@@ -39,13 +41,23 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
-    """A task's versions by number, the active one (None before the first activation), the next number."""
+    """A task's versions by number, the active one (None before the first activation), the next number.
+
+    ``log`` and ``mark`` are empty but for tasks of a store that servers share.
+    """
 
     name: str
     versions: Mapping[int, VersionInfo]
     active: int | None
     next: int
     about: About | None = None
+    log: tuple[int, ...] = ()
+    mark: tuple[str, str] | None = None
+
+    @property
+    def generation(self) -> int:
+        """The number of the change that made it; 0 where changes have none."""
+        return self.log[-1] if self.log else 0
 
     @property
     def shown(self) -> VersionInfo:
@@ -86,6 +98,10 @@ def render(task: TaskInfo) -> bytes:
     }
     if task.about is not None:
         document["about"] = {"digest": task.about.digest} | json.loads(task.about.text)
+    if task.log:
+        document["log"] = task.log
+    if task.mark is not None:
+        document["mark"] = task.mark
     return json.dumps(document, indent=1).encode()
 
 
@@ -99,7 +115,12 @@ def parse(name: str, raw: bytes) -> TaskInfo:
             versions[number] = VersionInfo(name, number, str(kept["digest"]), int(kept["size"]), str(kept["created"]))
         active = None if data["active"] is None else int(data["active"])
         following = max(int(data["next"]), 1, *(n + 1 for n in versions))
-        return TaskInfo(name, MappingProxyType(versions), active, following, _about(data.get("about")))
+        log = tuple(int(number) for number in data.get("log", ()))
+        mark = tuple(map(str, data.get("mark") or ()))
+        return TaskInfo(
+            name, MappingProxyType(versions), active, following, _about(data.get("about")), log,
+            (mark[0], mark[1]) if len(mark) == 2 else None,
+        )  # fmt: skip
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 

@@ -62,10 +62,15 @@ def recover(root: Path) -> Recovered:
                 _recover_task(root, name, found)
             else:
                 _set_aside(root, root / "tasks" / name, "it is not a task's folder", found)
-        _recover_examples(root, found)
-        for kept in sorted((root / RECENT).iterdir()) if (root / RECENT).is_dir() else ():
-            _tidy(found, kept.unlink, f"removed an input that was kept for feedback: {kept.name}")
+        _recover_kept(root, found)
         return found
+
+
+def recover_examples(root: Path) -> list[str]:
+    """Labelled examples and inputs kept for feedback alone, as ``recover`` does; what it did, a sentence each."""
+    found = Recovered()
+    _recover_kept(root, found)
+    return found.said
 
 
 def load(root: Path, owner: str) -> Recovered:
@@ -131,6 +136,12 @@ def _recover_task(root: Path, name: str, found: Recovered) -> None:
     for stray in sorted(sizes):
         _set_aside(root, Path(folder, "versions", stray), "no manifest names it", found)
     found.tasks[name] = task.without(lost)
+
+
+def _recover_kept(root: Path, found: Recovered) -> None:
+    _recover_examples(root, found)
+    for kept in sorted((root / RECENT).iterdir()) if (root / RECENT).is_dir() else ():
+        _tidy(found, kept.unlink, f"removed an input that was kept for feedback: {kept.name}")
 
 
 def _recover_examples(root: Path, found: Recovered) -> None:

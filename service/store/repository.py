@@ -33,6 +33,7 @@ from service.store.journal import Journal
 from service.store.locks import write_lock
 from service.store.manifest import NO_VERSIONS, About, TaskInfo, VersionInfo
 from service.store.recovery import load, recover
+from service.store.sole import Sole
 from service.store.staging import Reserve, Staging, disk_errors
 from service.store.view import View
 
@@ -41,7 +42,7 @@ __all__ = ["Repository", "Staging", "TaskInfo", "VersionInfo"]
 log = logging.getLogger(__name__)
 
 
-class Repository(View):
+class Repository(Sole, View):
     """Blocking; callers on an event loop use threads. Lookups read memory only and take no lock.
 
     Several processes may each have one over one folder, if they share the journal's buffer and one of them, or whoever

@@ -35,6 +35,7 @@ from service.messages import JOB, Message, Told
 from service.store.catalogue import Catalogue
 from service.store.examples import Examples
 from service.store.journal import Journal
+from service.store.opening import open_repository
 from service.store.repository import Repository
 from service.teach.asking import IN_FLIGHT, Asking
 from service.teach.auto import Teaching, threads
@@ -94,10 +95,7 @@ class _Process:
         told, settings = self._begun.told, self._settings
         channel = await self._begun.listen(self._heard)
         channel.send(Told("up", {}))
-        repository = Repository(
-            settings.data_dir, Journal(memory.mapped(told["journal"])), max_tasks=settings.max_tasks,
-            max_versions=settings.max_versions_per_task, owner=self._owner,
-        )  # fmt: skip
+        repository = open_repository(settings, Journal(memory.mapped(told["journal"])), self._owner)
         await asyncio.to_thread(repository.load)
         rooms = [Room.of(settings, told["cells"], number) for number in range(len(told["engines"]))]
         engines = [

@@ -27,7 +27,10 @@ _POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is held now; ``loads`` and ``evictions`` count since start, per tier, and so do hits."""
+    """What is held now; ``loads`` and ``evictions`` count since start, per tier, and so do hits.
+
+    ``store_*``: how old the view of a store that servers share is, in seconds, and up to which change it goes.
+    """
 
     queue_rows: int
     slots: Mapping[str, int]
@@ -37,6 +40,8 @@ class Snapshot:
     device_memory_bytes: int
     ready: bool
     prefix_cache_hits: int = 0
+    store_age_s: float = 0.0
+    store_generation: int = 0
 
     @classmethod
     def nothing(cls) -> Self:
@@ -226,6 +231,13 @@ class _Gauges(Collector):
         hits = CounterMetricFamily("adaptserve_prefix_cache_hits", "Pictures that went on from kept tokens.")
         hits.add_metric([], now.prefix_cache_hits)
         yield hits
+        yield _gauge(
+            "adaptserve_store_age_seconds", "Seconds since the shared store last answered; 0 without one.",
+            now.store_age_s,
+        )  # fmt: skip
+        yield _gauge(
+            "adaptserve_store_generation", "The shared store's last change that is known here.", now.store_generation
+        )
         yield _gauge("adaptserve_ready", "1 when the last forward pass succeeded lately.", int(now.ready))
         info = GaugeMetricFamily("adaptserve_build_info", "What runs here; always 1.", labels=list(self._build))
         info.add_metric(list(self._build.values()), 1)

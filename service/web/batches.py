@@ -90,7 +90,7 @@ class BatchRunner:
         self._running += 1
         folder = self._settings.spool_dir
         try:
-            make = partial(Spool, Path(folder) if folder else self._settings.data_dir / "staging")
+            make = partial(Spool, Path(folder) if folder else self._settings.folder / "staging")
             return BatchPlace(await asyncio.wrap_future(self.pool.submit(make)), self._leave)
         except BaseException:
             self._leave()

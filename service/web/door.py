@@ -24,7 +24,7 @@ SAFE = {"GET", "HEAD", "OPTIONS"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 EXPOSED = (
     "X-Request-Id", "Server-Timing", "Retry-After", "Location", "ETag", "Content-Range", "Accept-Ranges", "Allow",
-    "X-Error-Message", "Inference-Header-Content-Length",
+    "X-Error-Message", "Inference-Header-Content-Length", "X-AdaptServe-Generation",
 )  # fmt: skip
 """Headers of an answer that a page of an allowed origin may read, beside those that any may."""
 

@@ -9,25 +9,26 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapters.config import AdapterConfig
-from adapters.errors import AdaptError, WrongModality
-from adapters.media import Excerpt, Span, sniff
+from adapters.errors import AdapterError, AdaptError, WrongModality
+from adapters.media import sniff
 from adapters.meta import BARE_FRAMES, bare_config
-from adapters.scores import Prediction, best, probabilities
+from adapters.scores import best, probabilities
 from service.engine.interface import Answer, Answering, Link
+from service.errors import UnknownVersion
 from service.messages import Item, bare
 from service.store.catalogue import Catalogue, Served
 from service.usage import Consumption
 from service.web.caller import Caller
 from service.web.decoding import Body, Decoder, Seen, numbered
+from service.web.outcomes import PLAIN, Embedded, Extras, Outcome, Outcomes
 
 T = TypeVar("T")
 Named = Callable[[AdaptError, int], AdaptError]
@@ -35,76 +36,6 @@ Named = Callable[[AdaptError, int], AdaptError]
 
 LARGE_HEAD = 4096
 """Classes from which scores are computed off the event loop."""
-
-
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """What an answer is asked beyond its best labels.
-
-    Labels below ``min_score`` are left out; ``abstain`` stands in for the file's own threshold; ``embedding``: with the
-    task's pooled vector; ``excerpt``: of a part of a clip, or of windows of it; ``sampled``: with the times of the
-    frames that were looked at.
-    """
-
-    min_score: float = 0.0
-    abstain: float | None = None
-    embedding: bool = False
-    excerpt: Excerpt | None = None
-    sampled: bool = False
-
-
-PLAIN = Extras()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One version's answer; stages in seconds, ``queue_s`` with the time a cold adapter took to load.
-
-    ``accepted``: whether the best score reaches the abstain threshold; None where there is none. ``vector`` (width,)
-    float32 is the mean over the views, if it was asked. ``windows`` are answers of their own, if they were asked; the
-    outcome is then of all of them, as if each were a view. ``sampled``: when the frames begin that were looked at, each
-    once, in seconds after the clip's first one.
-    """
-
-    served: Served
-    predictions: list[Prediction]
-    bad_frames: int
-    queue_s: float
-    compute_s: float
-    accepted: bool | None = None
-    vector: NDArray[np.float32] | None = None
-    windows: Sequence[tuple[Span, Outcome]] | None = None
-    sampled: Sequence[float] | None = None
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """All answers to one body, in the order asked; ``decoded_ns`` is when it was decoded, since the epoch."""
-
-    results: list[Outcome]
-    decode_s: float
-    decoded_ns: int
-
-    @property
-    def queue_s(self) -> float:
-        return max(result.queue_s for result in self.results)
-
-    @property
-    def compute_s(self) -> float:
-        return max(result.compute_s for result in self.results)
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """The bare backbone's vector (width,) float32, of a picture or so many ``frames`` of a clip; times in seconds."""
-
-    vector: NDArray[np.float32]
-    modality: Literal["image", "video"]
-    frames: int
-    bad_frames: int
-    decoded: Outcomes
-    queue_s: float
-    compute_s: float
 
 
 class Answers:
@@ -221,6 +152,17 @@ class Answers:
         return made
 
     async def _compute(
+        self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool
+    ) -> list[list[Answer]]:
+        """``_compute_once``; once more where files were fetched that an engine did not find, or found wrong."""
+        try:
+            return await self._compute_once(versions, decoded, caller, named, embed=embed)
+        except (UnknownVersion, AdapterError):
+            if not await self._catalogue.bring_again(versions):
+                raise
+        return await self._compute_once(versions, decoded, caller, named, embed=embed)
+
+    async def _compute_once(
         self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool
     ) -> list[list[Answer]]:
         """The answers to each version's views. Those that see the same pixels are asked for together."""

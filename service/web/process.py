@@ -25,7 +25,7 @@ from service.engine.room import Room, cells_of
 from service.limits import pixel_rows
 from service.messages import JOB, Call, Channel, Message, Reply, Told
 from service.store.journal import Journal
-from service.store.repository import Repository
+from service.store.opening import open_repository
 from service.watch.counts import Count, Counts
 from service.watch.metrics import Metrics
 from service.web.accepting import Share
@@ -115,10 +115,7 @@ class _Process:
         channel = await self._begun.listen(self._heard)
         owner = f"front-end-{told['number']}"
         self._counts.connect(channel)
-        repository = Repository(
-            settings.data_dir, Journal(memory.mapped(told["journal"])), max_tasks=settings.max_tasks,
-            max_versions=settings.max_versions_per_task, owner=owner,
-        )  # fmt: skip
+        repository = open_repository(settings, Journal(memory.mapped(told["journal"])), owner)
         await asyncio.to_thread(repository.load)
         engines = [self._engine(number, path) for number, path in enumerate(told["engines"])]
         await asyncio.gather(*(engine.connect() for engine in engines))

@@ -13,7 +13,7 @@ from adapters.errors import AdaptError
 from service.errors import Draining, QueueFull
 from service.pool import Pool
 from service.store.recents import Recents, Said
-from service.web.prediction import Outcomes
+from service.web.outcomes import Outcomes
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from service.web.archives import Entry
 from service.web.batches import BatchOrder, BatchPlace, BatchRunner
 from service.web.caller import Caller
 from service.web.middleware import PROGRESS
-from service.web.prediction import Answers, Extras, Outcomes
+from service.web.outcomes import Extras, Outcomes
+from service.web.prediction import Answers
 from service.web.problems import document, plain_document
 from service.web.routes.batch_body import GZIP, TAR, ZIP, BatchBody
 from service.web.routes.bodies import exchange, receive
@@ -195,7 +196,7 @@ async def batch(
     """
     call = BatchCall(request, task)
     caller = Caller(_seconds(call.settings, deadline_ms), asker)
-    call.catalogue.repository.version(task, version)
+    await call.catalogue.find(task, version)
     place = await call.batches.enter()
     try:
         entries = await call.read(place, caller)

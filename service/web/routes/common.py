@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Request, Response
 
 from adapters.config import TASK_PATTERN, is_task_name
 from service.engine.interface import Link
@@ -26,6 +26,9 @@ from service.web.intake import Intake
 from service.web.problems import MEDIA_TYPE
 from service.web.schemas import Problem
 from service.web.uploads import Uploads
+
+GENERATION = "X-AdaptServe-Generation"
+"""Of an answer: the number of the change. Of a request: the answer must be by what is known after that change."""
 
 _PROBLEMS = {
     400: "The request is malformed.",
@@ -105,6 +108,13 @@ Number = Annotated[int, Path(ge=1, description="a version's number", examples=[1
 def count_for(request: Request, catalogue: Catalogue, tasks: Sequence[str]) -> None:
     """Whom this request counts for; names that do not exist count together."""
     request.scope["state"]["tasks"] = [task if catalogue.has(task) else UNKNOWN for task in tasks]
+
+
+def tell_generation(response: Response, catalogue: Catalogue, task: str) -> None:
+    """Say by which number other servers of the store know what was just changed; whoever sends it sees the change."""
+    number = catalogue.repository.generation(task)
+    if number is not None:
+        response.headers[GENERATION] = str(number)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

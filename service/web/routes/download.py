@@ -31,7 +31,7 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 @router.get(
     "/v1/tasks/{task}/versions/{version}/adapter",
     response_class=StreamingResponse,
-    responses=problems(404, 416)
+    responses=problems(404, 416, 503)
     | {
         200: {"content": {FILE: {}}},
         206: {"description": "The bytes that Range asks for.", "content": {FILE: {}}},
@@ -42,6 +42,7 @@ async def download(request: Request, catalogue: TheCatalogue, task: TaskName, ve
     """The file as it was uploaded, or one range of it; its digest is the ETag."""
     info = catalogue.repository.version(task, version)
     # Opened before the answer starts, so a version deleted meanwhile is still sent whole.
+    await catalogue.repository.bring(info)
     kept = KeptFile(info.digest, info.size, f"{task}-{version}.safetensors", lambda: catalogue.open(task, version))
     return await kept.answer(request)
 

@@ -5,16 +5,18 @@ It does not know how keys are kept; ``service.keys`` does. Nothing here looks at
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import product
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.errors import Draining, Forbidden, Unauthorised
+from service.errors import BadRequest, Draining, Forbidden, Unauthorised
 from service.keys import EVERYBODY, Key, Keys, Scope
 from service.store.catalogue import Catalogue
 from service.web.protocol import CROWDED, too_many
+from service.web.routes.common import GENERATION
 from service.web.server import DRAINING
 
 
@@ -102,7 +104,24 @@ async def guard(request: Request) -> None:
             f"this call needs the scope '{scope}' for what it names, and key '{key.name}' is limited to other tasks",
             scope=scope,
         )  # fmt: skip
-    await request.app.state.catalogue.catch_up()
+    catalogue: Catalogue = request.app.state.catalogue
+    await catalogue.catch_up()
+    if catalogue.repository.follows:
+        await _see_others(request, catalogue)
+
+
+async def _see_others(request: Request, catalogue: Catalogue) -> None:
+    """See what other servers of the store have acknowledged, as far as the request says that it was."""
+    asked = request.headers.get(GENERATION)
+    if asked is not None:
+        if not re.fullmatch("[0-9]{1,16}", asked):
+            raise BadRequest(
+                f"{GENERATION} is a number that an answer had in that header; '{asked[:40]}' came", field=GENERATION
+            )
+        await catalogue.see(int(asked))
+    task, version = (request.path_params.get(name) for name in ("task", "version"))
+    if task is not None and version is not None and re.fullmatch("[1-9][0-9]{0,8}", version):
+        await catalogue.look_for(task, int(version))
 
 
 async def caller_key(request: Request) -> Key:

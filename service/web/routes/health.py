@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -17,7 +18,7 @@ from adapters.version import installed_version
 from service.engine.interface import Link
 from service.watch.metrics import MAX_TASK_LABELS, Snapshot
 from service.watch.stats import Stats
-from service.web.routes.common import TheEngine, TheMetrics, problems
+from service.web.routes.common import TheCatalogue, TheEngine, TheMetrics, problems
 from service.web.schemas import Live, Ready
 
 router = APIRouter(tags=["operate"])
@@ -40,9 +41,11 @@ async def readyz(engine: TheEngine) -> Ready:
 
 
 @router.get("/metrics", response_class=Response, responses=problems(401, 403) | {200: {"content": {"text/plain": {}}}})
-async def metrics(engine: TheEngine, metrics: TheMetrics) -> Response:
+async def metrics(engine: TheEngine, catalogue: TheCatalogue, metrics: TheMetrics) -> Response:
     """Prometheus' text format."""
     now, layout = await _now(engine), engine.facts.layout
+    store = catalogue.repository
+    now = replace(now, store_age_s=store.store_age, store_generation=store.store_seen)
     build = {
         "version": installed_version(), "backbone": layout.model, "fingerprint": layout.fingerprint,
         "device": engine.facts.device,

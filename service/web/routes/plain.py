@@ -24,7 +24,7 @@ from service.web.middleware import given_up, unforeseen
 from service.web.problems import respond
 from service.web.protocol import CROWDED
 from service.web.routes.callers import asker_of, deadline_seconds
-from service.web.routes.common import count_for
+from service.web.routes.common import GENERATION, count_for
 from service.web.routes.predict import MANY, ONE, TOP_K, Calls
 from service.web.server import DRAINING
 
@@ -33,7 +33,10 @@ _NAME = TASK_PATTERN.removeprefix("^").removesuffix("$")
 _ONE = re.compile(rb"(?:top_k=(%b))?(?:(?:^|&)version=(%b))?" % (_NUMBER, _NUMBER))
 _MANY = re.compile(rb"(task=%b(?:&task=%b)*)(?:&top_k=(%b))?" % (_NAME.encode(), _NAME.encode(), _NUMBER))
 _DEADLINE, _PRIORITY = re.compile(rb"(?:%b)?" % _NUMBER), re.compile(rb"[0-9]?")
-_HEEDED = frozenset(b"host origin sec-fetch-site authorization x-api-key x-deadline-ms x-priority content-type".split())
+_UNUSUAL = frozenset((b"origin", b"sec-fetch-site"))
+_GENERATION = GENERATION.lower().encode()
+_HEEDED = _UNUSUAL | frozenset(b"host authorization x-api-key x-deadline-ms x-priority content-type".split())
+_HEEDED |= {_GENERATION}
 MAX_HOSTS = 256
 """Forms of this server's own names that are remembered, as they came in Host headers."""
 
@@ -105,10 +108,11 @@ class Plain:
                 if name in heeded:
                     return None
                 heeded[name] = value
-        if b"origin" in heeded or b"sec-fetch-site" in heeded or not self._is_ours(heeded.get(b"host")):
+        if not _UNUSUAL.isdisjoint(heeded) or not self._is_ours(heeded.get(b"host")):
             return None
         deadline, priority = heeded.get(b"x-deadline-ms", b""), heeded.get(b"x-priority", b"")
-        if not (_DEADLINE.fullmatch(deadline) and _PRIORITY.fullmatch(priority)):
+        well_formed = _DEADLINE.fullmatch(deadline) is not None and _PRIORITY.fullmatch(priority) is not None
+        if not (well_formed and self._sees(heeded.get(_GENERATION))):
             return None
         one: str | None = path[1]
         query = (_MANY if one is None else _ONE).fullmatch(scope["query_string"])
@@ -128,6 +132,12 @@ class Plain:
             None if version is None else int(version), int(deadline) if deadline else None,
             int(priority) if priority else None, key,
         )  # fmt: skip
+
+    def _sees(self, generation: bytes | None) -> bool:
+        """Whether what other servers had done by then is known here, as it mostly is."""
+        if generation is None:
+            return True
+        return re.fullmatch(_NUMBER, generation) is not None and self._calls.catalogue.repository.sees(int(generation))
 
     def _is_ours(self, host: bytes | None) -> bool:
         if host in self._known_hosts:

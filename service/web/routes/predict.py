@@ -23,7 +23,8 @@ from service.watch.metrics import Metrics
 from service.watch.tracing import Tracing
 from service.web.budget import Budget
 from service.web.caller import Caller
-from service.web.prediction import PLAIN, Answers, Extras, Outcome, Outcomes
+from service.web.outcomes import PLAIN, Extras, Outcome, Outcomes
+from service.web.prediction import Answers
 from service.web.recorder import Recorder
 from service.web.routes.bodies import Memory, exchange, receive
 from service.web.routes.callers import TheCaller
@@ -122,7 +123,7 @@ class Calls:
         """
         catalogue = self.catalogue
         async with Memory(self._bodies, caller.asker.holder) as memory:
-            digests = [catalogue.repository.version(task, version).digest for task, version in asked]
+            digests = [(await catalogue.find(task, version)).digest for task, version in asked]
             await self._answers.check_room(digests, caller)
             self._answers.admit(caller)
             await self._receive(request, memory, caller)

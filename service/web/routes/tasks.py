@@ -34,6 +34,7 @@ from service.web.routes.common import (
     TheRecents,
     TheSettings,
     problems,
+    tell_generation,
 )
 from service.web.routes.guard import Holder, visible
 from service.web.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
@@ -144,24 +145,28 @@ async def one_version(catalogue: TheCatalogue, task: TaskName, version: Number) 
 async def version_config(catalogue: TheCatalogue, task: TaskName, version: Number) -> Response:
     """What the file of a version says of itself, how it was trained as well."""
     info = catalogue.repository.version(task, version)
+    await catalogue.repository.bring(info)
     return await rendered(lambda: catalogue.header(info).config)
 
 
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
-async def activate(shown: TheTasks, task: TaskName, version: Number) -> TaskAnswer:
+async def activate(shown: TheTasks, response: Response, task: TaskName, version: Number) -> TaskAnswer:
     """Let a version answer, at once: roll back, roll forward, or start one that was staged."""
-    await asyncio.to_thread(shown.catalogue.activate, task, version)
+    catalogue = shown.catalogue
+    await catalogue.run(lambda: catalogue.activate(task, version))
+    tell_generation(response, catalogue, task)
     return await shown.one(task)
 
 
 @router.delete("/v1/tasks/{task}", status_code=204, responses=problems(400, 404, 503, 507))
 async def delete_task(
     catalogue: TheCatalogue, counts: TheCounts, examples: TheExamples, recents: TheRecents, jobs: TheJobs,
-    task: TaskName,
+    response: Response, task: TaskName,
 ) -> None:  # fmt: skip
     """Remove a task with all its versions, labelled examples and trainings. Requests under way end on it."""
     await asyncio.to_thread(jobs.forget, task)
-    await asyncio.to_thread(_delete_task, catalogue, examples, recents, task)
+    await catalogue.run(lambda: _delete_task(catalogue, examples, recents, task))
+    tell_generation(response, catalogue, task)
     counts.forget(task)
 
 
@@ -180,9 +185,10 @@ def _delete_task(catalogue: Catalogue, examples: Examples, recents: Recents | No
 
 
 @router.delete("/v1/tasks/{task}/versions/{version}", status_code=204, responses=problems(400, 404, 409, 503, 507))
-async def delete_version(catalogue: TheCatalogue, task: TaskName, version: Number) -> None:
+async def delete_version(catalogue: TheCatalogue, response: Response, task: TaskName, version: Number) -> None:
     """Remove a version that is not the active one."""
-    await asyncio.to_thread(catalogue.delete_version, task, version)
+    await catalogue.run(lambda: catalogue.delete_version(task, version))
+    tell_generation(response, catalogue, task)
 
 
 def version_fields(catalogue: Catalogue, info: VersionInfo) -> dict[str, Any]:

@@ -12,7 +12,15 @@ from fastapi import APIRouter, Query, Request, Response
 from service.web.caller import Caller
 from service.web.routes.bodies import exchange, receive
 from service.web.routes.callers import asker_of
-from service.web.routes.common import TaskName, TheCatalogue, TheSettings, TheUploads, file_body, problems
+from service.web.routes.common import (
+    TaskName,
+    TheCatalogue,
+    TheSettings,
+    TheUploads,
+    file_body,
+    problems,
+    tell_generation,
+)
 from service.web.routes.guard import Holder
 from service.web.routes.tasks import version_fields
 from service.web.schemas import UploadAnswer
@@ -56,6 +64,7 @@ async def upload(
     response.status_code = 201 if done.created else 200
     root = request.scope.get("root_path", "")
     response.headers["Location"] = f"{root}/v1/tasks/{task}/versions/{done.info.number}"
+    tell_generation(response, catalogue, task)
     config = done.header.config
     return UploadAnswer(
         **version_fields(catalogue, done.info),

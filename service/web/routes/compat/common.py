@@ -20,7 +20,8 @@ from service.settings import Settings
 from service.store.catalogue import Catalogue, Served
 from service.web.budget import Budget
 from service.web.caller import Caller
-from service.web.prediction import Answers, Outcomes
+from service.web.outcomes import Outcomes
+from service.web.prediction import Answers
 from service.web.problems import bad_request, respond
 from service.web.routes.bodies import Memory, exchange, receive
 from service.web.routes.common import problems
@@ -89,7 +90,7 @@ class BatchCalls:
         """
         settings, catalogue = self.settings, self.catalogue
         async with Memory(self._bodies, caller.asker.holder) as memory:
-            await self._answers.check_room([catalogue.repository.version(task, version).digest], caller)
+            await self._answers.check_room([(await catalogue.find(task, version)).digest], caller)
             self._answers.admit(caller)
             limit, name = settings.max_request_bytes, "max_request_bytes"
             await receive(request, memory, settings, limit=limit, limit_name=name, fields=fields, json=True)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from adapters.errors import AdaptError
 from service.errors import BadRequest
-from service.web.prediction import Outcome
+from service.web.outcomes import Outcome
 from service.web.routes.callers import TheCaller
 from service.web.routes.common import TaskName, TheCatalogue, TheEngine, problems
 from service.web.routes.compat.common import PROBLEMS, TheBatchCalls, Translated, json_body, written

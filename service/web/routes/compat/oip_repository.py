@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from service.errors import BadRequest
 from service.store.catalogue import Catalogue
 from service.web.routes.bodies import Memory, receive
-from service.web.routes.common import TaskName, TheCatalogue, TheSettings, problems
+from service.web.routes.common import TaskName, TheCatalogue, TheSettings, problems, tell_generation
 from service.web.routes.compat.common import Translated
 from service.web.routes.compat.reading import MAX_NUMBER, Bounds, json_of, shown
 from service.web.routes.guard import Holder, visible
@@ -58,16 +58,20 @@ async def load(request: Request, catalogue: TheCatalogue, settings: TheSettings,
     number = _version_asked(parameters, Bounds.of(settings))
     info = catalogue.repository.task(task)
     if number is not None or info.active is None:
-        await asyncio.to_thread(catalogue.activate, task, max(info.versions) if number is None else number)
-    return Response()
+        await catalogue.run(lambda: catalogue.activate(task, max(info.versions) if number is None else number))
+    response = Response()
+    tell_generation(response, catalogue, task)
+    return response
 
 
 @router.post("/v2/repository/models/{task}/unload", response_class=Response, responses=problems(400, 404, 503, 507))
 async def unload(request: Request, catalogue: TheCatalogue, settings: TheSettings, task: TaskName) -> Response:
     """Let no version of a task answer unless it is named; all are kept, and `load` or an activation brings it back."""
     await _control(request, settings)
-    await asyncio.to_thread(catalogue.deactivate, task)
-    return Response()
+    await catalogue.run(lambda: catalogue.deactivate(task))
+    response = Response()
+    tell_generation(response, catalogue, task)
+    return response
 
 
 def _index(catalogue: Catalogue, names: Sequence[str], only_ready: bool) -> list[dict[str, str]]:

@@ -1,0 +1,369 @@
+"""Several writers on one store that fails in all its ways: nothing acknowledged is lost, and all see the same."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapters.errors import NoRoom
+from service.errors import Conflict, StorageFailed, StoreAway, StoreRefused, UnknownTask, UnknownVersion
+from service.store.follower import Follower
+from service.store.manifest import TaskInfo, render
+from service.store.mirror import Mirror
+from service.store.objects import Mark, Objects, open_objects
+from service.store.truth import Truth
+from tests.houses import until
+from tests.s3 import Bucket, Fault, options, s3
+
+URL = "s3://bucket/tasks"
+WRITERS = 3
+
+
+@dataclass
+class Server:
+    """A mirror with its follower; ``put`` publishes bytes."""
+
+    mirror: Mirror
+    follower: Follower
+
+    def put(self, task: str, content: bytes, *, activate: bool = True) -> tuple[int, bool]:
+        staging = self.mirror.open_staging(10**6)
+        try:
+            staging.write(content)
+            info, created = self.mirror.publish(task, staging, activate=activate)
+        finally:
+            staging.discard()
+        assert info.digest == hashlib.sha256(content).hexdigest()
+        return info.number, created
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with s3() as (bucket, url), pytest.MonkeyPatch.context() as patch:
+        for name, value in options(url).items():
+            patch.setenv(name, value)
+        yield bucket
+
+
+@pytest.fixture
+def empty(bucket: Bucket) -> Bucket:
+    bucket.objects.clear()
+    bucket.fault = lambda method, key: None
+    bucket.asked.clear()
+    return bucket
+
+
+def objects(retries: int = 1) -> Objects:
+    return open_objects(URL, timeout_s=5, retries=retries)
+
+
+def server(stack: ExitStack, folder: Path, url: str = URL, **more: Any) -> Server:
+    truth = Truth(open_objects(url, timeout_s=5, retries=1))
+    mirror = stack.enter_context(closing(Mirror(folder, truth, owner="a", **more)))
+    mirror.recover()
+    follower = stack.enter_context(closing(Follower(mirror, truth, every_s=0.02)))
+    follower.start()
+    return Server(mirror, follower)
+
+
+@pytest.fixture(params=["s3", "file"])
+def pair(request: pytest.FixtureRequest, empty: Bucket, tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+    url = URL if request.param == "s3" else f"file://{tmp_path}/shared"
+    with ExitStack() as stack:
+        yield server(stack, tmp_path / "a", url), server(stack, tmp_path / "b", url)
+
+
+def same(one: Server, other: Server) -> bool:
+    return one.mirror.tasks() == other.mirror.tasks()
+
+
+def test_both_publish_the_same_task_and_both_versions_are_there(pair: tuple[Server, Server]) -> None:
+    a, b = pair
+    with ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(which.put, "t", bytes([number])) for number in range(20) for which in pair]
+        done = [one.result() for one in sent]
+    numbers = sorted(number for number, created in done if created)
+    assert numbers == list(range(1, 21)), "each once, and no number twice"
+    assert until(lambda: same(a, b) and len(a.mirror.task("t").versions) == 20)
+    a.mirror.delete_task("t")
+    assert until(lambda: b.mirror.names == ())
+    assert b.put("t", b"again") == (21, True)
+
+
+def test_what_the_other_has_changed_is_heeded_before_it_is_seen(pair: tuple[Server, Server]) -> None:
+    a, b = pair
+    a.put("t", b"1")
+    assert until(lambda: b.mirror.had("t"))
+    b.follower.close()
+    a.put("t", b"2")
+    assert b.mirror.activate("t", 2).number == 2
+    a.mirror.activate("t", 1)
+    with pytest.raises(Conflict, match="is active"):
+        b.mirror.delete_version("t", 1)
+    assert b.mirror.delete_version("t", 2).number == 2
+    with pytest.raises(UnknownVersion):
+        a.mirror.activate("t", 2)
+    a.mirror.delete_task("t")
+    for refused in (b.mirror.delete_task, b.mirror.deactivate):
+        with pytest.raises(UnknownTask):
+            refused("t")
+    assert b.put("t", b"1") == (3, True), "not what it was before the deletion"
+
+
+def test_a_change_that_was_announced_and_not_made_holds_up_nothing(pair: tuple[Server, Server]) -> None:
+    a, b = pair
+    a.put("t", b"1")
+    a.mirror.truth.announce("t", 1)  # and killed
+    a.mirror.truth.announce("never", 2)
+    a.put("u", b"2")
+    assert until(lambda: b.mirror.had("u"))
+    assert b.mirror.store_seen < 4, "the announced change may still come"
+    b.mirror.see(4)
+    assert b.mirror.sees(4)
+
+
+def test_a_change_that_is_under_way_at_a_servers_start_is_seen_when_it_is_made(empty: Bucket, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        a = server(stack, tmp_path / "a")
+        a.put("t", b"1")
+        a.put("u", b"1")
+        number = a.mirror.truth.announce("t", 2)
+        a.put("u", b"2")
+        b = server(stack, tmp_path / "b")
+        assert b.mirror.store_seen < number
+        truth = a.mirror.truth
+        task = truth.task("t")
+        assert task is not None
+        new = replace(task, active=None, log=(*task.log, number), mark=None)
+        assert task.mark is not None
+        truth.objects.replace("tasks/t.json", render(new), Mark(*task.mark))
+        assert until(lambda: b.mirror.task("t").active is None, 2)
+        assert until(lambda: b.mirror.store_seen == 4)
+
+
+@pytest.mark.parametrize("fault", ["lost", "cut", "500"])
+def test_an_answer_that_is_lost_is_not_a_change_that_is_made_twice(empty: Bucket, tmp_path: Path, fault: Fault) -> None:
+    with ExitStack() as stack:
+        a = server(stack, tmp_path / "a")
+        a.put("t", b"0")
+        left = [1]
+
+        def once(method: str, key: str) -> Fault | None:
+            if method == "PUT" and "/tasks/t" in key and left and left.pop():
+                return fault
+            return None
+
+        empty.fault = once
+        assert a.put("t", b"1") == (2, True)
+        left.append(1)
+        a.mirror.delete_version("t", 1)
+        assert sorted(a.mirror.task("t").versions) == [2]
+
+
+@pytest.mark.parametrize("known", [0, 1, 5, 1000])
+@pytest.mark.parametrize("numbers", [0, 1, 2, 3, 7, 8, 9, 100])
+def test_the_logs_end_is_found_in_few_looks(empty: Bucket, known: int, numbers: int) -> None:
+    truth = Truth(objects())
+    for number in range(known + 1, known + numbers + 1):
+        empty.put(f"tasks/log/{number:016}", b"t")
+    if numbers:
+        assert truth.last() == known + numbers
+    assert truth.last(known) == (known + numbers if known or numbers else 0)
+    assert sum(empty.asked.values()) < 60
+    assert truth.announce("t", known) == known + numbers + 1
+
+
+def test_a_store_without_conditions_is_refused(empty: Bucket, tmp_path: Path) -> None:
+    empty.fault = lambda method, key: "ignore"
+    with ExitStack() as stack, pytest.raises(StoreRefused, match="does not heed conditions"):
+        server(stack, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("ftp://x/y", "no store that is known"), ("s3://", "cannot be used"), ("http://x", "no store that is known")],
+)
+def test_what_is_no_store_is_refused_in_words(url: str, said: str) -> None:
+    with pytest.raises(StoreRefused, match=said):
+        open_objects(url, timeout_s=1, retries=0)
+
+
+def test_the_mirror_of_another_store_is_forgotten(empty: Bucket, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for number in range(3):
+            server(stack, tmp_path / str(number)).put("old", bytes([number]))
+    empty.objects.clear()
+    with ExitStack() as stack:
+        server(stack, tmp_path / "other").put("old", b"new")
+        a = server(stack, tmp_path / "2")
+        assert [(task.name, task.generation, task.next) for task in a.mirror.tasks()] == [("old", 1, 2)]
+        assert list((tmp_path / "2/blobs").iterdir()) == []
+        with pytest.raises(StoreRefused, match="start the server again"):
+            a.mirror.is_of("another", serving=True)
+
+
+def test_a_manifest_with_a_path_for_a_digest_is_not_believed(empty: Bucket, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        a = server(stack, tmp_path)
+        a.put("t", b"1")
+        whole = empty.objects["tasks/tasks/t.json"].content
+        digest = hashlib.sha256(b"1").hexdigest().encode()
+        empty.put("tasks/tasks/t.json", whole.replace(digest, b"../../../etc/passwd"))
+        with pytest.raises(StorageFailed, match="without a digest"):
+            a.mirror.look("t")
+
+
+def test_manifests_that_came_or_went_by_hand_are_seen_at_the_next_start(empty: Bucket, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        a = server(stack, tmp_path)
+        a.put("gone", b"1")
+        a.put("there", b"2")
+        a.put("broken", b"3")
+    whole = empty.objects.pop("tasks/tasks/gone.json")
+    empty.put("tasks/tasks/new.json", whole.content)
+    empty.put("tasks/tasks/broken.json", b"{")
+    empty.put("tasks/tasks/No Name.json", b"{}")
+    with ExitStack() as stack:
+        a = server(stack, tmp_path)
+        assert a.mirror.names == ("broken", "new", "there"), "what cannot be read is as it was known"
+        with pytest.raises(StorageFailed, match="cannot be read"):
+            a.put("broken", b"4")
+        assert a.put("new", b"5")[0] == 2
+
+
+def test_a_file_that_the_store_lost_is_put_there_again(empty: Bucket, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        a, b = server(stack, tmp_path / "a"), server(stack, tmp_path / "b")
+        a.put("t", b"1")
+        assert until(lambda: b.mirror.had("t"))
+        del empty.objects[next(key for key in empty.objects if "/blobs/" in key)]
+        with pytest.raises(StorageFailed, match="upload it again"):
+            b.mirror.bring_now(b.mirror.version("t"))
+        assert b.put("t", b"1") == (1, False)
+        a.mirror.bring_now(a.mirror.version("t"))
+
+
+def test_an_idle_server_asks_one_small_thing_at_a_time(empty: Bucket, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        a = server(stack, tmp_path)
+        a.put("t", b"1")
+        assert until(lambda: a.mirror.store_seen == 1)
+
+        def quiet() -> bool:
+            empty.asked.clear()
+            assert until(lambda: sum(empty.asked.values()) > 10)
+            return list(empty.asked) == [f"GET tasks/log/{2:016}"]
+
+        assert until(quiet)
+
+
+def test_bounds_hold_at_every_server(empty: Bucket, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        a, b = (server(stack, tmp_path / name, max_tasks=2, max_versions=2) for name in "ab")
+        a.put("t", b"1")
+        b.put("t", b"2")
+        with pytest.raises(NoRoom, match="max_versions_per_task"):
+            a.put("t", b"3")
+        b.put("u", b"1")
+        assert until(lambda: a.mirror.had("u"))
+        with pytest.raises(NoRoom, match="max_tasks"):
+            a.put("v", b"1")
+
+
+# The same at random: threads that change a few tasks at three servers, over a store that fails at random.
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put", "put", "stage", "activate", "delete", "drop"]),
+        st.sampled_from(["t", "u"]),
+        st.integers(0, 5),
+    ),
+    max_size=12,
+)
+
+
+@dataclass
+class Account:
+    """What one writer was told."""
+
+    created: dict[tuple[str, int], str] = field(default_factory=dict)
+    dropped: set[tuple[str, int]] = field(default_factory=set)
+    """Versions that it deleted, or may have."""
+    deleted: set[str] = field(default_factory=set)
+    """Tasks that it deleted, or may have."""
+
+    def run(self, at: Server, changes: list[tuple[str, str, int]]) -> None:
+        for what, task, number in changes:
+            with suppress(UnknownTask, UnknownVersion, Conflict, StoreAway):
+                if what in ("put", "stage"):
+                    content = bytes([number])
+                    made, new = at.put(task, content, activate=what == "put")
+                    if new:
+                        assert (task, made) not in self.created
+                        self.created[task, made] = hashlib.sha256(content).hexdigest()
+                elif what == "activate":
+                    at.mirror.activate(task, number + 1)
+                elif what == "drop":
+                    self.dropped.add((task, number + 1))
+                    at.mirror.delete_version(task, number + 1)
+                else:
+                    self.deleted.add(task)
+                    at.mirror.delete_task(task)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(CHANGES, min_size=WRITERS, max_size=WRITERS), seed=st.integers(0, 1000))
+def test_nothing_acknowledged_is_lost_whatever_fails(
+    empty: Bucket, tmp_path_factory: pytest.TempPathFactory, changes: list[list[tuple[str, str, int]]], seed: int
+) -> None:
+    empty.objects.clear()
+    empty.fault = lambda method, key: None
+    dice = random.Random(seed)
+    faults: list[Fault | None] = ["cut", "lost", "500", *[None] * 17]
+    with ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("mirrors")
+        servers = [server(stack, folder / str(number)) for number in range(WRITERS)]
+        empty.fault = lambda method, key: dice.choice(faults)
+        accounts = [Account() for _ in servers]
+        with ThreadPoolExecutor(WRITERS) as pool:
+            for done in [pool.submit(a.run, at, todo) for a, at, todo in zip(accounts, servers, changes, strict=True)]:
+                done.result()
+        empty.fault = lambda method, key: None
+        truth = Truth(objects())
+        found = {name: truth.task(name) for name, _ in truth.marks()}
+        check(found, accounts, empty)
+        alive = {name: task for name, task in found.items() if task is not None and task.versions}
+        for one in servers:
+            assert until(lambda: {task.name: task for task in one.mirror.tasks()} == alive)  # noqa: B023
+
+
+def check(found: dict[str, TaskInfo | None], accounts: list[Account], bucket: Bucket) -> None:
+    created: dict[tuple[str, int], str] = {}
+    for account in accounts:
+        assert not created.keys() & account.created.keys(), "a number was given twice"
+        created |= account.created
+    dropped = {version for account in accounts for version in account.dropped}
+    deleted = {task for account in accounts for task in account.deleted}
+    for (name, number), digest in created.items():
+        task = found[name]
+        assert task is not None
+        assert task.next > number
+        if (name, number) not in dropped and name not in deleted:
+            assert task.versions[number].digest == digest
+    for task in found.values():
+        assert task is not None
+        assert task.active is None or task.active in task.versions
+        for version in task.versions.values():
+            assert created.get((task.name, version.number), version.digest) == version.digest
+            content = bucket.objects[f"tasks/blobs/{version.digest}"].content
+            assert hashlib.sha256(content).hexdigest() == version.digest

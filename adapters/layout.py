@@ -29,9 +29,10 @@ class Layout:
     ``sites[site][block]`` is (width at the tap, width where it is added). ``width`` is that of the
     pooled feature, ``input_size`` the height and width of the input in pixels, ``parameters`` the count
     without a classifier. ``prefix_tokens`` come before those of the patches: the class token and registers; None where
-    that is not known. ``fingerprint`` is that of the weights as they were given, at whatever size they run here;
-    ``resampled`` that of the tensors as they are here, where positions were resampled for this size: files that were
-    made before sizes could be chosen may hold it.
+    that is not known. ``frames``: of a clip, that it sees together as one row, where it sees nothing but clips; 1 for a
+    backbone of pictures, which sees a clip's frames one by one. ``fingerprint`` is that of the weights as they were
+    given, at whatever size they run here; ``resampled`` that of the tensors as they are here, where positions were
+    resampled for this size: files that were made before sizes could be chosen may hold it.
     """
 
     model: str
@@ -44,9 +45,14 @@ class Layout:
     pools: tuple[str, ...] = ("backbone", "cls", "avg")
     prefix_tokens: int | None = None
     resampled: str = ""
+    frames: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", MappingProxyType(dict(self.sites)))
+
+    def rows_of(self, config: AdapterConfig) -> int:
+        """Rows that the backbone sees of one view of an input: its frames, or the clip as one."""
+        return config.frames // self.frames
 
     def default_rank(self, share: float = 0.014) -> int:
         """The multiple of 8 whose ``parallel`` residuals come closest to ``share`` of the backbone: 64 on ViT-B."""
@@ -84,6 +90,7 @@ class Layout:
                 f"pool '{config.pool}' does not exist on {self.model}; it has {', '.join(self.pools)}",
                 field="pool", expected=list(self.pools), got=config.pool,
             )  # fmt: skip
+        self._check_clips(config)
         for site in config.sites:
             if site.site not in self.sites:
                 raise BrokenAdapter(
@@ -106,6 +113,32 @@ class Layout:
             config, max_rank=max_rank, max_classes=max_classes, max_frames=max_frames, max_rows=max_rows
         ):
             raise refusal
+
+    def _check_clips(self, config: AdapterConfig) -> None:
+        """Raise BrokenAdapter unless the config is for the clips that this backbone sees, or it is one of pictures."""
+        if self.frames == 1:
+            return
+        sees = f"{self.model} sees clips of {self.frames} frames"
+        if config.video is None:
+            raise BrokenAdapter(
+                f"{sees} and nothing else, the adapter is for pictures; a backbone of pictures serves both",
+                field="modality", expected="video", got=config.modality,
+            )  # fmt: skip
+        if config.frames != self.frames:
+            raise BrokenAdapter(
+                f"{sees}, the adapter takes {config.frames} of one; load the backbone for so many frames, or make the "
+                f"adapter with {self.frames}", field="video.frames", expected=self.frames, got=config.frames,
+            )  # fmt: skip
+        if config.head != "mean":
+            raise BrokenAdapter(
+                f"{sees} and makes one vector of them, so there are no frames for video.head '{config.head}'; only "
+                "'mean' can be served on it", field="video.head", expected="mean", got=config.head,
+            )  # fmt: skip
+        if temporal := next((site.site for site in config.sites if site.temporal), None):
+            raise BrokenAdapter(
+                f"{sees} together, so there are no frames beside each other for site '{temporal}' to mix; only sites "
+                "that are not temporal can be served on it", field="sites.temporal", expected=False, got=True,
+            )  # fmt: skip
 
     def tensors(self, config: AdapterConfig) -> dict[str, Shape]:
         """Name and shape of every tensor the file must hold, and of none besides."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapters.clip_formats import CODECS, CONTAINERS
-from adapters.config import MAX_CLASSES, MAX_RANK
+from adapters.config import MAX_CLASSES, MAX_CLIP_ROWS, MAX_FRAMES, MAX_RANK
 from adapters.errors import AdapterTooLarge, BrokenMedia, MediaTooLarge
 
 PREFIX = "ADAPTSERVE_"
@@ -70,7 +70,10 @@ class FileLimits:
         return {name: getattr(self, name) for name in ("max_rank", "max_classes", "max_frames", "max_rows")}
 
 
-OWN_FILE = FileLimits(max_file_bytes=2**63 - 1, max_header_bytes=100_000_000, max_classes=MAX_CLASSES)
+OWN_FILE = FileLimits(
+    max_file_bytes=2**63 - 1, max_header_bytes=100_000_000, max_classes=MAX_CLASSES, max_frames=MAX_FRAMES,
+    max_rows=MAX_CLIP_ROWS,
+)  # fmt: skip
 """For a file on one's own disk: what safetensors can hold."""
 
 

@@ -15,6 +15,7 @@ from adapters.config import (
     SiteName,
     VideoConfig,
 )
+from adapters.errors import WrongModality
 from adapters.heads import class_pages, group_pages, groups_of
 from adapters.layout import Layout
 
@@ -23,7 +24,14 @@ BARE_FRAMES = 8
 
 
 def bare_config(layout: Layout, seen: InputConfig, frames: int | None) -> AdapterConfig:
-    """What the bare backbone takes, as an adapter would say it: a picture, or a clip of so many frames."""
+    """What the bare backbone takes, as an adapter would say it: a picture, or a clip of so many frames.
+
+    Of one that sees clips alone it is a clip in any case, of its own number of frames. Raises WrongModality for
+    another number.
+    """
+    if layout.frames > 1:
+        frames = layout.frames if frames is None else frames
+        _check_seen(layout, frames)
     return AdapterConfig(
         task="backbone",
         modality="image" if frames is None else "video",
@@ -32,6 +40,14 @@ def bare_config(layout: Layout, seen: InputConfig, frames: int | None) -> Adapte
         input=seen,
         video=None if frames is None else VideoConfig(frames=frames),
     )
+
+
+def _check_seen(layout: Layout, frames: int) -> None:
+    if layout.frames not in (1, frames):
+        raise WrongModality(
+            f"{layout.model} sees clips of {layout.frames} frames, {frames} were asked; leave 'frames' out",
+            field="frames", expected=layout.frames, got=frames,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,10 +91,14 @@ class AdapterMeta:
         return self.class_pages * (2 if self.twice else 1) + self.groups * group_pages(self.head, self.frames)
 
     @classmethod
-    def bare(cls, layout: Layout, seen: InputConfig, frames: int = 1) -> AdapterMeta:
-        """Of no adapter: the backbone's own pooled vector of what it ``seen`` as it was trained to."""
+    def bare(cls, layout: Layout, seen: InputConfig, frames: int = 1, pool: Pool = "backbone") -> AdapterMeta:
+        """Of no adapter: the backbone's own pooled vector of what it ``seen`` as it was trained to.
+
+        Raises WrongModality where a backbone of clips would see another number of frames than its own.
+        """
+        _check_seen(layout, frames)
         return cls(
-            "", "image", frames, 1, "softmax", "backbone", "frozen", {}, frozenset(), 0,
+            "", "image", frames, 1, "softmax", pool, "frozen", {}, frozenset(), 0,
             first=layout.blocks, normalisation=(*seen.mean, *seen.std),
         )  # fmt: skip
 

@@ -160,7 +160,8 @@ class Predictor:
 
         A task's is pooled and normed as its file says, the mean over the frames and views of a clip. Without a task it
         is timm's own ``forward_features`` and ``forward_head`` before the classifier, of pixels as the backbone was
-        trained on; ``frames`` are taken from a clip, of which it is the mean, and None is for a picture.
+        trained on; ``frames`` are taken from a clip, of which it is the mean, and None is for a picture, or for a clip
+        where the backbone sees nothing else.
         """
         if task is None:
             config = bare_config(self.backbone.layout, self.backbone.input, frames)

@@ -28,6 +28,7 @@ from adapters.backbone.families import blocks_of
 from adapters.backbone.inputs import input_config
 from adapters.backbone.refusals import shown
 from adapters.backbone.sizes import patch_of
+from adapters.backbone.tubelets import NAMES
 from adapters.backbone.weights import Built
 from adapters.config import MAX_SIDE, SiteName, Size, size_text
 from adapters.errors import BackboneError
@@ -129,10 +130,24 @@ def page(found: Iterable[tuple[Found, Sequence[str]]]) -> str:
         "\n".join(["| family | names |", "| --- | ---: |", *(f"| {one[0]} | {counts[one]} |" for one in taken)])
     )
     parts += [f"### {group[0]}\n\n{_COLUMNS}\n" + "\n".join(lists[group]) for group in taken]
+    parts.append(clips())
     parts.append(f"## Those that cannot\n\n{counts.total() - names:,} names, with what the error says.")
     for group in sorted(lists.keys() - set(taken), key=lambda group: (-counts[group], group)):
         parts.append(f"### {group[0]}: {counts[group]}\n\nThe model {group[1]}.\n\n" + "\n".join(lists[group]))
     return "\n\n".join(parts) + "\n"
+
+
+def clips() -> str:
+    """The part on models that see clips and nothing else, which are not timm's own."""
+    rows = []
+    for model, (_, frames) in NAMES.items():
+        found, tokens = examine(model), _made(model).patch_embed.num_patches
+        sites = f"all but {', '.join(found.lacks)}" if found.lacks else "all"
+        widths = " to ".join(str(width) for width in sorted({min(found.widths), max(found.widths)}))
+        cells = (str(frames), f"`{model}`", size_text(found.size), f"{found.blocks} of {widths}", str(tokens),
+                 ", ".join(found.pools), sites)  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return _CLIPS + "\n".join(rows)
 
 
 def rows_of(text: str) -> Mapping[str, str]:
@@ -140,7 +155,7 @@ def rows_of(text: str) -> Mapping[str, str]:
     return {row["model"]: text[row.start() : text.index("\n", row.start())] for row in ROW.finditer(text)}
 
 
-def _made(model: str, **more: object) -> nn.Module:
+def _made(model: str, **more: object) -> Any:
     with META, _NoValues(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about how timm resamples
         made: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **more)
@@ -194,6 +209,18 @@ those of {models} architectures. A name is `model.weights`, such as `vit_base_pa
 - **Weights** that are behind a licence or a login are listed too: whether you may load them is not known here.
 
 ## Those that can"""
+
+
+_CLIPS = """## Those that see clips
+
+VideoMAE's ViT, which timm does not have: a token for each tubelet of two frames and 16x16 pixels, fixed positions, no
+class token. Such a backbone sees all frames of a clip together, so a server of it serves clips and refuses pictures;
+adapters that mix frames in time, and heads that see them one by one, are refused. Weights are VideoMAE's own files
+([IMPORTING.md](IMPORTING.md#a-backbone-of-clips)). They do not tell how many frames they see, so the name does.
+
+| frames | model | pixels | blocks | tokens | pools | sites |
+| ---: | --- | --- | --- | ---: | --- | --- |
+"""
 
 
 def main() -> None:

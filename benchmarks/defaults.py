@@ -38,9 +38,8 @@ def one(name: str) -> dict[str, Any]:
     from adapters.training.fit import FitConfig
     from adapters.training.plan import TrainingPlan
     from adapters.training.progress import Teller
-    from adapters.training.recipe import Recipe
+    from adapters.training.recipe import CROP, Recipe
     from adapters.training.run import Trained, train
-    from service.cli.train import CROP
 
     torch.set_num_threads(1)
     chosen = next(each for each in ALL if each.name == name)

@@ -34,10 +34,10 @@ def _compute_nothing() -> None:
 
 def main() -> None:
     if sys.argv[1] not in (ENGINE, FRONT_END):
-        from service import supervisor
+        from service import family
         from service.cli import main as serve
 
-        supervisor.COMMAND = (sys.executable, "-m", "benchmarks.null")
+        family.COMMAND = (sys.executable, "-m", "benchmarks.null")
         serve()
         return
     process = sys.argv.pop(1)

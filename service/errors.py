@@ -5,11 +5,15 @@ It knows no web framework; the scheduler and the repository raise from here too.
 AdaptError (adapters.errors)
 ├── BadKeys                  500  never sent: the server does not start with them
 ├── BadRequest               400  the request itself is malformed
-│   └── BadTaskName          400
+│   ├── BadTaskName          400
+│   └── BadLabel             400
 ├── Unauthorised             401
 ├── Forbidden                403
 │   └── ForeignOrigin        403  a page of another origin wants to change something
 ├── UnknownVersion           404
+├── UnknownExample           404
+├── UnknownRequest           404  its input is not kept
+├── UnknownJob               404
 ├── RequestTimeout           408  headers or a body came too slowly
 ├── Conflict                 409  the state forbids it (deleting the active version, a locked folder)
 ├── BodyTooLarge             413
@@ -69,6 +73,10 @@ class BadTaskName(BadRequest):
     """The task name is not one we allow."""
 
 
+class BadLabel(BadRequest):
+    """What is to be an example's label cannot be one, or there is none."""
+
+
 class Unauthorised(AdaptError):
     """No valid key came with the request."""
 
@@ -87,6 +95,18 @@ class UnknownHost(AdaptError):
 
 class UnknownVersion(AdaptError):
     """The task has no such version."""
+
+
+class UnknownExample(AdaptError):
+    """The task has no such example."""
+
+
+class UnknownJob(AdaptError):
+    """There is no such training, or not any more."""
+
+
+class UnknownRequest(AdaptError):
+    """The input of that request is not kept."""
 
 
 class RequestTimeout(AdaptError):
@@ -195,12 +215,16 @@ STATUS: dict[type[AdaptError], int] = {
     BadKeys: 500,
     BadRequest: 400,
     BadTaskName: 400,
+    BadLabel: 400,
     Unauthorised: 401,
     Forbidden: 403,
     ForeignOrigin: 403,
     UnknownHost: 421,
     UnknownTask: 404,
     UnknownVersion: 404,
+    UnknownExample: 404,
+    UnknownRequest: 404,
+    UnknownJob: 404,
     RequestTimeout: 408,
     Conflict: 409,
     BodyTooLarge: 413,

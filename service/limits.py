@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from adapters.limits import MEDIA_SETTINGS, FileLimits, MediaLimits
 from service.settings import Settings
+from service.store.examples import ExampleLimits
 
 
 def media_limits(settings: Settings) -> MediaLimits:
@@ -25,6 +26,11 @@ def file_limits(settings: Settings, max_rank: int) -> FileLimits:
         max_frames=min(settings.max_clip_frames, settings.max_batch_rows),  # a view's rows go in one batch
         max_rows=settings.max_clip_frames,
     )
+
+
+def example_limits(settings: Settings) -> ExampleLimits:
+    """Bounds on labelled examples."""
+    return ExampleLimits(**{field.name: getattr(settings, field.name) for field in fields(ExampleLimits)})
 
 
 def pixel_rows(settings: Settings) -> int:

@@ -12,18 +12,29 @@ from typing import Any, cast
 
 import msgspec
 
+from adapters.config import Pool
 from adapters.errors import AdaptError
 from service.errors import KINDS
 
 LENGTH_BYTES = 4
 ALIVE = "alive"
 """Told by the supervisor, and told back at once by the event loop of whoever hears it."""
+JOB = "job"
+"""Told by a front end: there is another training to carry out."""
 RESIDENTS = "residents"
 """Told: the digests that came into slots, and those that left."""
 
 
-BARE = "bare backbone"
-"""Stands for a digest where no adapter is meant; an adapter's is 64 digits."""
+BARE: dict[str, Pool] = {
+    "bare backbone": "backbone", "bare backbone, cls": "cls", "bare backbone, avg": "avg",
+    "bare backbone, cls+avg": "cls+avg",
+}  # fmt: skip
+"""Stand for a digest where no adapter is meant, and how the backbone's vector is pooled then; a digest is 64 digits."""
+
+
+def bare(pool: Pool = "backbone") -> Item:
+    """The backbone itself is to answer, with its vector."""
+    return Item("", next(digest for digest, known in BARE.items() if known == pool), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,7 @@ class Hello(msgspec.Struct, tag=True, array_like=True, frozen=True):
 class Ask(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """One input, by its rows of the front end's pixels, for some versions, each answered by its place in ``items``.
 
-    ``embed``: with their pooled vectors.
+    ``embed``: with their pooled vectors. ``background``: only while nobody else's rows wait.
     """
 
     number: int
@@ -53,6 +64,7 @@ class Ask(msgspec.Struct, tag=True, array_like=True, frozen=True):
     deadline: float
     items: list[Item]
     embed: bool = False
+    background: bool = False
 
 
 class Cancel(msgspec.Struct, tag=True, array_like=True, frozen=True):

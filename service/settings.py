@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from adapters.clip_formats import CODECS, CONTAINERS, some_of
 from adapters.config import MAX_CLASSES, MAX_CLIP_ROWS, MAX_RANK, size_of, size_text
 from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variable
 from service import hosts
 from service.sharing import StoreSettings
+from service.teach_settings import TeachSettings
 
 MIB = 2**20
 Names = Annotated[tuple[str, ...], NoDecode]
 """Separated by commas."""
 
 
-class Settings(StoreSettings, BaseSettings):
+class Settings(StoreSettings, TeachSettings):
     """Name, default, bounds and help of every setting; the environment name is the prefix and the name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
@@ -287,7 +288,7 @@ def read_settings(env_file: Path | None = None, **overrides: Any) -> Settings:
 def markdown_table() -> str:
     """Every setting as a markdown table; ``docs/SETTINGS.md`` holds it."""
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
+    for name, field in sorted(Settings.model_fields.items(), key=lambda one: one[0] in TeachSettings.model_fields):
         default = "empty" if field.default == "" else f"`{field.default}`"
         lines.append(f"| `{variable(name)}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"

@@ -10,20 +10,19 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import AdaptError
-from service import child
 from service.engine import memory
 from service.engine.room import CELLS
 from service.exits import CUT_OFF, FAILED
+from service.family import Child, Ended, has_said, spawn
 from service.limits import file_limits, share
-from service.messages import ALIVE, Call, Channel, Failed, Message, Reply, Told, error_of
+from service.messages import ALIVE, JOB, Call, Failed, Message, Reply, Told, error_of
 from service.scratch import Scratch
 from service.settings import Settings
 from service.store.catalogue import Catalogue
@@ -31,44 +30,21 @@ from service.store.demo import publish_demo
 from service.store.journal import Journal
 from service.store.locks import FolderLock
 from service.store.opening import followed, open_repository
+from service.teach.jobs import Jobs
+from service.teach.keeper import Keeper
 from service.watch.counts import Counts
-from service.watch.metrics import SHARED_FOLDER
 
 if TYPE_CHECKING:
     from service.engine.interface import Facts
 
 log = logging.getLogger(__name__)
 
-COMMAND: tuple[str, ...] = (sys.executable, "-m")
-"""How a child's module is run."""
 TRIES, PAUSE_S = 3, 0.5
 """How often in a row a child may end without coming up again, with pauses, until the server gives up."""
 STEADY_S, QUICK, MOST_PAUSE_S = 2.0, 3, 10.0
 """A child that ends within so many seconds more often than that in a row is started again after ever longer pauses."""
 LOOKS, CLOSE_S = 6, 6.0
 """Looks in a row, over ``device_lost_s``, without a sign of life until a child is ended; seconds of a close at most."""
-
-
-class Ended(AdaptError):
-    """A child ended that the server cannot do without; ``code`` is its exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass
-class Child:
-    """A process, how to speak to it, and what it said at its start."""
-
-    name: str
-    process: asyncio.subprocess.Process
-    channel: Channel
-    up: asyncio.Future[dict[str, Any]]
-    ended: asyncio.Task[int]
-    built: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    since: float = 0.0
-    silent: int = 0
 
 
 class Supervisor:
@@ -80,6 +56,7 @@ class Supervisor:
         self._counts = Counts()
         self._children: dict[str, Child] = {}
         self._guards: set[asyncio.Task[None]] = set()
+        self._keepers: list[Keeper] = []
         self._failure: asyncio.Future[None] | None = None
         self._worst = 0
 
@@ -118,7 +95,7 @@ class Supervisor:
         self._cells = memory.create(8 * CELLS * len(self._devices))
         self._journal = memory.create(Journal.SIZE)
         self._connections = memory.create(8 * self._count)
-        self._pixels = [memory.create(0) for _ in range(self._count)]
+        self._pixels = [memory.create(0) for _ in range(self._count + self._settings.max_trainings)]
         for descriptor in (self._cells, self._journal, self._connections, *self._pixels):
             stack.callback(os.close, descriptor)
 
@@ -135,6 +112,11 @@ class Supervisor:
         follows = followed(settings, repository)
         await asyncio.to_thread(follows.__enter__)
         stack.push(follows.__exit__)
+        self._jobs = Jobs(settings.data_dir, owner="supervisor")
+        try:
+            await asyncio.to_thread(self._jobs.recover, settings.max_trainings)
+        except AdaptError as error:  # a sick disk may still be served from
+            log.warning("recovery of trainings: %s", error.message)
         front_ends = [await self._front_end(number) for number in range(self._count)]
         facts = Facts.of((await asyncio.gather(*(self._up(engine) for engine in engines)))[0])
         if settings.backbone == "demo":
@@ -149,19 +131,17 @@ class Supervisor:
             self._keep(self._replace(one))
         if settings.device_lost_s:
             self._keep(self._look_after(settings.device_lost_s))
+        self._keepers = [Keeper(slot, self._jobs, self._trainer) for slot in range(settings.max_trainings)]
+        for keeper in self._keepers:
+            self._keep(keeper.run())
         said(facts, repository.names)
 
     async def _up(self, one: Child, sign: asyncio.Future[Any] | None = None) -> Any:
         """Wait until it says so. Raises why it could not start, or Ended."""
-        sign = sign or one.up
-        await asyncio.wait({sign, one.ended}, return_when=asyncio.FIRST_COMPLETED)
-        if sign.done():
-            return sign.result()
-        code = one.ended.result()
-        raise Ended(f"the {one.name} process ended at its start (exit code {code}); its log says why", FAILED)
+        return await has_said(one, sign or one.up)
 
     async def _engine(self, number: int) -> Child:
-        path = self._folder / f"engine-{number}.sock"
+        path = self._paths[number]
         path.unlink(missing_ok=True)
         told = {
             "number": number, "device": self._devices[number], "path": str(path), "cells": self._cells,
@@ -171,36 +151,37 @@ class Supervisor:
         return await self._spawn(name, "service.engine.process", told, self._settings, [self._cells, *self._pixels])
 
     async def _front_end(self, number: int) -> Child:
-        paths = [str(self._folder / f"engine-{engine}.sock") for engine in range(len(self._devices))]
         pixels, listener = self._pixels[number], self._listener.fileno()
         told = {
-            "number": number, "engines": paths, "cells": self._cells, "journal": self._journal, "pixels": pixels,
-            "listener": listener, "connections": self._connections,
+            "number": number, "engines": [*map(str, self._paths)], "cells": self._cells, "journal": self._journal,
+            "pixels": pixels, "listener": listener, "connections": self._connections,
         }  # fmt: skip
         name = "front end" if self._count == 1 else f"front end {number}"
         passed = [self._cells, self._journal, self._connections, pixels, listener]
         return await self._spawn(name, "service.web.process", told, share(self._settings, self._count), passed)
 
+    async def _trainer(self, slot: int) -> Child:
+        settings = self._settings
+        pixels = self._pixels[self._count + slot]
+        told = {
+            "number": self._count + slot, "slot": slot, "cells": self._cells, "journal": self._journal,
+            "pixels": pixels, "engines": [*map(str, self._paths)],
+        }  # fmt: skip
+        name = "trainer" if settings.max_trainings == 1 else f"trainer {slot}"
+        return await self._spawn(name, "service.teach.process", told, settings, [self._cells, self._journal, pixels])
+
     async def _spawn(
         self, name: str, module: str, told: dict[str, Any], settings: Settings, passed: Sequence[int]
     ) -> Child:
-        ours, theirs = socket.socketpair()
-        with theirs, ExitStack() as undo:
-            undo.callback(ours.close)
-            process = await asyncio.create_subprocess_exec(
-                *COMMAND, module, str(theirs.fileno()), pass_fds=(theirs.fileno(), *passed),
-                stdin=asyncio.subprocess.DEVNULL, start_new_session=True,  # a terminal's Ctrl-C is ours alone
-                env=os.environ | {SHARED_FOLDER: str(self._folder / "metrics")},
-            )  # fmt: skip
-            undo.pop_all()
-            ours.sendall(child.beginning(told | {"settings": settings.model_dump_json()}))
-        made: list[Child] = []
-        channel = Channel(lambda message: self._heard(made[0], message), lambda: None)
-        loop = asyncio.get_running_loop()
-        made.append(Child(name, process, channel, loop.create_future(), loop.create_task(process.wait())))
-        self._children[name] = made[0]
-        await loop.create_unix_connection(lambda: channel, sock=ours)
-        return made[0]
+        self._children[name] = one = await spawn(
+            name, module, told, settings, passed, self._folder / "metrics", self._heard
+        )
+        return one
+
+    @property
+    def _paths(self) -> list[Path]:
+        """Of the engines' sockets."""
+        return [self._folder / f"engine-{number}.sock" for number in range(len(self._devices))]
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -220,6 +201,9 @@ class Supervisor:
             self._counts.add(*message.value)
         elif isinstance(message, Told) and message.name == "forget":
             self._counts.forget(message.value)
+        elif isinstance(message, Told) and message.name == JOB:
+            for keeper in self._keepers:
+                keeper.wake()
         elif isinstance(message, Call):
             one.channel.send(Reply(message.number, self._counts.now(message.arguments[0])))
 
@@ -278,7 +262,7 @@ class Supervisor:
         for guard in self._guards:
             guard.cancel()
         for one in self._children.values():
-            if not one.up.done():  # it serves nobody yet
+            if not one.up.done() or one.name.startswith("trainer"):  # it serves nobody; a training goes on later
                 one.process.kill()
         self._listener.close()  # the last front end closes the last copy, once it has taken whoever had connected
         for kind, word, seconds in (
@@ -292,6 +276,10 @@ class Supervisor:
                 for one in ending:
                     code = one.ended.result() if one.ended.done() else -1
                     self._worst = max(self._worst, code if code >= 0 else CUT_OFF)  # it hung, or was killed
+
+        if self._keepers:
+            with suppress(AdaptError):  # a sick disk: the stop then counts as a mistake of the job
+                await asyncio.to_thread(self._jobs.rest)
 
     async def _kill(self) -> None:
         for one in self._children.values():

@@ -7,15 +7,15 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from service import supervisor
+from service import family
 from service.cli import main
 
-ENGINE, FRONT_END = "service.engine.process", "service.web.process"
+ENGINE, FRONT_END, TRAINER = "service.engine.process", "service.web.process", "service.teach.process"
 
 
 def run(module: str, change: Callable[[str], None]) -> None:
     """For ``if __name__ == "__main__"`` of ``module``; ``change`` is told which process it is in."""
-    if sys.argv[1] in (ENGINE, FRONT_END):
+    if sys.argv[1] in (ENGINE, FRONT_END, TRAINER):
         child = sys.argv.pop(1)
         gc.disable()  # while it imports torch, as the engine's own module has it
         change(child)
@@ -23,5 +23,5 @@ def run(module: str, change: Callable[[str], None]) -> None:
         gc.enable()
         process.main()
     else:
-        supervisor.COMMAND = (sys.executable, "-m", module)
+        family.COMMAND = (sys.executable, "-m", module)
         main()

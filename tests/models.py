@@ -133,11 +133,18 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Of a family above, for tests of their own."""
+OF_CLIPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "videomae": (
+        "videomae_small_patch16_224_f8",
+        {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "frames": 4},
+    ),
+}
+"""They see clips and no pictures."""
 
 
 def small_backbone(folder: Path, family: str = "vit", device: str = "cpu", dtype: str = "float32") -> Backbone:
     """A family's real architecture with a few small blocks and weights from seed 0, large enough to matter."""
-    architecture, args = (FAMILIES | OTHERS)[family]
+    architecture, args = (FAMILIES | OTHERS | OF_CLIPS)[family]
     folder.mkdir(parents=True, exist_ok=True)
     height, width = to_2tuple(args.get("img_size", OWN_SIZE))
     cfg = {"input_size": [3, height, width], "mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3], "crop_pct": 0.9}

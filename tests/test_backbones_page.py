@@ -7,7 +7,7 @@ import re
 import pytest
 import timm
 
-from benchmarks.backbones import FAMILIES, PAGE, ROW, examine, page, pretrained, rows_of
+from benchmarks.backbones import FAMILIES, PAGE, ROW, clips, examine, page, pretrained, rows_of
 
 REFUSED = ("resnet18", "mvitv2_tiny", "qwen3_vit_88m_enc", "vit_pwee_patch16_reg1_gap_256", "tnt_s_patch16_224")
 TAKEN = (
@@ -44,6 +44,10 @@ def test_the_page_says_what_the_code_does(text: str, model: str) -> None:
     found = examine(model)
     assert bool(found.why) == (model in REFUSED)
     assert rows_of(text)[model] == found.row(pretrained()[model])
+
+
+def test_the_models_of_clips_stand_there_too(text: str) -> None:
+    assert f"\n\n{clips()}\n\n## Those that cannot" in text
 
 
 @pytest.mark.torture

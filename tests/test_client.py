@@ -524,3 +524,35 @@ def test_a_proxys_refusal_is_one_too() -> None:
     assert refusal_of(httpx.Response(503, headers={"Retry-After": "soon"}, request=request)).retry_after is None
     odd = refusal_of(httpx.Response(599, json={"status": "x", "detail": 3, "title": None}, request=request))
     assert (odd.status, odd.title) == (599, "unknown status")
+
+
+def test_examples(client: Either, tmp_path: Path) -> None:
+    """A folder of folders, one picture, a list, and what is wrong with some."""
+    for number in range(7):
+        path = tmp_path / ("cat" if number % 2 else "dög") / ("deep" if number % 3 else "") / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(photograph(number))
+    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    told = client.add_examples(tmp_path, task="taught")
+    assert (told.added, told.counts) == (7, {"cat": 3, "dög": 4})
+    ((name, problem),) = told.rejected
+    assert (name.startswith("cat/"), name.endswith("notes.txt"), problem.status) == (True, True, 415)
+    assert client.add_examples(photograph(0), task="taught", label="cat").moved == 1
+    told = client.add_examples([tmp_path / "cat" / "3.jpg", ("../x", photograph(20))], task="taught", label="new")
+    assert (told.added, told.moved, told.counts["new"]) == (1, 1, 2)
+    assert [e.label for e in client.examples("taught")].count("new") == 2  # from pages of two
+    kept = list(client.examples("taught", "new"))
+    assert kept[0].media_type == "image/jpeg"
+    assert kept[0].time.tzinfo
+    client.delete_examples("taught", digest=kept[0].digest)
+    client.delete_examples("taught", label="cat")
+    told = client.feedback(photograph(30), task="taught", label="right")
+    assert told.counts == {"dög": 3, "new": 1, "right": 1}
+    with pytest.raises(NotFoundError, match="keep_recent"):
+        client.feedback(task="taught", label="right", request_id="x")
+    with pytest.raises(TypeError):
+        client.feedback(task="taught", label="right")
+    with pytest.raises(FileNotFoundError):
+        client.add_examples([], task="taught")
+    client.delete_examples("taught")
+    assert list(client.examples("taught")) == []

@@ -61,7 +61,7 @@ def test_the_document_tells_which_calls_need_a_key(home: House, kit: Kit, tmp_pa
         document = guarded.client.get("/openapi.json").json()
     assert {scheme["type"] for scheme in document["components"]["securitySchemes"].values()} == {"http", "apiKey"}
     calls = {(path, method): call for path, methods in document["paths"].items() for method, call in methods.items()}
-    opened = {"/livez", "/readyz", "/", "/ping", "/v2", "/v2/health/live", "/v2/health/ready"}
+    opened = {"/livez", "/readyz", "/", "/v1/key", "/ping", "/v2", "/v2/health/live", "/v2/health/ready"}
     assert {path for (path, _), call in calls.items() if "security" not in call} == opened
     without = home.client.get("/openapi.json").json()
     assert "securitySchemes" not in without["components"]

@@ -141,8 +141,8 @@ def _with(**more: Tensor) -> dict[str, Tensor]:
     [
         ({}, {"fulltune": True}, "fully tuned"),
         (_with(embeddings__0=torch.ones(1, 2, 48)), {}, "visual prompts"),
-        (_with(patch_embed__proj__weight=torch.ones(48, 3, 2, 8, 8)), {}, "tubelet"),
-        ({"pos_embed": None}, {}, "video form"),
+        ({"patch_embed.proj.weight": None}, {}, "lacks tensor patch_embed.proj.weight"),
+        ({"pos_embed": None}, {}, "another architecture.*pos_embed has shape none"),
         (_with(blocks__0__adaptmlp__adapter_layer_norm_before__bias=torch.ones(48)), {}, "LayerNorm of their own"),
         ({}, {"ffn_option": "both"}, "neither parallel nor sequential"),
         (_with(blocks__9__norm1__bias=torch.ones(48)), {}, "another architecture.*blocks.9.norm1.bias"),

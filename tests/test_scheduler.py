@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.scheduler import Scheduler, Ticket
+from service.engine.scheduler import PATIENCE, Scheduler, Ticket
 
 MAX = 8
 tickets = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, MAX), st.integers(0, 20)), min_size=1, max_size=60)
 
 
-def ticket(task: str, rows: int = 1, deadline: float = 1e9) -> Ticket[int]:
-    return Ticket(task, rows, deadline, 0)
+def ticket(task: str, rows: int = 1, deadline: float = 1e9, *, background: bool = False) -> Ticket[int]:
+    return Ticket(task, rows, deadline, 0, background)
 
 
 def drain(scheduler: Scheduler[int], now: float = 0.0) -> list[list[Ticket[int]]]:
@@ -151,3 +151,72 @@ def test_no_waiting_task_is_passed_over_for_long(items: list[tuple[str, int, int
         waiting -= Counter(t.task for t in batch)
         passed = Counter({task: passed[task] + 1 for task in waiting if task not in {t.task for t in batch}})
         assert all(batches <= 10 for batches in passed.values())
+
+
+def test_the_background_waits_for_everybody_else_and_makes_small_batches() -> None:
+    scheduler: Scheduler[int] = Scheduler(MAX, background_rows=2)
+    behind = [ticket("", background=True) for _ in range(3)]
+    clip = ticket("", 5, background=True)
+    for t in (*behind, clip):
+        scheduler.add(t)
+    front = [ticket("a") for _ in range(MAX + 1)]
+    for t in front:
+        scheduler.add(t)
+    assert scheduler.waits
+    assert scheduler.waiting_rows == MAX + 1
+    assert drain(scheduler) == [front[:MAX], front[MAX:], behind[:2], behind[2:], [clip]]
+    assert not scheduler.waits
+
+
+def test_what_is_asked_of_one_picture_goes_together_in_the_background() -> None:
+    scheduler: Scheduler[int] = Scheduler(MAX)
+    asked = [Ticket("", 1, 1e9, 0, True, picture) for picture in (b"a", b"a", b"b", None, None, *[b"c"] * (MAX + 1))]
+    for t in asked:
+        scheduler.add(t)
+    assert [len(batch) for batch in drain(scheduler)] == [2, 1, 1, 1, MAX, 1]
+
+
+def test_the_background_is_not_starved_for_ever() -> None:
+    """However full every batch of the others is; and they hardly notice."""
+    scheduler: Scheduler[int] = Scheduler(MAX)
+    behind = [ticket("", MAX, background=True), ticket("", background=True)]
+    for t in behind:
+        scheduler.add(t)
+    found = []
+    for _ in range(2 * PATIENCE + 2):
+        while scheduler.waiting_rows < 2 * MAX:
+            scheduler.add(ticket("flood"))
+        found.append(scheduler.take(0.0)[0])
+    assert [n for n, batch in enumerate(found) if any(t.background for t in batch)] == [PATIENCE, 2 * PATIENCE + 1]
+    assert all(sum(t.rows for t in batch) == MAX for batch in found)
+
+
+def test_the_background_can_be_taken_back_cleared_and_expires() -> None:
+    scheduler: Scheduler[int] = Scheduler(MAX)
+    gone, late, left = ticket("", background=True), ticket("", deadline=1, background=True), ticket("", background=True)
+    for t in (gone, late, left):
+        scheduler.add(t)
+    assert scheduler.remove(gone)
+    assert not scheduler.remove(gone)
+    assert scheduler.take(2.0) == ([left], [late])
+    scheduler.add(left)
+    assert scheduler.clear() == [left]
+    assert not scheduler.waits
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, MAX), st.booleans()), min_size=1, max_size=60))
+def test_the_background_changes_nothing_for_others(items: list[tuple[str, int, bool]]) -> None:
+    """The others' batches are what they would be without it, and every ticket is served once, in order."""
+    mixed: Scheduler[int] = Scheduler(MAX)
+    alone: Scheduler[int] = Scheduler(MAX)
+    for task, rows, background in items:
+        mixed.add(ticket(task, rows, background=background))
+        if not background:
+            alone.add(ticket(task, rows))
+    assert mixed.waiting_rows == alone.waiting_rows
+    batches, without = drain(mixed), drain(alone)
+    told = [[(t.task, t.rows) for t in batch] for batch in batches]
+    assert told[: len(without)] == [[(t.task, t.rows) for t in batch] for batch in without]
+    behind = [t for batch in batches[len(without) :] for t in batch]
+    assert [(t.task, t.rows) for t in behind] == [(task, rows) for task, rows, background in items if background]
+    assert all(t.background for t in behind)

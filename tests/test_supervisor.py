@@ -89,6 +89,23 @@ def ready(server: Process) -> bool:
         return False
 
 
+def test_examples_that_front_ends_add_at_once_are_seen_by_all(each_front_end: Clients) -> None:
+    path, clients = "/v1/tasks/taught/examples", each_front_end()
+
+    def put(number: int) -> None:
+        client, label = clients[number % len(clients)], f"label {number % 3}"
+        told = client.post(path, params={"label": label}, content=photograph(number)).raise_for_status().json()
+        assert client.get(path).json()["counts"][label] >= told["counts"][label]
+
+    with ThreadPoolExecutor(len(clients)) as threads:
+        list(threads.map(put, range(12)))
+    assert [client.get(path).json()["counts"] for client in clients] == FRONT_ENDS * [
+        {f"label {n}": 4 for n in range(3)}
+    ]
+    assert clients[0].delete("/v1/tasks/taught").status_code == 204
+    assert clients[-1].get(path).json()["examples"] == []
+
+
 def test_the_views_of_a_clip_go_to_the_engine_and_back_one_by_one(server: Process, kit: Kit, tmp_path: Path) -> None:
     adapter, body = made(kit, "crops"), clip(count=20, picture=scene(96, 40))
     server.client.put("/v1/tasks/views/adapter", content=bytes_of(adapter, tmp_path)).raise_for_status()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from adapters.backbone import Backbone
 from adapters.config import AdapterConfig
+from adapters.layout import Layout
 from adapters.training.baselines import model_of
 from adapters.training.fit import FitConfig, fit
 from adapters.training.model import AdaptedModel, images_of
@@ -109,10 +111,12 @@ def test_steps_fit_the_data(examples: int, frames: int, batch: int, steps: int) 
 
 
 def test_heads_to_choose_from() -> None:
-    assert heads_of(Recipe("t"), "image") == (None,)
-    assert heads_of(Recipe("t"), "video") == ("mean", "frames")
-    assert heads_of(Recipe("t", frames=1), "video") == ("mean",)
-    assert heads_of(Recipe("t", head="attention"), "video") == ("attention",)
+    layout = Layout("bench", "", 1, 8, (8, 8), 1, {"parallel": ((8, 8),)})
+    assert heads_of(Recipe("t"), "image", layout) == (None,)
+    assert heads_of(Recipe("t"), "video", layout) == ("mean", "frames")
+    assert heads_of(Recipe("t"), "video", replace(layout, frames=8)) == ("mean",)
+    assert heads_of(Recipe("t", frames=1), "video", layout) == ("mean",)
+    assert heads_of(Recipe("t", head="attention"), "video", layout) == ("attention",)
     assert FRAMES > 1
 
 

@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.backbone.inputs import normalise
+from adapters.config import VideoConfig
 from adapters.file import Adapter, read_adapter
 from adapters.limits import FileLimits
+from adapters.predictor import Predictor
 from service.cli.main import app
 from service.settings import Settings
 from tests.houses import House, house, photograph, scores_of
@@ -124,6 +126,27 @@ def test_a_folder_answers_as_the_library(kind: str, tmp_path: Path) -> None:
             by_weights = load_backbone(str(tmp_path / "timm"), str(tmp_path / "theirs" / state), "cpu", "float32")
             assert by_weights.layout.fingerprint == backbone.layout.fingerprint, name
             torch.testing.assert_close(served(by_weights, adapter, images), expected, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_folder_of_videomae_answers_as_the_library(tmp_path: Path) -> None:
+    with torch.inference_mode(False):
+        torch.manual_seed(0)
+        told = {"id2label": dict(enumerate(LABELS)), "label2id": {name: n for n, name in enumerate(LABELS)}}
+        config = transformers.VideoMAEConfig(**MLP, num_frames=4, **told)
+        model = transformers.VideoMAEForVideoClassification(config).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(tmp_path)
+    imported("transformers", tmp_path, tmp_path / "head.safetensors")
+    backbone = load_backbone(str(tmp_path), "", "cpu", "float32")
+    adapter = adapter_at(tmp_path / "head.safetensors", backbone)
+    assert adapter.config.video == VideoConfig(frames=4, sampling="dense", stride=4)
+    clips = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+    expected = logits_of(model, backbone, clips)
+    assert expected.std() > 0.05
+    found = torch.from_numpy(np.stack(Predictor(backbone, adapter).logits(clips.numpy())))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])

@@ -31,6 +31,7 @@ SHOWN = 3
 UNUSED = re.compile(
     r"(head|head_dist|classifier|lm_head|pooler|pre_logits|projectors|local_cls_norm|dino_head|ibot_head)\..*"
     r"|optimizer|scheduler|lr_scheduler|scaler|mask_token|decoder_(embed|blocks|norm|pred)\..*|decoder_pos_embed"
+    r"|(encoder_to_)?decoder\..*"
     r"|(.*\.)?(relative_position_index|relative_coords_table|attn_mask|num_batches_tracked|periods|bias_mask)"
 )
 """What no feature needs: classifiers, the mask token and decoder of masked training, the heads of self-supervised

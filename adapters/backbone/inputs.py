@@ -14,12 +14,14 @@ from adapters.errors import BackboneError
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 (B, 3, H, W), float32 (B, 3) and (B, 3) -> float32 (B, 3, H, W): (pixels / 255 - mean) / std.
 
+    Of clips (B, frames, 3, H, W) every frame alike.
     On the CPU equal to timm's eval transform to the last bit: the same operations in the same order. On
     a GPU too the division is by a tensor, since one by a number would multiply by its rounded inverse.
     """
     full = torch.full((1,), 255.0, dtype=torch.float32, device=pixels.device)
     scaled = pixels.to(torch.float32).div_(full)
-    return scaled.sub_(mean[:, :, None, None]).div_(std[:, :, None, None])
+    of_row = (len(pixels), *(1,) * (pixels.ndim - 4), 3, 1, 1)
+    return scaled.sub_(mean.reshape(of_row)).div_(std.reshape(of_row))
 
 
 def input_config(model: nn.Module, size: Size | None = None) -> InputConfig:

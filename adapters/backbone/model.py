@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adapters.backbone.families import linear_sites, prepare, trunk_of
 from adapters.backbone.operator import Features, Operator, Probe
 from adapters.backbone.placement import resolve_device, resolve_dtype
+from adapters.backbone.tubelets import frames_of
 from adapters.backbone.weights import Built, build_model
 from adapters.config import SiteName, Size, size_of, size_text
 from adapters.errors import BackboneError
@@ -64,6 +65,7 @@ class Backbone:
     def features(self, images: Tensor, operator: Operator | None = None) -> Features:
         """Run normalised images (rows, 3, height, width) through the frozen blocks and the operator's residuals.
 
+        A backbone of clips takes (rows, frames, 3, height, width), as many as ``layout.frames``.
         Rows that the operator lets join come behind these, in the order of their blocks. There may be no images at all
         where it does: blocks that no row has come to compute nothing.
         """
@@ -198,13 +200,14 @@ class Backbone:
         return cast(Operator, self._operator).add(site, index, tap3, out3).view(out.shape)
 
     def _measure(self, built: Built) -> Layout:
-        """Run one blank picture: a site exists only if its hook fires in every block.
+        """Run one blank picture or clip: a site exists only if its hook fires in every block.
 
         One of timm's models may read a Linear's weight without calling it; a hook there would be silently skipped, and
         the bare backbone would answer in an adapter's place.
         """
         self._seen = {}
-        blank = torch.zeros(1, 3, *self.input.size, device=self.device)
+        frames = frames_of(self.model)
+        blank = torch.zeros(1, *((frames,) if frames > 1 else ()), 3, *self.input.size, device=self.device)
         with torch.inference_mode():
             features = self.features(blank, Probe())
             width = self.pool(features, "backbone", "frozen").shape[-1]
@@ -220,7 +223,7 @@ class Backbone:
             pools += ["cls", "avg", "cls+avg"] if getattr(self.model, "cls_token", None) is not None else ["avg"]
         return Layout(
             built.name, built.fingerprint, sum(p.numel() for p in self.model.parameters()), width, self.input.size,
-            depth, sites, tuple(pools), self._trunk.prefix, built.resampled,
+            depth, sites, tuple(pools), self._trunk.prefix, built.resampled, frames,
         )  # fmt: skip
 
 

@@ -151,6 +151,15 @@ def _swin(config: Fields) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _videomae(config: Fields) -> dict[str, Any]:
+    ratio = _ratio(config.whole("intermediate_size"), config.whole("hidden_size"))
+    return {
+        **_plain(config), "mlp_ratio": ratio, "qkv_bias": config.on("qkv_bias") and config.on("qv_bias"),
+        "frames": config.whole("num_frames"), "tubelet": config.whole("tubelet_size"),
+        "pool_eps": 1e-5 if config.on("use_mean_pooling") else config.number("layer_norm_eps"),
+    }  # fmt: skip
+
+
 _VIT = Kind("vit_base_patch16_224", _vit, _SIZES, {**SQUASH, **_HALVES})
 _CLIP = Kind(
     "vit_base_patch16_clip_224", _vit,
@@ -194,6 +203,12 @@ KINDS: Mapping[str, Kind] = {
     "swin": Kind(
         "swin_tiny_patch4_window7_224", _swin, _SWIN_DEFAULTS, {**SQUASH_BICUBIC, **_OF_IMAGENET},
         usual_eps=("patch_embed.norm", "downsample.norm"), antialias=None,
+    ),
+    "videomae": Kind(
+        "videomae_base_patch16_224", _videomae,
+        {**_SIZES, "qv_bias": True, "num_frames": 16, "tubelet_size": 2, "use_mean_pooling": True},
+        {**CENTER, "crop_pct": 1.0, "interpolation": "bilinear", **_OF_IMAGENET},
+        usual_eps=("fc_norm",), antialias=None,
     ),
 }  # fmt: skip
 """By ``model_type``."""

@@ -34,6 +34,7 @@ _IN_BLOCK: Mapping[str, str] = {
     "layernorm_before": "norm1", "layernorm_after": "norm2", "norm1": "norm1", "norm2": "norm2",
     "layer_norm1": "norm1", "layer_norm2": "norm2",
     "layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma",
+    "attention.attention.q_bias": "attn.q_bias", "attention.attention.v_bias": "attn.v_bias",  # VideoMAE
     "lambda_1": "gamma_1", "lambda_2": "gamma_2",
     "mlp.weights_in": "mlp.fc1", "mlp.weights_out": "mlp.fc2", "mlp.down_proj": "mlp.fc2",  # DINOv2's SwiGLU
 }  # fmt: skip

@@ -25,6 +25,7 @@ from adapters.backbone.reading import read
 from adapters.backbone.sizes import patch_of, refuse_part_of_a_patch, refused, resample_as_given, squares_near
 from adapters.backbone.source import Source, create, file_in, first_line, not_loaded, resolve
 from adapters.backbone.transformers_config import manner_beside
+from adapters.backbone.tubelets import frames_of
 from adapters.config import InputConfig, Size
 from adapters.errors import BackboneError
 
@@ -106,6 +107,8 @@ def _planned(name: str, source: Source, size: Size | None) -> _Plan:
     if size is None or size == own:
         return _Plan(name, source, model, None)
     plan = _Plan(name, source, model, size)
+    if frames_of(model) > 1:
+        raise refused(name, own, size, "its positions are numbers of tokens, which mean other places there")
     refuse_part_of_a_patch(name, model, own, size)
     try:
         plan.at(size)
@@ -207,9 +210,10 @@ def _architecture_of(state: Mapping[str, Any], near: str) -> str:
     """
     kernels = [v for n, v in state.items() if n.endswith("patch_embed.proj.weight")]
     kernel: tuple[int, ...] = tuple(getattr(kernels[0], "shape", ())) if kernels else ()
-    patch, size = (f"patch{kernel[-1]}", _SIZES.get(kernel[0], "")) if len(kernel) == 4 else ("", "")
+    patch, size = (f"patch{kernel[-1]}", _SIZES.get(kernel[0], "")) if len(kernel) in (4, 5) else ("", "")
     swin = any(n.startswith("layers.") for n in state)
-    names = [n for module in _MODULES if module.startswith("swin") == swin for n in timm.list_models(module=module)]
+    modules = ("tubelets",) if len(kernel) == 5 else [m for m in _MODULES if m.startswith("swin") == swin]
+    names = [n for module in modules for n in timm.list_models(module=module)]
     names = [n for n in names if patch in n or "patch" not in n]
     alike = difflib.SequenceMatcher(b=near, autojunk=False)
 

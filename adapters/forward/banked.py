@@ -74,6 +74,8 @@ class Running:
 class BankedForward:
     """Callable on a list of jobs; the sum of their frames is the batch's rows, less what equal pictures share.
 
+    For a backbone of clips the row is one level up: the frames that it sees together are one row of its batch.
+
     A job's logits depend on its pixels and its slot's content alone, and for one shape of batch (``BatchKey``) they are
     the same bits whatever the other jobs are.
 
@@ -119,6 +121,8 @@ class BankedForward:
     def prepare(self, jobs: Sequence[Job]) -> Prepared:
         """Lay a batch out and begin to copy it; at most one may be prepared and not yet run."""
         classes, embedded = tuple(job.meta.classes for job in jobs), dict[int, tuple[int, int]]()
+        if self.backbone.layout.frames > 1:
+            jobs = [_in_clips(job, self.backbone.layout.frames) for job in jobs]
         asked = [number for number, job in enumerate(jobs) if job.embed]
         if asked:
             jobs, places = _with_pooled(jobs, asked)
@@ -151,7 +155,8 @@ class BankedForward:
         trained: tuple[Pool, str] = (
             ("avg", "trained") if "avg" in self.backbone.layout.pools else ("backbone", "frozen")
         )
-        usual = (_usual("backbone", "frozen", {}), _usual(*trained, {"parallel": "relu"}))
+        frames = self.backbone.layout.frames
+        usual = (_usual("backbone", "frozen", {}, frames), _usual(*trained, {"parallel": "relu"}, frames))
         for jobs in self._blank(rows, {_kind(meta): meta for meta in (*usual, *metas)}.values()):
             prepared = self.prepare(jobs)
             with self._computing(), torch.inference_mode():
@@ -196,7 +201,7 @@ class BankedForward:
         One of timm's models may do more between its blocks than can be left out.
         """
         layout = self.backbone.layout
-        blank = np.zeros((1, 3, *layout.input_size), np.uint8)
+        blank = np.zeros((layout.frames, 3, *layout.input_size), np.uint8)
         try:
             for block in {layout.blocks // 2 or 1, layout.blocks}:
                 self.prefixes = PrefixCache(sys.maxsize)
@@ -249,5 +254,10 @@ def _kind(meta: AdapterMeta) -> object:
     return sites, meta.pool, meta.norm, meta.frames, meta.classes, meta.head, meta.groups
 
 
-def _usual(pool: Pool, norm: str, acts: dict[SiteName, Activation]) -> AdapterMeta:
-    return AdapterMeta("", "image", 1, 1, "softmax", pool, norm, acts, frozenset(), 0)
+def _in_clips(job: Job, frames: int) -> Job:
+    """The same job, whose rows are clips: ``pixels`` uint8 (rows, frames, 3, height, width)."""
+    return replace(job, pixels=job.pixels.reshape(-1, frames, *job.pixels.shape[1:]))
+
+
+def _usual(pool: Pool, norm: str, acts: dict[SiteName, Activation], frames: int = 1) -> AdapterMeta:
+    return AdapterMeta("", "image", frames, 1, "softmax", pool, norm, acts, frozenset(), 0)

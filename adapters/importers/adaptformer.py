@@ -1,6 +1,7 @@
-"""AdaptFormer's own checkpoints (image form): read without running a pickle, compare the backbone, convert.
+"""AdaptFormer's own checkpoints: read without running a pickle, compare the backbone, convert.
 
-A checkpoint is {'model', 'optimizer', 'epoch', 'scaler', 'args'} with the whole backbone inside. It knows no command.
+A checkpoint is {'model', 'optimizer', 'epoch', 'scaler', 'args'} with the whole backbone inside: a ViT, or in the video
+form VideoMAE's, which sees clips. It knows no command.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.config import SiteConfig
+from adapters.backbone.tubelets import timm_names as video_names
+from adapters.config import SiteConfig, VideoConfig
 from adapters.errors import ImportRefused
 from adapters.file import write_tensors
+from adapters.importers import adaptformer_video
 from adapters.importers.common import Imported, ImportTerms, Residual, check_head, config_of, read_state, site_of
 
 Option = Literal["parallel", "sequential"]
@@ -36,10 +39,6 @@ _COLOURS = {
     r"mae_pretrain_vit|swin_base_patch4": {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
 }
 """How the name of its pretrained file begins -> how the official code normalises; it knows no other names."""
-_VIDEO = (
-    "this is the video form: its backbone embeds tubelets (Conv3d) and adds fixed positions, and no such backbone "
-    "can be served here; image checkpoints can be imported"
-)
 _FULL = (
     "the checkpoint was fully tuned, so the task is the whole backbone and not an adapter; "
     "only checkpoints with a frozen backbone can be imported"
@@ -53,7 +52,8 @@ class AdaptFormerCheckpoint:
     ``backbone``: frozen tensors by timm name. ``option``: None where the file does not tell, as the official scripts'
     do not. ``residuals``: by block. ``learnt_scale``: each has its own scale in ``up`` already. ``norm``: the trained
     one of global pooling. ``head``: weight (classes, width) and bias, its BatchNorm folded in. ``pretrained``: the name
-    of the file that the training began with; empty where it is not told.
+    of the file that the training began with; empty where it is not told. ``video``: how a checkpoint of the video form
+    sees clips; ``inception`` is its argument of that name, which says how it normalises.
     """
 
     name: str
@@ -64,6 +64,8 @@ class AdaptFormerCheckpoint:
     norm: tuple[Tensor, Tensor] | None
     head: tuple[Tensor, Tensor]
     pretrained: str
+    video: VideoConfig | None = None
+    inception: bool = False
 
     @property
     def classes(self) -> int:
@@ -85,21 +87,26 @@ def read_checkpoint(path: Path) -> AdaptFormerCheckpoint:
 
     learnt = any(name.endswith(".adaptmlp.scale") for name in state)
     residuals = {block: _residual(take, block, learnt) for block in _adapted_blocks(state)}
-    norm = (take("fc_norm.weight"), take("fc_norm.bias")) if "fc_norm.weight" in state else None
+    video = adaptformer_video.told(args) if state["patch_embed.proj.weight"].ndim == 5 else None
+    norm = (take("fc_norm.weight"), take("fc_norm.bias")) if video or "fc_norm.weight" in state else None
     head = _head(take, batch_norm="head.0.running_var" in state)
     rest = {n: t for n, t in state.items() if n not in taken and n != "head.0.num_batches_tracked"}
     told = args.get("ffn_option")
     option: Option | None = None if told is None else "sequential" if told == "sequential" else "parallel"
     pretrained = re.split(r"[\\/]", str(args.get("finetune") or ""))[-1][:200]
-    return AdaptFormerCheckpoint(path.name, _timm_names(rest), option, residuals, learnt, norm, head, pretrained)
+    named = {n: t.float() for n, t in video_names(rest).items()} if video else _timm_names(rest)
+    return AdaptFormerCheckpoint(
+        path.name, named, option, residuals, learnt, norm, head, pretrained, video, bool(args.get("inception"))
+    )  # fmt: skip
 
 
 def convert(
     checkpoint: AdaptFormerCheckpoint, backbone: Backbone, terms: ImportTerms, *,
-    scale: float | None = None, option: Option | None = None,
+    scale: float | None = None, option: Option | None = None, clips: Mapping[str, object] | None = None,
 ) -> Imported:  # fmt: skip
     """The adapter's config and tensors. ``backbone`` is float32; ``scale`` counts where none was learnt.
 
+    ``clips``: fields of VideoConfig in place of those that a checkpoint of the video form tells.
     ``scale`` and ``option`` are the official scripts' where neither the file nor the caller tells. Raises ImportRefused
     if the checkpoint's backbone is not this one, or its option another one.
     """
@@ -116,21 +123,28 @@ def convert(
         sites, tensors = (site,), tensors | residuals
     if checkpoint.norm:
         tensors |= {"norm.weight": checkpoint.norm[0], "norm.bias": checkpoint.norm[1]}
+    video = adaptformer_video.asked(checkpoint.video, clips or {})
     known = next((c for pattern, c in _COLOURS.items() if re.match(pattern, checkpoint.pretrained)), {})
+    seen = _PREPROCESSING | known
+    if video:
+        seen = known = adaptformer_video.seen(inception=checkpoint.inception)
     config = config_of(
-        terms, backbone.layout, backbone.input.model_copy(update=_PREPROCESSING | known), sites,
-        pool="avg" if checkpoint.norm else "cls", norm="trained" if checkpoint.norm else "frozen",
+        terms, backbone.layout, backbone.input.model_copy(update=seen), sites,
+        pool="avg" if checkpoint.norm else "cls", norm="trained" if checkpoint.norm else "frozen", video=video,
         training={"imported_from": "AdaptFormer checkpoint", "source": checkpoint.name},
     )  # fmt: skip
-    granted = _granted(checkpoint, scale, option, backbone.layout.model if not known else "")
+    granted = _granted(checkpoint, scale, option, backbone.layout.model if not known else "", video)
     return Imported(config, tensors, granted)
 
 
 def _granted(
-    checkpoint: AdaptFormerCheckpoint, scale: float | None, option: Option | None, coloured: str
-) -> tuple[str, ...]:
+    checkpoint: AdaptFormerCheckpoint, scale: float | None, option: Option | None, coloured: str,
+    video: VideoConfig | None,
+) -> tuple[str, ...]:  # fmt: skip
     """What neither the file nor the caller told; ``coloured`` names the base where mean and std are its own."""
     told = [f"pictures as the official code evaluates: bicubic, the middle {_PREPROCESSING['crop_pct']} of them"]
+    if video:
+        told = adaptformer_video.granted(video)
     if checkpoint.residuals and scale is None and not checkpoint.learnt_scale:
         told.append(f"scale {DEFAULT_SCALE:g}, which stands nowhere in a checkpoint: --scale where the training had "
                     "another")  # fmt: skip
@@ -166,8 +180,9 @@ def _refuse_other_forms(state: Mapping[str, Tensor], args: Mapping[str, object])
         raise ImportRefused(f"the checkpoint was tuned with visual prompts (tensor {prompt}); prompts add tokens, "
                             "and only residuals inside the blocks can be served", tensor=prompt)  # fmt: skip
     patches = state.get("patch_embed.proj.weight")
-    if patches is not None and (patches.ndim == 5 or "pos_embed" not in state):
-        raise ImportRefused(_VIDEO, tensor="patch_embed.proj.weight", got=list(patches.shape))
+    if patches is None:
+        raise ImportRefused("it lacks tensor patch_embed.proj.weight; it is no checkpoint of AdaptFormer's code",
+                            tensor="patch_embed.proj.weight")  # fmt: skip
     normed = next((n for n in state if ".adapter_layer_norm_before." in n), None)
     if normed:
         raise ImportRefused(f"its adapters have a LayerNorm of their own (tensor {normed}), which no site here has; "
@@ -224,6 +239,7 @@ def _timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _aligned(checkpoint: AdaptFormerCheckpoint, backbone: Backbone) -> dict[str, Tensor]:
     """The checkpoint's tensors under the names of ``backbone``, all of them and no others. Raises ImportRefused."""
+    adaptformer_video.check_base(checkpoint.video, len(checkpoint.backbone["patch_embed.proj.weight"]), backbone.layout)
     base: dict[str, Tensor] = backbone.model.state_dict()
     last = "norm" if "norm.weight" in base else "fc_norm"  # timm puts it behind average pooling
     found = {re.sub(r"^norm\.", f"{last}.", name): tensor for name, tensor in checkpoint.backbone.items()}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from adapters.backbone import Backbone
 from adapters.errors import ImportRefused
 from adapters.file import Adapter
+from adapters.limits import MediaLimits
 from adapters.predictor import Predictor
 from adapters.scores import probabilities
 
@@ -106,7 +107,8 @@ def read_expected(folder: Path, table: Path | None, labels: Sequence[str], score
 def agreement(backbone: Backbone, adapter: Adapter, expected: Expected) -> Agreement:
     """Ask the adapter about every picture. Raises a MediaError for one that cannot be read; OSError."""
     score = adapter.config.score
-    results = Predictor(backbone, adapter).stream(expected.folder / name for name in expected.files)
+    limits = MediaLimits(max_frames=max(MediaLimits.max_frames, adapter.config.rows))
+    results = Predictor(backbone, adapter, limits=limits).stream(expected.folder / name for name in expected.files)
     scores, off = [], 0.0
     for result, wanted in zip(results, expected.values, strict=True):
         scores.append(result.scores)

@@ -20,7 +20,7 @@ from adapters.backbone.source import file_in
 from adapters.backbone.transformers_config import read_config
 from adapters.errors import ImportRefused
 from adapters.importers.common import Imported, ImportTerms, check_head, config_of
-from adapters.importers.families import FAMILIES, SIGLIP, Family, base_told, seen_by
+from adapters.importers.families import FAMILIES, SIGLIP, Family, base_told, clips_for, seen_by
 
 _CLASSIFIER = re.compile(r"(?:classifier|(?:timm_model\.)?head(?:\.fc)?)\.(weight|bias)")
 
@@ -59,6 +59,9 @@ def read_folder(folder: Path) -> Classifier:
         raise ImportRefused(f"{folder.name} must hold one classifier, and has {why}; a model without one is a backbone "
                             "alone, for --backbone and --base", field="classifier")  # fmt: skip
     check_head(heads["weight"], heads["bias"])
+    if found == "videomae" and config.get("use_mean_pooling") is False:
+        raise ImportRefused("its classifier sees the first of a clip's tokens alone (use_mean_pooling is false), and "
+                            "only the mean of all can be served", field="use_mean_pooling")  # fmt: skip
     several = config.get("problem_type") == "multi_label_classification"
     told = config.get("_name_or_path")
     return Classifier(
@@ -77,12 +80,13 @@ def convert(
     """
     family = source.family
     seen, guess = seen_by(family, processor, backbone)
-    granted = [guess] if guess else []
+    video, clips = clips_for(backbone.layout)
+    granted = [*([guess] if guess else []), *clips]
     if not own:
         granted.append(base_told(source.trained_on or source.name, backbone.layout.model))
     told: Mapping[str, object] = {"imported_from": "transformers, a classifier", "source": source.name}
     config = config_of(
         terms, backbone.layout, backbone.input.model_copy(update=dict(seen)), (), pool=family.pool, norm=family.norm,
-        training=told, score=source.score,
+        training=told, score=source.score, video=video,
     )  # fmt: skip
     return Imported(config, {"head.weight": source.head[0], "head.bias": source.head[1]}, tuple(granted))

@@ -204,7 +204,7 @@ def site_of(
         "temporal": any(residual.time is not None for residual in residuals.values()),
     }  # fmt: skip
     tensors = {f"{site}.{b}.{name}": t for b, r in residuals.items() for name, t in r.padded(rank).items()}
-    return _validated(SiteConfig, fields), tensors
+    return validated(SiteConfig, fields), tensors
 
 
 def config_of(
@@ -234,10 +234,10 @@ def config_of(
         "sites": sites,
         "pool": pool,
         "norm": norm,
-        "input": _validated(InputConfig, base_input.model_dump() | given),
+        "input": validated(InputConfig, base_input.model_dump() | given),
         "training": {**training, "backbone_parameters": layout.parameters},
     }
-    return _validated(AdapterConfig, fields)
+    return validated(AdapterConfig, fields)
 
 
 def save(path: Path, imported: Imported, layout: Layout) -> str:
@@ -266,7 +266,8 @@ def _shown(shape: tuple[int, ...] | None) -> str:
     return "x".join(map(str, shape)) if shape is not None else "none"
 
 
-def _validated(kind: type[Model], fields: dict[str, Any]) -> Model:
+def validated(kind: type[Model], fields: dict[str, Any]) -> Model:
+    """Raises ImportRefused where a value is not allowed."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

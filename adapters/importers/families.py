@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from adapters.backbone import Backbone, transformers_names
 from adapters.backbone.processor import CENTER, SQUASH, SQUASH_BICUBIC, Processor
 from adapters.backbone.transformers_config import WRAPPER
-from adapters.config import Norm, Pool, SiteName
+from adapters.config import Norm, Pool, SiteName, VideoConfig
 from adapters.errors import ImportRefused
+from adapters.layout import Layout
 
 LINEARS: Mapping[str, SiteName] = {
     **transformers_names.LINEARS,
     "attn.qkv": "qkv", "attn.q_proj": "q", "attn.k_proj": "k", "attn.v_proj": "v", "attn.proj": "proj",  # timm
 }  # fmt: skip
+STRIDE = 4
+"""Frames from one that VideoMAE sees to the next, in its training on Kinetics."""
 Place = tuple[int, ...]
 """A block's number; of Swin its stage's before it."""
 
@@ -48,6 +51,7 @@ CLIP = Family(
     "CLIP", r"vision_model\.encoder\.layers\.(\d{1,4})", ("clip", "clip_vision_model"), "avg", "none",
     seen={**CENTER, "crop_pct": 1.0},
 )  # fmt: skip
+VIDEOMAE_SEEN: Mapping[str, object] = {**CENTER, "crop_pct": 1.0, "interpolation": "bilinear"}
 SIGLIP = Family("SigLIP", CLIP.layers, ("siglip", "siglip_vision_model"), "avg", seen=SQUASH_BICUBIC)
 FAMILIES = (
     Family("ViT", "vit" + _LAYER, ("vit", "vit_msn"), norms={"vit.layernorm": "cls"}, seen=SQUASH),
@@ -59,6 +63,7 @@ FAMILIES = (
     Family(
         "DINOv2", r"dinov2(?:_with_registers)?" + _LAYER, ("dinov2", "dinov2_with_registers"), "cls+avg", seen=CENTER
     ),
+    Family("VideoMAE", "videomae" + _LAYER, ("videomae",), "backbone", norms={"fc_norm": "avg"}, seen=VIDEOMAE_SEEN),
     CLIP,
     TIMM,
 )
@@ -143,6 +148,15 @@ def seen_by(family: Family, processor: Processor | None, backbone: Backbone) -> 
         f"pictures as {family.name}'s published image processors take them, with mean and std of "
         f"{backbone.layout.model}; --processor reads a preprocessor_config.json"
     )
+
+
+def clips_for(layout: Layout) -> tuple[VideoConfig | None, tuple[str, ...]]:
+    """Which frames a backbone of clips is shown where no file tells, and a sentence on it; nothing on another one."""
+    if layout.frames == 1:
+        return None, ()
+    video = VideoConfig(frames=layout.frames, sampling="dense", stride=STRIDE)
+    seen = f"{layout.frames} frames {STRIDE} apart, from the middle of a clip"
+    return video, (f"clips as VideoMAE's published models see them: {seen}",)
 
 
 def base_told(trained_on: str | None, base: str) -> str:

@@ -27,6 +27,7 @@ from adapters.importers.families import (
     Place,
     base_told,
     blocks_by_place,
+    clips_for,
     family_of,
     place,
     seen_by,
@@ -143,8 +144,9 @@ def convert(
     told = {"imported_from": f"PEFT {'LoRA' if 'r' in type(settings).model_fields else 'AdaLoRA'}",
             "source": source.name, "trained_on": settings.base_model_name_or_path or "not told"}  # fmt: skip
     base_input = backbone.input.model_copy(update=seen)
-    config = config_of(terms, layout, base_input, tuple(sites), pool=pool, norm=norm, training=told)
-    return Imported(config, tensors | own, tuple(granted))
+    video, clips = clips_for(layout)
+    config = config_of(terms, layout, base_input, tuple(sites), pool=pool, norm=norm, training=told, video=video)
+    return Imported(config, tensors | own, (*granted, *clips))
 
 
 def _placed(

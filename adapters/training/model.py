@@ -27,7 +27,10 @@ MOST_WRITTEN_OUT = 256
 
 @dataclass(frozen=True)
 class FrozenTokens:
-    """What the frozen blocks before the first adapted one make of images: tokens (items * frames, ..., width)."""
+    """What the frozen blocks before the first adapted one make of images: tokens (items * frames, ..., width).
+
+    Here and below, a backbone of clips sees an item's frames as one: there are as many rows as items.
+    """
 
     tokens: Tensor
 
@@ -48,6 +51,7 @@ class HeadedModel(nn.Module):
         super().__init__()
         self.backbone, self.config = backbone, config
         layout = backbone.layout
+        self._rows = layout.rows_of(config)
         self.norm = nn.LayerNorm(layout.width, eps=backbone.norm_eps) if config.norm == "trained" else None
         width = layout.width * (2 if config.twice else 1)
         self.register_buffer("mean", torch.zeros(width))
@@ -85,7 +89,7 @@ class HeadedModel(nn.Module):
         The mean over each item's frames (items, width), or (items, frames, width) where the head sees time.
         """
         pooled = self.pooled(images).float()
-        seen: Tensor = self.head.seen(pooled.view(-1, self.config.frames, pooled.shape[-1]))
+        seen: Tensor = self.head.seen(pooled.view(-1, self._rows, pooled.shape[-1]))
         return seen
 
     def vectors(self, images: Tensor | FrozenTokens) -> Tensor:
@@ -138,7 +142,7 @@ class AdaptedModel(HeadedModel):
             return out
         spared = self._spared.get(site, 0)
         with torch.autocast(tap.device.type, tap.dtype, enabled=tap.dtype != torch.float32):
-            update: Tensor = self.residuals[key](tap[:, spared:], self.config.frames)
+            update: Tensor = self.residuals[key](tap[:, spared:], self._rows)
         if spared:
             update = F.pad(update, (0, 0, spared, 0))
         return out + update.to(out.dtype)
@@ -155,7 +159,7 @@ class AdaptedModel(HeadedModel):
         self._joining = None
         if isinstance(images, FrozenTokens):
             self._joining = images.tokens
-            images = images.tokens.new_empty(0, 3, *self.config.input.size)
+            images = in_rows(images.tokens.new_empty(0, 3, *self.config.input.size), self.backbone.layout.frames)
         features = self.backbone.features(images, self if self.active else None)
         return self.backbone.pool(features, self.config.pool, self.config.norm)
 
@@ -241,12 +245,18 @@ def images_of(model: HeadedModel, pixels: Tensor) -> Any:
     """What ``normalised`` makes of pixels for the model's config; vectors stay, other tensors are ``FrozenTokens``."""
     here = pixels.to(model.backbone.device)
     if here.dtype == torch.uint8:
-        return normalised(here, model.config, model.backbone.device)
+        return normalised(here, model.config, model.backbone)
     return here if here.ndim <= 3 else FrozenTokens(here.flatten(0, 1))
 
 
-def normalised(pixels: Tensor, config: AdapterConfig, device: torch.device) -> Tensor:
+def normalised(pixels: Tensor, config: AdapterConfig, backbone: Backbone) -> Tensor:
     """Pixels (items, frames, 3, size, size) uint8 -> rows (items * frames, 3, size, size), ready for the backbone."""
-    rows, told = pixels.flatten(0, 1).to(device), config.input
+    device, told = backbone.device, config.input
+    rows = in_rows(pixels.flatten(0, 1).to(device), backbone.layout.frames)
     mean, std = (torch.tensor([v], device=device).expand(len(rows), 3) for v in (told.mean, told.std))
     return normalise(rows, mean, std)
+
+
+def in_rows(images: Tensor, frames: int) -> Tensor:
+    """Frames (items * frames, 3, size, size) as the backbone's rows: themselves, or so many of them together."""
+    return images if frames == 1 else images.reshape(len(images) // frames, frames, *images.shape[1:])

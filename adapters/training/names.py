@@ -31,6 +31,8 @@ _NO_DATA = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
     "lost+found", "__pycache__",
 }  # fmt: skip
+_JOINERS = dict.fromkeys((0x200C, 0x200D))
+"""Characters that are not seen and tell how those beside them look."""
 _OURS = re.compile(r"\.safetensors(?:\.\w+)?(?:\.(?:report|resume))?$")
 
 
@@ -73,6 +75,7 @@ def label_of(text: str, where: str) -> str:
             f"{where[:120]}: the label has {len(label)} characters, expected 1 to {MAX_LABEL_CHARS}; shorten it",
             field="label", limit=MAX_LABEL_CHARS, value=len(label),
         )  # fmt: skip
-    if not label.isprintable():  # so is no byte of a folder's name that is not UTF-8
+    seen = label.translate(_JOINERS)  # within words of Persian and Hindi, and within families of emoji
+    if not seen.strip() or not seen.isprintable():  # so is no byte of a folder's name that is not UTF-8
         raise TrainingError(f"{where[:120]!r}: the label has characters that cannot be shown; rename it", field="label")
     return label

@@ -28,7 +28,8 @@ class TrainingPlan:
     ``held_out`` is the share of a seeded split; ``part`` the one to hold out of a split that the data brings, where it
     is not ``val``. ``limits`` bound what is read, ``served`` is what the server takes that the file is meant for, with
     ``max_rank`` 0 for what fits the backbone. ``fallback``: to the best linear head, where the method is no better.
-    ``abstain_accuracy``: what answers above the file's threshold are to have; it gets none without.
+    ``abstain_accuracy``: what answers above the file's threshold are to have; it gets none without. ``threads`` decode
+    the files at first; 0 are as many as the machine has.
     """
 
     data: Path
@@ -43,6 +44,7 @@ class TrainingPlan:
     fallback: bool = True
     abstain_accuracy: float | None = None
     report: bool = True
+    threads: int = 0
     resume: bool = False
 
     @property

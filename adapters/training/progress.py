@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -52,6 +52,12 @@ class Teller:
         """Something worth a line of its own, such as an epoch's score, after ``share`` of a stage."""
         self._enter(stage, share)
         self._print(line, share)
+
+    def scored(self, history: Sequence[Mapping[str, float]], epochs: int) -> None:
+        """Some of so many epochs are done, and were scored; ``history`` as of ``FitResult``."""
+        last = history[-1]
+        line = f"epoch {last['epoch']}/{epochs}: loss {last['loss']:.3f}, held-out accuracy {last['accuracy']:.2%}"
+        self.reached("training", last["epoch"] / epochs, line)
 
     def note(self, message: str) -> None:
         """A line for everybody: how the data was understood, say."""

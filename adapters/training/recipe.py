@@ -46,6 +46,8 @@ RATES: dict[str, float] = {
     "adaptformer": 5e-3, "lora": 3e-3, "st-adapter": 1e-3, "linear": 1e-3, "vpt": 1e-2, "full": 1e-4,
 }  # fmt: skip
 """The highest learning rate of each method."""
+CROP = 0.8
+"""The smallest share of a picture's area that a random crop leaves, unless another is given."""
 FRAMES = 8
 STRIDE = 4
 """Of dense frames, as in VideoMAE."""
@@ -89,6 +91,17 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
 
     Raises TrainingError for options that contradict each other, AdapterError for those the backbone cannot do.
     """
+    layout = backbone.layout
+    if modality == "image" and layout.frames > 1:
+        raise TrainingError(
+            f"{layout.model} sees clips of {layout.frames} frames and nothing else, and the data holds pictures; train "
+            "them on a backbone of pictures", field="backbone", expected="video", got="image",
+        )  # fmt: skip
+    if layout.frames > 1 and recipe.method == "st-adapter":
+        raise TrainingError(
+            f"method st-adapter mixes the frames of clips, which {layout.model} sees together; take adaptformer",
+            field="method",
+        )  # fmt: skip
     if modality == "image" and recipe.method == "st-adapter":
         raise TrainingError(
             "method st-adapter mixes the frames of clips, and the data holds pictures; take adaptformer", field="method"
@@ -100,7 +113,6 @@ def config_of(recipe: Recipe, backbone: Backbone, modality: Modality, labels: tu
         raise TrainingError("head is for clips, and the data holds pictures", field="head")
     if recipe.prompts and recipe.method != "vpt":
         raise TrainingError(f"prompts are for method vpt; leave them out with {recipe.method}", field="prompts")
-    layout = backbone.layout
     pool = pools_of(recipe, layout)[-1]
     try:
         video = _video(recipe, layout, len(labels)) if modality == "video" else None
@@ -136,11 +148,11 @@ def pools_of(recipe: Recipe, layout: Layout) -> tuple[Pool, ...]:
     return (recipe.pool,) if recipe.pool else tuple(one)
 
 
-def heads_of(recipe: Recipe, modality: Modality) -> tuple[HeadKind | None, ...]:
-    """The heads to choose from: a clip's frames may matter in their order, or not."""
+def heads_of(recipe: Recipe, modality: Modality, layout: Layout) -> tuple[HeadKind | None, ...]:
+    """The heads to choose from: a clip's frames may matter in their order, or not; a backbone of clips has seen it."""
     if modality == "image" or recipe.head:
         return (recipe.head,)
-    return ("mean", "frames") if (recipe.frames or FRAMES) > 1 else ("mean",)
+    return ("mean", "frames") if (recipe.frames or FRAMES) > 1 and layout.frames == 1 else ("mean",)
 
 
 def fit_of(recipe: Recipe, fit: FitConfig, examples: int, frames: int) -> FitConfig:
@@ -179,7 +191,8 @@ def rank_for(layout: Layout, sites: tuple[SiteName, ...], blocks: tuple[int, ...
 
 def _video(recipe: Recipe, layout: Layout, classes: int) -> VideoConfig:
     """A head that sees time is as large as its share of the backbone allows."""
-    frames, head = recipe.frames or FRAMES, recipe.head or "mean"
+    own = layout.frames if layout.frames > 1 else FRAMES
+    frames, head = recipe.frames or own, recipe.head or "mean"
     sizes = layout.width, frames, classes, layout.parameters
     usual = {"stride": STRIDE} if recipe.sampling == "dense" else {}
     return VideoConfig.model_validate({
@@ -207,7 +220,8 @@ def _sites(recipe: Recipe, layout: Layout, modality: Modality) -> tuple[SiteConf
     names = _site_names(recipe, layout)
     blocks = parse_blocks(recipe.blocks, layout.blocks)
     rank = recipe.rank or rank_for(layout, names, blocks)
-    temporal = (modality == "video" and not lora) if recipe.temporal is None else recipe.temporal
+    mixes = modality == "video" and not lora and layout.frames == 1
+    temporal = mixes if recipe.temporal is None else recipe.temporal
     scale = recipe.scale if recipe.scale is not None else 1.0
     tokens: Tokens = recipe.tokens or ("patches" if st_adapter else "all")
     return tuple(

@@ -28,6 +28,7 @@ from adapters.limits import foreseen, needed
 from adapters.training.account import account_of, tool, verdict
 from adapters.training.baselines import NO_FILE, check_method
 from adapters.training.calibration import abstention, bins_of, fit_temperature, told_of
+from adapters.training.computing import Computing, Here
 from adapters.training.data import NOUNS, BadFile, DataListing, check_classes, find_examples, reason_of, split
 from adapters.training.decoding import MediaExamples, Reader, Scanned, all_views, scan
 from adapters.training.fit import predict
@@ -36,7 +37,7 @@ from adapters.training.plan import TrainingPlan, unwritable
 from adapters.training.progress import Teller
 from adapters.training.recipe import config_of
 from adapters.training.report import write_report
-from adapters.training.score import Recalls, Scored, accuracy, scored, served_logits, sureness
+from adapters.training.score import Recalls, Scored, accuracy, scored, sureness
 from adapters.training.tune import Tuned, tune
 
 SUFFIX = ".safetensors"
@@ -60,11 +61,15 @@ class Trained:
     report: Path | None
 
 
-def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
+def train(
+    plan: TrainingPlan, backbone: Backbone, teller: Teller, *, listing: DataListing | None = None,
+    computing: Computing | None = None,
+) -> Trained:  # fmt: skip
     """Train one adapter and write it whole or not at all; a baseline (``NO_FILE``) leaves its report alone.
 
-    Raises an AdaptError with the reason. An interruption leaves ``plan.checkpoint``, from which the same plan with
-    ``resume`` goes on.
+    ``listing``: what ``plan.data`` holds, where that is known. ``computing``: who computes what is not trained, if not
+    the backbone; a linear head then asks nothing of it but what it is. Raises an AdaptError with the reason. An
+    interruption leaves ``plan.checkpoint``, from which the same plan with ``resume`` goes on.
     """
     if plan.out.suffix != SUFFIX:
         raise TrainingError(f"the file to write must end with {SUFFIX}, got '{plan.out.name}'", field="out")
@@ -73,20 +78,21 @@ def train(plan: TrainingPlan, backbone: Backbone, teller: Teller) -> Trained:
             f"{plan.checkpoint} holds an interrupted training; resume it (--resume) or delete it", field="resume"
         )
     check_method(plan.recipe, backbone)
-    listing = find_examples(plan.data, plan.part)
+    listing = listing or find_examples(plan.data, plan.part)
+    computing = computing or Here(backbone)
     config = config_of(plan.recipe, backbone, listing.modality, listing.labels)
     refused = _refused(plan, config, backbone)
     for refusal in refused:
         teller.warn(foreseen(refusal))
     scanned, data, served = read_data(plan, listing, config, teller)
     bad = (*listing.bad, *scanned.bad)
-    tuned = tune(plan, backbone, config, listing, data, teller)
+    tuned = tune(plan, backbone, config, listing, data, teller, computing)
     model, settings = tuned.model, plan.settings(served)
     adapter = Adapter(model.exported_config(), model.tensors(), "") if isinstance(model, AdaptedModel) else None
     scoring = partial(teller.at, "scoring")
     config, refused = model.config, _refused(plan, model.config, backbone)
     if adapter:
-        config, logits = adapter.config, served_logits(adapter, backbone, served, settings.workers, scoring)
+        config, logits = adapter.config, computing.logits(adapter, served, settings.workers, scoring)
     else:
         batch = max(1, tuned.fit.batch // config.views)
         logits, _ = predict(model, served, dataclasses.replace(settings, batch=batch), scoring)
@@ -180,7 +186,7 @@ def read_data(
     limits = dataclasses.replace(plan.limits, max_frames=max(plan.limits.max_frames, config.rows))
     reader, read = Reader(config.seen_once(), limits), iter(range(1, count + 1))
     scanned = scan(
-        listing.examples, reader, threads=os.cpu_count() or 1, cache_bytes=plan.cache_bytes,
+        listing.examples, reader, threads=plan.threads or os.cpu_count() or 1, cache_bytes=plan.cache_bytes,
         on_file=lambda: teller.at(f"reading {count} files", next(read) / count),
     )  # fmt: skip
     check_classes(listing, scanned.examples)

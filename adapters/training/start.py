@@ -36,7 +36,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Vectors (items, frames, width) float32 of each way of pooling, and the labels; of all items, in their order."""
+    """Vectors (items, frames, width) float32 of each way of pooling, and the labels; of all items, in their order.
+
+    Of a backbone of clips (items, 1, width).
+    """
 
     vectors: dict[Pool, Tensor]
     labels: Tensor
@@ -57,10 +60,10 @@ def frozen(
     batches = Batches(data, max(1, ROWS // config.frames), threads=workers)
     with torch.inference_mode():
         for number, (pixels, truth) in enumerate(batches, 1):
-            features = backbone.features(normalised(pixels, config, backbone.device))
+            features = backbone.features(normalised(pixels, config, backbone))
             for pool, parts in found.items():
                 vectors = backbone.pool(features, pool, "frozen").float().cpu()
-                parts.append(vectors.view(len(pixels), config.frames, -1))
+                parts.append(vectors.view(len(pixels), backbone.layout.rows_of(config), -1))
             if number == 1:
                 found = _different(found)
             labels.append(truth)

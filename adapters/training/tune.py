@@ -20,6 +20,7 @@ from adapters.backbone import Backbone
 from adapters.config import AdapterConfig
 from adapters.training.baselines import NO_FILE, model_of
 from adapters.training.checkpoint import Checkpoint, CheckpointFile, FitResult
+from adapters.training.computing import Computing
 from adapters.training.data import DataListing, reason_of
 from adapters.training.decoding import MediaExamples
 from adapters.training.fit import FitConfig, accuracy_of, fit, predict, score_of
@@ -29,7 +30,7 @@ from adapters.training.plan import TrainingPlan, unwritable
 from adapters.training.progress import Teller
 from adapters.training.recipe import Recipe, config_of, fit_of, heads_of, pools_of
 from adapters.training.search import chosen_rate
-from adapters.training.start import Candidate, Frozen, best_start, frozen
+from adapters.training.start import Candidate, Frozen, best_start
 
 Data = tuple[MediaExamples, MediaExamples]
 SCORED = 4096
@@ -56,11 +57,14 @@ class Tuned:
 
 
 def tune(
-    plan: TrainingPlan, backbone: Backbone, config: AdapterConfig, listing: DataListing, data: Data, teller: Teller
-) -> Tuned:
+    plan: TrainingPlan, backbone: Backbone, config: AdapterConfig, listing: DataListing, data: Data, teller: Teller,
+    computing: Computing,
+) -> Tuned:  # fmt: skip
     """``config`` says how examples are read; how they are pooled is chosen here."""
     seed, began = plan.fit.seed, time.monotonic()
-    vectors = _frozen(plan, backbone, config, data[0], teller), _frozen(plan, backbone, config, data[1], teller)
+    pools, at = pools_of(plan.recipe, backbone.layout), partial(teller.at, "frozen features")
+    train, held_out = (computing.frozen(config, pools, part, plan.settings(part).workers, at) for part in data)
+    vectors = train, held_out
     start = start_of(plan.recipe, backbone, config, vectors[0], seed, teller)
     linear = _linear(plan, backbone, start, vectors[0])
     before, half = _score(linear, start, vectors[1]), _with_half(vectors, start)
@@ -84,19 +88,11 @@ def tune(
     return tuned(linear, told, settings, kept_linear=True, resumed_epochs=resumed)
 
 
-def _frozen(
-    plan: TrainingPlan, backbone: Backbone, config: AdapterConfig, data: MediaExamples, teller: Teller
-) -> Frozen:
-    pools = pools_of(plan.recipe, backbone.layout)
-    workers = plan.settings(data).workers
-    return frozen(backbone, config, pools, data, workers, partial(teller.at, "frozen features"))
-
-
 def start_of(
     recipe: Recipe, backbone: Backbone, config: AdapterConfig, vectors: Frozen, seed: int, teller: Teller
 ) -> Candidate:
     """The pooling, and for clips the head, whose linear head is best by cross-validation."""
-    heads = heads_of(recipe, config.modality)
+    heads = heads_of(recipe, config.modality, backbone.layout)
     configs = [
         config_of(dataclasses.replace(recipe, pool=pool, head=head), backbone, config.modality, config.labels)
         for pool, head in itertools.product(vectors.vectors, heads)
@@ -160,7 +156,7 @@ def _fit(
     def keep(checkpoint: Checkpoint) -> None:
         history, epoch = checkpoint.result.history, checkpoint.result.epochs
         if history:
-            teller.reached("training", epoch / settings.epochs, _told(history[-1], settings.epochs))
+            teller.scored(history, settings.epochs)
         try:
             plan.out.parent.mkdir(parents=True, exist_ok=True)
             checkpoints.save(checkpoint)
@@ -177,7 +173,3 @@ def _fit(
 
     result = fit(model, *data, settings, start=start, on_epoch=keep, on_step=step)
     return result, start.result.epochs if start else 0
-
-
-def _told(line: Mapping[str, float], epochs: int) -> str:
-    return f"epoch {line['epoch']}/{epochs}: loss {line['loss']:.3f}, held-out accuracy {line['accuracy']:.2%}"

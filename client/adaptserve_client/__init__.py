@@ -49,10 +49,13 @@ from adaptserve_client.errors import (
     WrongBaseError,
     WrongModalityError,
 )
+from adaptserve_client.examples import Addition, Feedback, LabelledExample
+from adaptserve_client.jobs import TrainedVersion, Training
 from adaptserve_client.version import __version__
 
 __all__ = [
     "AdaptServeError",
+    "Addition",
     "AsyncClient",
     "AuthenticationError",
     "BadAddressError",
@@ -66,7 +69,9 @@ __all__ = [
     "ConflictError",
     "DeadlineError",
     "Embedding",
+    "Feedback",
     "ForbiddenError",
+    "LabelledExample",
     "NoAnswerError",
     "NoRoomError",
     "NotFoundError",
@@ -79,6 +84,8 @@ __all__ = [
     "Task",
     "TimedOutError",
     "TooLargeError",
+    "TrainedVersion",
+    "Training",
     "UnavailableError",
     "UnexpectedAnswerError",
     "UnknownTaskError",

@@ -146,7 +146,7 @@ class Upload:
 @dataclass(frozen=True)
 class ServerInfo:
     """What the server runs: its backbone, that one's fingerprint, pixels (height, width) and precision, and how many
-    tasks there are."""
+    tasks there are; ``frames`` of a clip that it sees together, where it sees nothing else, 1 for one of pictures."""
 
     backbone: str
     fingerprint: str
@@ -154,6 +154,7 @@ class ServerInfo:
     input_size: tuple[int, int]
     dtype: str
     count: int
+    frames: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 

@@ -196,12 +196,12 @@ def upload(content: bytes | Stream, task: str, *, activate: bool, filename: str 
 
 def tasks(prefix: str, after: Any, limit: int | None) -> Request[tuple[list[Task], Any]]:
     """A page of the list, and where it goes on."""
-    return _page("/v1/tasks", "tasks", Task, {"prefix": prefix or None, "after": after, "limit": limit})
+    return page_of("/v1/tasks", "tasks", Task, {"prefix": prefix or None, "after": after, "limit": limit})
 
 
 def versions(task: str, after: Any) -> Request[tuple[list[Version], Any]]:
     """A page of the history, and where it goes on."""
-    return _page(task_path(task, "versions"), "versions", Version, {"after": after})
+    return page_of(task_path(task, "versions"), "versions", Version, {"after": after})
 
 
 def server() -> Request[ServerInfo]:
@@ -280,7 +280,9 @@ def member(document: Any, name: str) -> Any:
         raise UnexpectedAnswerError(f"the answer has no '{name}'; is it AdaptServe?") from error
 
 
-def _page(path: str, name: str, kind: type[T], params: Mapping[str, Any]) -> Request[tuple[list[T], Any]]:
+def page_of(path: str, name: str, kind: type[T], params: Mapping[str, Any]) -> Request[tuple[list[T], Any]]:
+    """A page of a list, and where it goes on."""
+
     def entries(response: httpx.Response) -> tuple[list[T], Any]:
         document = json_of(response)
         return [read(kind, one) for one in member(document, name)], document.get("next")

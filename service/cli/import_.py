@@ -73,6 +73,16 @@ def adaptformer(
         Path | None,
         typer.Option("--export-base", metavar="FILE", help="Write the checkpoint's backbone, and use it as weights."),
     ] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option("--sampling", metavar="dense|uniform", help="Clips: which frames.  [default: the checkpoint's]"),
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", help="Clips: frames from one to the next.  [default: the checkpoint's]")
+    ] = None,
+    views: Annotated[int | None, typer.Option("--views", help="Clips: looks at other times.  [default: 1]")] = None,
+    crops: Annotated[int | None, typer.Option("--crops", metavar="1|3", help="Clips: of each look.  [default: 1]")]
+    = None,
     mean: Mean = None,
     std: Std = None,
     interpolation: Interpolation = None,
@@ -81,12 +91,14 @@ def adaptformer(
     check: Check = None,
     against: Against = None,
 ) -> None:  # fmt: skip
-    """Import an image checkpoint of AdaptFormer's official code (class token or global pooling).
+    """Import a checkpoint of AdaptFormer's official code: for pictures (class token or global pooling), or for clips.
 
     Its frozen backbone must be the one named by --base, tensor by tensor. If it was another, --export-base
     writes it as weights for the same architecture: `adaptserve serve --backbone NAME --weights FILE`.
 
     A checkpoint holds neither its adapters' scale nor whether they are parallel or sequential. --check proves them.
+
+    Clips need VideoMAE's backbone, such as --base videomae_base_patch16_224_f8 --weights checkpoint.pth.
 
     Example:  adaptserve import adaptformer checkpoint-99.pth --base vit_base_patch16_224.mae
     --labels cifar100.txt --out cifar100.safetensors --check pictures --against logits.csv
@@ -113,7 +125,9 @@ def adaptformer(
             sized = load_backbone(base, chosen, "cpu", "float32", image_size)
             given |= {"size": sized.layout.input_size}
         terms = ImportTerms(task or task_name(file.name), labelled, given)
-        imported = convert(source, backbone, terms, scale=scale, option=cast("Option | None", option))
+        asked = {"sampling": sampling, "stride": stride, "views": views, "crops": crops}
+        clips = {name: value for name, value in asked.items() if value is not None}
+        imported = convert(source, backbone, terms, scale=scale, option=cast("Option | None", option), clips=clips)
         finish(file, imported, sized, check, against)
     if export_base:
         line = f"its backbone is {export_base}: adaptserve serve --backbone {base} --weights {export_base}"

@@ -107,7 +107,8 @@ def serve(
         logs.configure(settings.log_level, settings.log_format)
         stop = _Stop(settings.drain_s)
         signal.signal(signal.SIGTERM, stop.before_serving)
-        from service.supervisor import Ended, Supervisor  # half a second; the door is checked before
+        from service.family import Ended
+        from service.supervisor import Supervisor  # half a second; the door is checked before
 
         tell = one_line_errors(log.error if settings.log_format == "json" else complain)
         supervisor = Supervisor(settings, _devices(settings), _front_ends(settings), listener)
@@ -239,9 +240,10 @@ def _say(settings: Settings, port: int, facts: Facts, names: Sequence[str]) -> N
         return
     console = out()
     auto = settings.dtype == "auto" and facts.dtype != "float32"
+    clips = f" in clips of {layout.frames} frames" if layout.frames > 1 else ""
     console.print(
         f"backbone {layout.model} ({layout.parameters / 1e6:.1f} M parameters, fingerprint {layout.fingerprint[:12]}) "
-        f"at {size_text(layout.input_size)} pixels on {facts.device}, {facts.dtype}"
+        f"at {size_text(layout.input_size)} pixels{clips} on {facts.device}, {facts.dtype}"
         + (" (by --dtype auto; float32 rounds less)" if auto else "")
     )
     if keys:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MAX_BAD_SHOWN = 5
 MAX_EPOCHS = 10_000
-CROP = 0.8
 LEAST_RATE, MOST_RATE = 1e-8, 10.0
 SHARE = 0.2
 
@@ -160,7 +159,7 @@ def train(
         from adapters.backbone import load_backbone
         from adapters.training.fit import FitConfig
         from adapters.training.plan import TrainingPlan
-        from adapters.training.recipe import Recipe
+        from adapters.training.recipe import CROP, Recipe
 
         logging.getLogger("timm").setLevel(logging.WARNING)
         settings = settings_or_exit(env_file)

@@ -34,24 +34,17 @@ class Engine:
     """Takes what waits when the device is free: any mix of tasks up to ``max_batch_rows``, no waiting for more."""
 
     def __init__(
-        self,
-        forward: BankedForward,
-        bank: Bank,
-        *,
-        max_batch_rows: int,
-        max_queue_rows: int,
-        on_batch: Callable[[BatchReport], None] | None = None,
-        last_step: Callable[[], float] = lambda: 0.0,
-        clock: Callable[[], float] = time.monotonic,
-        room: Room | None = None,
-    ) -> None:
+        self, forward: BankedForward, bank: Bank, *, max_batch_rows: int, max_queue_rows: int,
+        on_batch: Callable[[BatchReport], None] | None = None, last_step: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.monotonic, room: Room | None = None, background_rows: int = 1,
+    ) -> None:  # fmt: skip
         """``room`` has these bounds, and cells that others read. ``last_step`` says when a block was last computed.
 
-        On CUDA that is when it was put into the device's queue, or never where it is replayed from a graph.
+        On CUDA that is when it was queued, or never where a graph is replayed. ``background_rows``: of Scheduler.
         """
         self._bank, self._clock = bank, clock
         self.last_step = last_step
-        self._scheduler: Scheduler[Work] = Scheduler(max_batch_rows)
+        self._scheduler: Scheduler[Work] = Scheduler(max_batch_rows, background_rows)
         self._wake = threading.Condition()
         self.room = (room or Room(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows, clock=clock)).begin()
         self.runner = Runner(
@@ -86,14 +79,17 @@ class Engine:
 
     def submit(
         self, task: str, digest: str, load: Loader, pixels: Pixels, deadline: float, *,
-        picture: bytes | None = None, admitted: bool = False, embed: bool = False) -> Future[Answer]:  # fmt: skip
+        picture: bytes | None = None, admitted: bool = False, embed: bool = False, background: bool = False,
+    ) -> Future[Answer]:  # fmt: skip
         """Queue one input, uint8 (frames, 3, height, width); never blocks. ``deadline`` is on the engine's clock.
 
         Inputs of one ``picture`` are equal. ``admitted``: ``check_room`` has just let all versions of a request in, so
         one's load does not count against another. Raises as ``check_room`` does, and MediaTooLarge for more frames than
         a batch holds, BrokenMedia for none. Cancelling drops the rows, and the load if nobody else waits for it.
+        ``background``: while no other rows wait; such rows take nobody else's room.
         """
-        ticket = self._accept(task, pixels, deadline, cold=not self._bank.resident(digest))
+        cold = not self._bank.resident(digest)
+        ticket = self._accept(task, pixels, deadline, cold=cold, background=background)
         work = ticket.payload
         work.picture, work.embed, work.lease = picture, embed, self._bank.pin(digest)
         if work.lease is None:
@@ -102,10 +98,12 @@ class Engine:
             self._queue(ticket)
         return work.future
 
-    def embed(self, pixels: Pixels, deadline: float, bare: AdapterMeta, picture: bytes) -> Future[Answer]:
+    def embed(
+        self, pixels: Pixels, deadline: float, bare: AdapterMeta, picture: bytes, *, background: bool = False
+    ) -> Future[Answer]:
         """Queue one input for the bare backbone's pooled vector, pictures seen as ``bare`` says. As ``submit``."""
-        ticket = self._accept("", pixels, deadline)
-        work = ticket.payload
+        ticket = self._accept("", pixels, deadline, background=background)
+        ticket.picture, work = picture, ticket.payload
         work.picture, work.embed, work.bare = picture, True, bare
         self._queue(ticket)
         return work.future
@@ -151,17 +149,18 @@ class Engine:
             future.set_exception(_stopped())  # its slot stays pinned: the device may still read it
 
     def _accept(
-        self, task: str, pixels: Pixels, deadline: float, *, cold: bool = False, always: bool = False
-    ) -> Ticket[Work]:
+        self, task: str, pixels: Pixels, deadline: float, *, cold: bool = False, always: bool = False,
+        background: bool = False,
+    ) -> Ticket[Work]:  # fmt: skip
         rows = pixels.shape[0]
         self.room.check_size(rows)
         with self._wake:
             if always:
                 self.room.check_open()
-            else:
+            elif not background:
                 self.room.check(rows, deadline, cold=cold)
-            self.room.queued += rows
-        ticket = Ticket(task, rows, deadline, Work(pixels, Future(), self._clock()))
+            self.room.enter(rows, background=background)
+        ticket = Ticket(task, rows, deadline, Work(pixels, Future(), self._clock()), background)
         ticket.payload.future.add_done_callback(lambda future: self._gone(ticket) if future.cancelled() else None)
         return ticket
 
@@ -199,8 +198,9 @@ class Engine:
             with self._wake:
                 stopped = not self._running
                 if not stopped:
-                    self.room.ready += ticket.rows
-                    ticket.payload.ready = True
+                    if not ticket.background:
+                        self.room.ready += ticket.rows
+                        ticket.payload.ready = True
                     self._scheduler.add(ticket)
                     self._wake.notify_all()
         except Exception as error:
@@ -223,7 +223,7 @@ class Engine:
         with self._wake:
             if work.pixels is not None:
                 work.pixels = None
-                self.room.queued -= ticket.rows
+                self.room.leave(ticket.rows, background=ticket.background)
                 self._wake.notify_all()
             if work.ready:
                 work.ready = False
@@ -271,7 +271,7 @@ class Engine:
     def _next(self) -> Batch | None:
         """The batch that is laid out, or of what waits, once something does; None at the end."""
         with self._wake:
-            self._wake.wait_for(lambda: self._coming or self._scheduler.waiting_rows or not self._running)
+            self._wake.wait_for(lambda: self._coming or self._scheduler.waits or not self._running)
             if not self._running:
                 return None
             if self._coming is None:

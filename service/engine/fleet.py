@@ -44,9 +44,10 @@ class Fleet:
         await self._next.check_room(rows, deadline, digests)
 
     def ask(
-        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False
-    ) -> Sequence[Answering]:
-        return self._next.ask(items, pixels, deadline, picture, embed=embed)
+        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False,
+        background: bool = False,
+    ) -> Sequence[Answering]:  # fmt: skip
+        return self._next.ask(items, pixels, deadline, picture, embed=embed, background=background)
 
     async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:
         await self._next.try_file(file, digest, task, deadline)

@@ -28,8 +28,9 @@ class Health:
     A batch that has run for long is no fault while block after block is computed: a slow device is ready.
     """
 
-    def __init__(self, input_size: Size, *, fresh_s: float, timeout_s: float) -> None:
-        self._size, self._fresh_s, self._timeout_s = input_size, fresh_s, timeout_s
+    def __init__(self, input_size: Size, *, fresh_s: float, timeout_s: float, frames: int = 1) -> None:
+        """``frames``: rows of a probe, which a backbone of clips sees together."""
+        self._size, self._fresh_s, self._timeout_s, self._frames = input_size, fresh_s, timeout_s, frames
         self._last_good: float | None = None
         self._suspect = False  # the latest forward pass failed: whatever came before proves nothing
         self._probe: asyncio.Task[None] | None = None
@@ -98,4 +99,4 @@ class Health:
             probe.cancel()
 
     def _blank(self) -> Pixels:
-        return np.zeros((1, 3, *self._size), np.uint8)
+        return np.zeros((self._frames, 3, *self._size), np.uint8)

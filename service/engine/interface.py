@@ -90,10 +90,12 @@ class Link(Protocol):
         ...
 
     def ask(
-        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False
-    ) -> Sequence[Answering]:
+        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False,
+        background: bool = False,
+    ) -> Sequence[Answering]:  # fmt: skip
         """Queue one input for some versions; an answer each, in their order. Never blocks. ``embed``: with vectors.
 
+        ``background``: nobody waits for it, and it waits while anybody else does.
         Inputs of one ``picture`` are equal. Cancelling an answer takes its rows back. The pixels are held until the
         last answer is there. Raises, or its answers do, as ``check_room`` and Engine.submit tell.
         """

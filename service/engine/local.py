@@ -16,10 +16,11 @@ import torch
 
 from adapters.backbone import Backbone, load_backbone
 from adapters.bank import PAGE, Bank, PackedAdapter, Slabs
-from adapters.errors import AdaptError
+from adapters.errors import AdaptError, BackboneError
 from adapters.file import Adapter
 from adapters.forward.banked import BankedForward
 from adapters.forward.prefix import PrefixCache
+from adapters.limits import raised
 from adapters.meta import AdapterMeta
 from service.engine.batch import BatchReport
 from service.engine.engine import CLOSE_S, Engine
@@ -37,6 +38,8 @@ from service.watch.metrics import Metrics, Snapshot
 PAGES_PER_SLOT = 4
 """Head pages beside those of one largest head: 64 classes for each slot."""
 WARM_UP_S = 300.0
+BACKGROUND_ROWS = 8
+"""Of a batch in the background on CUDA, which takes about as long as one row; a processor takes as long for each."""
 
 
 class LocalEngine:
@@ -65,20 +68,23 @@ class LocalEngine:
         self.engine.check_room(rows, deadline, digests)
 
     def ask(
-        self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes, *, embed: bool = False
-    ) -> Sequence[Future[Answer]]:
-        self.engine.check_room(len(items), deadline, [item.digest for item in items if item.digest != BARE])
+        self, items: Sequence[Item], pixels: Framed, deadline: float, picture: bytes, *, embed: bool = False,
+        background: bool = False,
+    ) -> Sequence[Future[Answer]]:  # fmt: skip
+        if not background:
+            self.engine.check_room(len(items), deadline, [item.digest for item in items if item.digest not in BARE])
         frames, answers = pixels.array, list[Future[Answer]]()
         try:
             for item in items:
-                if item.digest == BARE:
-                    meta = AdapterMeta.bare(self.backbone.layout, self.backbone.input, len(frames))
-                    answer = self.engine.embed(frames, deadline, meta, picture)
+                if pool := BARE.get(item.digest):
+                    meta = AdapterMeta.bare(self.backbone.layout, self.backbone.input, len(frames), pool)
+                    answer = self.engine.embed(frames, deadline, meta, picture, background=background)
                 else:
                     load = Load(self.loading, item.digest, item.files)
                     answer = self.engine.submit(
-                        item.task, item.digest, load, frames, deadline, picture=picture, admitted=True, embed=embed
-                    )
+                        item.task, item.digest, load, frames, deadline, picture=picture, admitted=True, embed=embed,
+                        background=background,
+                    )  # fmt: skip
                 answer.add_done_callback(_Hold(pixels))
                 answers.append(answer)
         except AdaptError as error:
@@ -140,7 +146,11 @@ def local_engine(
         if settings.threads:
             torch.set_num_threads(settings.threads)
         backbone = load_backbone(settings.backbone, settings.weights, device, settings.dtype, settings.image_size)
-        health = Health(backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s)
+        _check_batch(settings, backbone)
+        health = Health(
+            backbone.layout.input_size, fresh_s=settings.ready_fresh_s, timeout_s=settings.ready_timeout_s,
+            frames=backbone.layout.frames,
+        )  # fmt: skip
         slabs = _slabs(settings, backbone)
         made: list[LocalEngine] = []
         bank = Bank(slabs, host_cache_bytes=settings.host_cache_bytes, on_load=_both(metrics, made))
@@ -158,6 +168,7 @@ def local_engine(
             on_batch=_tell(metrics, health),
             last_step=lambda: backbone.last_step,
             room=room,
+            background_rows=BACKGROUND_ROWS if backbone.device.type == "cuda" else 1,
         )
         engine.start()
         stack.callback(engine.close)
@@ -181,6 +192,17 @@ class _Hold:
 
     def __call__(self, _: Future[Answer]) -> None:
         self._pixels = None  # a future keeps what it called
+
+
+def _check_batch(settings: Settings, backbone: Backbone) -> None:
+    """Raise BackboneError where a batch could not hold what the backbone sees together."""
+    frames = backbone.layout.frames
+    if settings.max_batch_rows < frames:
+        raise BackboneError(
+            f"{backbone.layout.model} sees clips of {frames} frames, and a batch holds {settings.max_batch_rows} rows; "
+            f"start with {raised(('max_batch_rows',), frames)}",
+            field="max_batch_rows", limit=settings.max_batch_rows, value=frames,
+        )  # fmt: skip
 
 
 def _slabs(settings: Settings, backbone: Backbone) -> Slabs:

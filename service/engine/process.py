@@ -128,7 +128,9 @@ class _Visit:
             self._rows = self._desk.pixels(self._front_end)
         try:
             pixels = Lent(self._rows, ask.rows)
-            answers = self._engine.ask(ask.items, pixels, ask.deadline, ask.picture, embed=ask.embed)
+            answers = self._engine.ask(
+                ask.items, pixels, ask.deadline, ask.picture, embed=ask.embed, background=ask.background
+            )
         except AdaptError as error:
             for item in range(len(ask.items)):
                 self.channel.send(failed(ask.number, item, error))

@@ -120,15 +120,16 @@ class RemoteEngine:
                 raise DeadlineExceeded(f"{error.message}, and the request's deadline has passed") from error
 
     def ask(
-        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False
-    ) -> Sequence[asyncio.Future[Answer]]:
+        self, items: Sequence[Item], pixels: Held, deadline: float, picture: bytes, *, embed: bool = False,
+        background: bool = False,
+    ) -> Sequence[asyncio.Future[Answer]]:  # fmt: skip
         channel, loop, number = self._there(), asyncio.get_running_loop(), self._next()
         answers: list[asyncio.Future[Answer]] = [loop.create_future() for _ in items]
         self._asked[number] = _Asked(pixels, answers, len(answers))
         self._rows += len(pixels) * len(answers)
         for place, answer in enumerate(answers):
             answer.add_done_callback(partial(self._left, number, place))
-        channel.send(Ask(number, list(pixels.numbers), picture, deadline, list(items), embed))
+        channel.send(Ask(number, list(pixels.numbers), picture, deadline, list(items), embed, background))
         return answers
 
     async def try_file(self, file: str, digest: str, task: str, deadline: float) -> None:

@@ -44,6 +44,7 @@ class Room:
         self._cells = cells_of(bytearray(8 * CELLS)) if cells is None else cells
         self._pace = Pace(max_batch_rows)
         self._most, self._limit, self._clock = max_batch_rows, max_queue_rows, clock
+        self._background = 0
 
     @classmethod
     def shared(cls, settings: Settings, cells: int, number: int) -> Room:
@@ -85,6 +86,29 @@ class Room:
     @ready.setter
     def ready(self, rows: int) -> None:
         self._cells[READY] = rows
+
+    def enter(self, rows: int, *, background: bool) -> None:
+        """Hold so many rows more. Those in the background count for themselves, up to the same bound.
+
+        Raises Draining and QueueFull for these; others have been checked.
+        """
+        if not background:
+            self.queued += rows
+            return
+        self.check_open()
+        if self._background + rows > self._limit:
+            raise QueueFull(
+                f"{self._background} rows wait in the background, the limit is {self._limit} (max_queue_rows)",
+                retry_after=1.0, field="max_queue_rows", limit=self._limit, value=self._background + rows,
+            )  # fmt: skip
+        self._background += rows
+
+    def leave(self, rows: int, *, background: bool) -> None:
+        """So many are answered, or taken back."""
+        if background:
+            self._background -= rows
+        else:
+            self.queued -= rows
 
     def saw(self, rows: int, first_submitted: float, end: float) -> None:
         """A batch ended, as ``Pace.saw`` has it."""

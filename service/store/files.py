@@ -17,7 +17,7 @@ from service.errors import BadTaskName
 from service.store.manifest import TaskInfo, VersionInfo, parse, render
 from service.store.staging import NotConfirmed, Staging, left_by, sync_folder
 
-__all__ = ["NotConfirmed", "TaskFiles"]
+__all__ = ["NotConfirmed", "TaskFiles", "may_hold", "safe_name"]
 
 MAX_KNOWN = 4096
 """Paths that are kept, since every request names some, and joining one takes longer than all else about it."""
@@ -45,12 +45,7 @@ class TaskFiles:
 
     def folder(self, name: str) -> Path:
         """Raises BadTaskName; so no name leaves the root."""
-        if not is_task_name(name):
-            raise BadTaskName(
-                f"'{name[:80]}' is not a task name; use 1 to 64 of a-z, 0-9, '.', '_' and '-', first a letter or digit",
-                field="task", got=name[:80],
-            )  # fmt: skip
-        return self._root / "tasks" / name
+        return self._root / "tasks" / safe_name(name)
 
     def path(self, name: str, number: int) -> Path:
         """Where a version's file is."""
@@ -110,15 +105,25 @@ class TaskFiles:
                 temporary.write_bytes(text)
             sync_folder(folder)
         except OSError as error:
-            if _may_hold(manifest, text):
+            if may_hold(manifest, text):
                 raise NotConfirmed(error) from error
             raise
 
 
-def _may_hold(manifest: Path, text: bytes) -> bool:
-    """Whether the disk has this manifest; True where it does not say."""
+def safe_name(name: str) -> str:
+    """The name, if it is a task's, which can be that of a folder. Raises BadTaskName."""
+    if not is_task_name(name):
+        raise BadTaskName(
+            f"'{name[:80]}' is not a task name; use 1 to 64 of a-z, 0-9, '.', '_' and '-', first a letter or digit",
+            field="task", got=name[:80],
+        )  # fmt: skip
+    return name
+
+
+def may_hold(path: Path, text: bytes) -> bool:
+    """Whether the disk has a file with this text; True where it does not say."""
     try:
-        return manifest.read_bytes() == text
+        return path.read_bytes() == text
     except FileNotFoundError:
         return False
     except OSError:

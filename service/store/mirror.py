@@ -102,7 +102,7 @@ class Mirror(Repository):
     def load(self) -> list[str]:
         with disk_errors():
             for left in (self.root / "staging").iterdir():
-                if self._owner and left.name.startswith(left_by(self._owner)):
+                if self.owner and left.name.startswith(left_by(self.owner)):
                     left.unlink(missing_ok=True)
             return self._scan(self._found)
 
@@ -249,7 +249,7 @@ class Mirror(Repository):
     def _commit(self, task: TaskInfo) -> None:
         """Without waiting for the disk: what a power cut takes is fetched again."""
         folder = self._files.folder(task.name)
-        temporary = self.root / "staging" / f"{left_by(self._owner)}{task.name}.manifest"
+        temporary = self.root / "staging" / f"{left_by(self.owner)}{task.name}.manifest"
         self._journal.begin(task.name)
         folder.mkdir(exist_ok=True)
         temporary.write_bytes(render(task))

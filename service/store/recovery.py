@@ -9,15 +9,19 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from adapters.config import is_task_name
+from service.store.example_index import FOLDER, INDEX, ExampleIndex, changed_within
 from service.store.manifest import NO_VERSIONS, TaskInfo, VersionInfo, parse
 from service.store.staging import left_by
+
+RECENT = "recent"
+"""Inputs that were kept for feedback, until the server starts again."""
 
 
 @dataclass
@@ -58,6 +62,9 @@ def recover(root: Path) -> Recovered:
                 _recover_task(root, name, found)
             else:
                 _set_aside(root, root / "tasks" / name, "it is not a task's folder", found)
+        _recover_examples(root, found)
+        for kept in sorted((root / RECENT).iterdir()) if (root / RECENT).is_dir() else ():
+            _tidy(found, kept.unlink, f"removed an input that was kept for feedback: {kept.name}")
         return found
 
 
@@ -124,6 +131,41 @@ def _recover_task(root: Path, name: str, found: Recovered) -> None:
     for stray in sorted(sizes):
         _set_aside(root, Path(folder, "versions", stray), "no manifest names it", found)
     found.tasks[name] = task.without(lost)
+
+
+def _recover_examples(root: Path, found: Recovered) -> None:
+    """Remove files of additions that never ended; only where something changed after the index is all looked at."""
+    if not (root / FOLDER).is_dir():
+        return
+    index = ExampleIndex(root)
+    for folder in sorted((root / FOLDER).iterdir()):
+        if not is_task_name(folder.name) or not folder.is_dir():
+            _set_aside(root, folder, "it is not a folder of a task's examples", found)
+        elif not (folder / INDEX).exists():
+            _tidy(found, partial(shutil.rmtree, folder), f"removed examples of '{folder.name}' that were never added")
+        elif changed_within(folder):
+            _recover_index(root, index, folder, found)
+
+
+def _recover_index(root: Path, index: ExampleIndex, folder: Path, found: Recovered) -> None:
+    try:
+        known = index.read(folder.name)
+        sizes = _sizes(str(folder / "files"))
+    except OSError as error:
+        if error.errno is None:
+            _set_aside(root, folder, str(error.strerror), found)
+        else:  # it may be whole, and come back
+            found.said.append(f"the examples of '{folder.name}' cannot be read ({error.strerror})")
+        return
+    lost = {e.digest for e in known.items if sizes.get(e.digest) != e.bytes}
+    for stray in sorted(sizes.keys() - (known.by_digest.keys() - lost)):
+        sentence = f"removed a file that is no example of '{folder.name}': {stray}"
+        _tidy(found, (folder / "files" / stray).unlink, sentence)
+    if lost:
+        sentence = f"left out {len(lost)} examples of '{folder.name}' whose files are missing or have another size"
+        _tidy(found, partial(index.write, known.without(lost)), sentence)
+    with suppress(OSError):
+        index.settle(folder.name)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Repository(Sole, View):
     ) -> None:
         """``owner`` names this process among those that share the folder, over its restarts too: no other has it."""
         super().__init__(root, journal if journal is not None else Journal(bytearray(Journal.SIZE)))
-        self._max_tasks, self._max_versions, self._owner = max_tasks, max_versions, owner
+        self._max_tasks, self._max_versions, self.owner = max_tasks, max_versions, owner
         self._writing = threading.Lock()  # this process's one writer, which then takes the folder's lock too
         self._remover = ThreadPoolExecutor(1, "remover")
         self._removal: Future[None] | None = None  # the last one; those before it are done when it is
@@ -91,14 +91,14 @@ class Repository(Sole, View):
         with self._begin():
             pass  # the scan needs no lock
         with disk_errors():
-            return self._scan(lambda: load(self.root, self._owner))
+            return self._scan(lambda: load(self.root, self.owner))
 
     def open_staging(self, max_bytes: int) -> Staging:
         """A file to write an upload into. What was deleted before has made room by then."""
         if self._removal is not None:
             self._removal.result()
         with disk_errors():
-            return Staging(self.root / "staging", max_bytes, self._owner)
+            return Staging(self.root / "staging", max_bytes, self.owner)
 
     def path(self, name: str, number: int) -> Path:
         """Where a version's file is; ``name`` is checked, so it cannot leave the folder."""

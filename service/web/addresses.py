@@ -92,6 +92,8 @@ def _plain(scope: Scope) -> str:
     if not root:
         return str(path)
     whole = f"{root}{path}"
-    if path != root and not path.startswith(root + "/"):
+    if path == root:  # the page, which is at the slash behind it
+        return whole if any(_taken(scope, whole)) else f"{root}/"
+    if not path.startswith(root + "/"):
         return whole
     return str(path) if any(_taken(scope, path)) or not any(_taken(scope, whole)) else whole

@@ -5,7 +5,7 @@ It knows every part of a front end and none of their insides; the engine and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -16,11 +16,14 @@ from adapters.version import installed_version
 from service.engine.interface import Link
 from service.engine.pixels import PixelMemory
 from service.keys import Keys
-from service.limits import decode_workers, file_limits, media_limits
+from service.limits import decode_workers, example_limits, file_limits, media_limits
 from service.pool import Pool
 from service.settings import Settings
 from service.store.catalogue import Catalogue
+from service.store.examples import Examples
+from service.store.recents import Recents
 from service.store.repository import Repository
+from service.teach.jobs import Jobs
 from service.watch import tracing
 from service.watch.counts import Counting
 from service.watch.metrics import Metrics
@@ -30,8 +33,10 @@ from service.web.batches import BatchRunner
 from service.web.budget import Budget
 from service.web.decoding import Decoder
 from service.web.door import Cors, KnownHost, KnownOrigin, Proxies
+from service.web.intake import Intake
 from service.web.middleware import LastResort, RequestContext
 from service.web.prediction import Answers
+from service.web.recorder import Recorder
 from service.web.routes.guard import guard, still_open
 from service.web.routes.parameters import known_parameters
 from service.web.routes.plain import Plain
@@ -58,9 +63,13 @@ class FrontEnd:
 
 @contextmanager
 def front_end(
-    settings: Settings, engine: Link, repository: Repository, memory: PixelMemory, counts: Counting, metrics: Metrics
-) -> Iterator[FrontEnd]:
-    """Everything between a socket and an engine, ready to serve. Raises BadKeys and more."""
+    settings: Settings, engine: Link, repository: Repository, memory: PixelMemory, counts: Counting, metrics: Metrics,
+    job_added: Callable[[], None] = lambda: None,
+) -> Iterator[FrontEnd]:  # fmt: skip
+    """Everything between a socket and an engine, ready to serve. Raises BadKeys and more.
+
+    ``job_added`` is called when there is another training; nobody carries it out unless somebody hears it.
+    """
     with ExitStack() as stack:
         keys = Keys.read(settings.keys, settings.keys_file)
         traces = tracing.start(settings)
@@ -87,6 +96,10 @@ def front_end(
             "batch", workers=settings.max_batches, max_waiting=2 * settings.max_batches, setting="max_batches"
         )
         stack.callback(spooling.close)
+        recents, recorder = None, None
+        if settings.keep_recent:
+            recents = Recents(settings.data_dir, settings.keep_recent, settings.keep_recent_bytes)
+            recorder = stack.enter_context(Recorder(recents))
         app = FastAPI(
             title="AdaptServe",
             version=installed_version(),
@@ -103,6 +116,14 @@ def front_end(
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
         app.state.batches = BatchRunner(engine, settings, spooling, decoding.workers)
         app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes")
+        app.state.examples = Examples(settings.data_dir, example_limits(settings), repository.owner)
+        app.state.intake = Intake(app.state.examples, decoding, spooling, media_limits(settings))
+        app.state.recents, app.state.recorder = recents, recorder
+        app.state.jobs = Jobs(
+            settings.data_dir, max_waiting=settings.max_jobs_waiting, max_kept=settings.max_jobs_kept,
+            owner=repository.owner,
+        )  # fmt: skip
+        app.state.job_added = job_added
         app.state.tracing = traces
         app.state.calls = Calls(app.state)
         _install(app, settings)
@@ -111,7 +132,7 @@ def front_end(
 
 def _install(app: FastAPI, settings: Settings) -> None:
     problems.install(app)
-    routes.install(app)
+    routes.install(app, settings.root_path)
     # From the inside out: a request passes the last one first.
     app.add_middleware(Methods)
     app.add_middleware(KnownOrigin, settings=settings)

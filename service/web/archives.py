@@ -224,9 +224,14 @@ def text_of(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not name.isascii() else name
 
 
+def parts_of(name: str) -> list[str]:
+    """The folders in a name, from the outermost on, and the file's own name."""
+    return [part for part in _SEPARATORS.split(name) if part not in ("", ".", "..")]
+
+
 def _left_out(name: str) -> bool:
     """Hidden files, and what systems put beside the files of their owner."""
-    parts = [part for part in _SEPARATORS.split(name) if part not in ("", ".", "..")]
+    parts = parts_of(name)
     return not parts or any(part.startswith(".") or part in HIDDEN for part in parts)
 
 

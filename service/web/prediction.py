@@ -24,17 +24,15 @@ from adapters.meta import BARE_FRAMES, bare_config
 from adapters.scores import Prediction, best, probabilities
 from service.engine.interface import Answer, Answering, Link
 from service.errors import UnknownVersion
-from service.messages import BARE, Item
+from service.messages import Item, bare
 from service.store.catalogue import Catalogue, Served
 from service.web.caller import Caller
 from service.web.decoding import Body, Decoder, Seen, numbered
 
 T = TypeVar("T")
-Named = Callable[[AdaptError, int], AdaptError]
-"""Makes of an error, and of the place of what failed, the error to raise."""
+Named = Callable[[AdaptError, int], AdaptError]  # of an error, and the place of what failed, the error to raise
 
-LARGE_HEAD = 4096
-"""Classes from which scores are computed off the event loop."""
+LARGE_HEAD = 4096  # classes from which scores are computed off the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ class Answers:
     async def check_room_bare(self, caller: Caller) -> None:
         """``check_room`` for the bare backbone, which is always there."""
         self._decoder.check_room(caller.left)
-        await self._engine.check_room(1, caller.deadline, ())
+        await self._engine.check_room(self._engine.facts.layout.frames, caller.deadline, ())
 
     async def predict(
         self, body: Body, versions: Sequence[Served], top_k: int, caller: Caller, extras: Extras = PLAIN
@@ -180,21 +178,30 @@ class Answers:
     async def embed(self, body: bytes, frames: int | None, caller: Caller) -> Embedded:
         """The bare backbone's vector of a picture, or of a clip, of which it is the mean over ``frames``.
 
+        A backbone of clips sees its own number of frames together, and no picture.
         Given ``frames``, the body must be a clip.
         """
         facts = self._engine.facts
+        clips = facts.layout if facts.layout.frames > 1 else None  # it sees nothing else
 
         def config_of() -> AdapterConfig:
-            clip = frames or (BARE_FRAMES if sniff(body) == "video" else None)
+            clip = frames or (BARE_FRAMES if clips is None and sniff(body) == "video" else None)
             return bare_config(facts.layout, facts.input, clip)
 
         decoding = self._decoder.submit_as(body, config_of, caller.left)
         try:
             ((config, decoded),) = await caller.wait([decoding], "decoding")
         except WrongModality as error:
+            if clips and error.facts.get("field") == "frames":
+                raise
+            if clips:
+                raise WrongModality(
+                    f"{clips.model} sees clips of {clips.frames} frames, and a picture came", expected="video",
+                    got="image",
+                ) from error  # fmt: skip
             raise WrongModality("'frames' asks for a clip, and a picture came; leave it out", field="frames") from error
         (seen,), times = decoded.seen, Outcomes([], decoded.seconds, time.time_ns())
-        asked = self._engine.ask([Item("", BARE, ())], seen.pixels, caller.deadline, seen.digest, embed=True)
+        asked = self._engine.ask([bare()], seen.pixels, caller.deadline, seen.digest, embed=True)
         (answer,) = await caller.wait(asked, "computing")
         assert answer.vector is not None, "an engine left out what was asked"
         return Embedded(
@@ -209,15 +216,15 @@ class Answers:
     async def _compute(
         self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool
     ) -> list[list[Answer]]:
-        """``_compute_once``; once more where files were fetched that an engine did not find, or found wrong."""
+        """As ``_asked``; once more where files were fetched that an engine did not find, or found wrong."""
         try:
-            return await self._compute_once(versions, decoded, caller, named, embed=embed)
+            return await self._asked(versions, decoded, caller, named, embed=embed)
         except (UnknownVersion, AdapterError):
             if not await self._catalogue.bring_again(versions):
                 raise
-        return await self._compute_once(versions, decoded, caller, named, embed=embed)
+        return await self._asked(versions, decoded, caller, named, embed=embed)
 
-    async def _compute_once(
+    async def _asked(
         self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool
     ) -> list[list[Answer]]:
         """The answers to each version's views. Those that see the same pixels are asked for together."""
@@ -288,7 +295,5 @@ def _outcome(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, sc
 
 def _place(error: AdaptError, answers: dict[int, list[Answering]]) -> int | None:
     """Of whose answers that error is one, if any."""
-    for place, views in answers.items():
-        if any(one.done() and not one.cancelled() and one.exception() is error for one in views):
-            return place
-    return None
+    ended = ((place, one) for place, views in answers.items() for one in views if one.done() and not one.cancelled())
+    return next((place for place, one in ended if one.exception() is error), None)

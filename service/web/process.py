@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import uvloop
 
@@ -22,7 +23,7 @@ from service.engine.pixels import PixelMemory, array_of, row_bytes
 from service.engine.remote import RemoteEngine
 from service.engine.room import Room, cells_of
 from service.limits import pixel_rows
-from service.messages import Call, Channel, Message, Reply, Told
+from service.messages import JOB, Call, Channel, Message, Reply, Told
 from service.store.journal import Journal
 from service.store.opening import open_repository
 from service.watch.counts import Count, Counts
@@ -120,7 +121,8 @@ class _Process:
         await asyncio.gather(*(engine.connect() for engine in engines))
         fleet, metrics = Fleet(engines), Metrics(owner)
         pixels = self._pixels(fleet.facts.layout.input_size)
-        with front_end(settings, fleet, repository, pixels, self._counts, metrics) as front:
+        added = partial(channel.send, Told(JOB, None))
+        with front_end(settings, fleet, repository, pixels, self._counts, metrics, added) as front:
             listener = socket.socket(fileno=told["listener"])
             connections = cells_of(memory.mapped(told["connections"]))
             self._server = _Server(

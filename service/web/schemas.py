@@ -144,6 +144,11 @@ class TasksAnswer(_Answer):
         description="height and width in pixels that the backbone runs at, and adapters must be made for",
         examples=[[224, 224]],
     )
+    frames: int = Field(
+        description="frames of a clip that the backbone sees together, and then it sees nothing else; 1: it sees "
+        "pictures, and a clip frame by frame",
+        examples=[1],
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(description="that the backbone computes in")
     tasks: list[TaskAnswer]
     count: int = Field(description="tasks on all pages together", examples=[3])
@@ -177,6 +182,15 @@ class UploadAnswer(VersionAnswer):
     labels: list[str]
     parameters: int
     share: float
+
+
+class KeyAnswer(_Answer):
+    """What whoever asks may do here."""
+
+    required: bool = Field(description="whether this server has keys; without, everybody may do everything")
+    name: str | None = Field(description="of the key that came; null: none came, or none is needed", examples=["shop"])
+    may: list[str] = Field(description="the scopes that it has or includes", examples=[["predict"]])
+    tasks: list[str] | None = Field(description="the only tasks that it may touch; null: all", examples=[["pets"]])
 
 
 class Live(_Answer):

@@ -2,14 +2,30 @@
 
 from fastapi import FastAPI
 
-from service.web.routes import batch, compat, docs, download, health, predict, tasks, upload
+from service.web.routes import (
+    batch,
+    compat,
+    docs,
+    download,
+    examples,
+    feedback,
+    health,
+    jobs,
+    key,
+    page,
+    predict,
+    tasks,
+    upload,
+)  # fmt: skip
 from service.web.routes.common import problems
 
 
-def install(app: FastAPI) -> None:
-    """Add every endpoint."""
-    for module in (predict, batch, upload, tasks, download):
+def install(app: FastAPI, root_path: str) -> None:
+    """Add every endpoint; ``root_path`` is what a proxy puts before the addresses that the page writes."""
+    page.install(app, root_path)
+    for module in (predict, batch, upload, tasks, download, examples, feedback, jobs):
         app.include_router(module.router, responses=problems(400, 401, 403, 421, 503))
-    app.include_router(health.router, responses=problems(400, 421))
+    for module in (health, key):
+        app.include_router(module.router, responses=problems(400, 421))
     compat.install(app)
     docs.install(app)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from zlib import _Decompress
 
 FORM, ZIP, TAR, GZIP = "multipart/form-data", "application/zip", "application/x-tar", "application/gzip"
+ALONE = "application/octet-stream"
+"""One picture or clip, as it is."""
 TYPES = {
     ZIP: ZIP, "application/x-zip-compressed": ZIP, "application/x-zip": ZIP, TAR: TAR, "application/tar": TAR,
     GZIP: GZIP, "application/x-gzip": GZIP, "application/x-gtar": TAR, "application/x-compressed-tar": GZIP,
@@ -49,8 +51,12 @@ class BatchBody:
     """A sink for ``bodies.receive``; ``entries`` tells what came, in order."""
 
     def __init__(self, content_type: str | None, parameters: Collection[str], spool: Spool, pool: Pool,
-                 settings: Settings) -> None:  # fmt: skip
-        """``parameters``: names that belong into the address, and may not be fields of a form."""
+                 settings: Settings, *, alone: bool = False) -> None:  # fmt: skip
+        """``parameters``: names that belong into the address, and may not be fields of a form.
+
+        ``alone``: what is none of these is one picture or clip, which may be given its ``name`` once it is there.
+        """
+        self._alone, self.name = alone, ""
         kind, self._options = parse_options_header(content_type)
         self._declared = TYPES.get(kind.decode("latin-1"))
         self._spool, self._pool, self._settings = spool, pool, settings
@@ -115,6 +121,8 @@ class BatchBody:
             )
         if self._declared in (ZIP, TAR):  # whoever opens it has the words
             return self._declared
+        if self._alone:
+            return ALONE
         raise UnsupportedMedia(
             "the body is no form, no zip and no tar; a batch is one of these, and one picture alone goes to /predict",
             field="body",
@@ -139,6 +147,11 @@ class BatchBody:
             return self._form.entries
         if self._kind == ZIP:
             return of_zip(self._spool, self._settings)
+        if self._kind == ALONE:
+            size = self._spool.size
+            if size > self._settings.max_body_bytes:
+                return [bad(self.name, too_large(size, self._settings))]
+            return [Entry(self.name, partial(self._spool.read, 0, size))]
         if self._gzip is not None and not is_tar(self._spool.read(0, BLOCK)):
             raise UnsupportedMedia(
                 "the body is packed by gzip, and what is in it is no tar"

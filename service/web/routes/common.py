@@ -5,7 +5,7 @@ It holds no behaviour of its own beyond that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request, Response
@@ -15,8 +15,14 @@ from service.engine.interface import Link
 from service.errors import BadTaskName
 from service.settings import Settings
 from service.store.catalogue import Catalogue
+from service.store.examples import Examples
+from service.store.recents import Recents
+from service.teach.jobs import Jobs
 from service.watch.counts import Counting
 from service.watch.metrics import UNKNOWN, Metrics
+from service.web.batches import BatchRunner
+from service.web.budget import Budget
+from service.web.intake import Intake
 from service.web.problems import MEDIA_TYPE
 from service.web.schemas import Problem
 from service.web.uploads import Uploads
@@ -59,6 +65,15 @@ TheCatalogue = Annotated[Catalogue, _built("catalogue")]
 TheUploads = Annotated[Uploads, _built("uploads")]
 TheCounts = Annotated[Counting, _built("counts")]
 TheMetrics = Annotated[Metrics, _built("metrics")]
+TheBodies = Annotated[Budget, _built("bodies")]
+TheBatches = Annotated[BatchRunner, _built("batches")]
+TheExamples = Annotated[Examples, _built("examples")]
+TheIntake = Annotated[Intake, _built("intake")]
+TheRecents = Annotated[Recents | None, _built("recents")]
+"""None: no inputs are kept."""
+TheJobs = Annotated[Jobs, _built("jobs")]
+JobAdded = Annotated[Callable[[], None], _built("job_added")]
+"""To be called when there is another training."""
 
 
 def checked_name(task: str) -> str:

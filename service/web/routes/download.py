@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from fastapi import APIRouter, Request, Response
@@ -40,25 +41,49 @@ _TAG = re.compile(r'(?:W/)?("[^"]*")')
 async def download(request: Request, catalogue: TheCatalogue, task: TaskName, version: Number) -> Response:
     """The file as it was uploaded, or one range of it; its digest is the ETag."""
     info = catalogue.repository.version(task, version)
-    tag, asked = f'"{info.digest}"', request.headers
-    headers = {"ETag": tag, "Cache-Control": "no-cache", "Accept-Ranges": "bytes"}
-    if matches(", ".join(asked.getlist("if-none-match")), tag):
-        return Response(status_code=304, headers=headers)
-    headers["Content-Disposition"] = f'attachment; filename="{task}-{version}.safetensors"'
-    start, end, status = 0, info.size, 200
-    if request.scope["state"].get(HEAD):
-        headers["Content-Length"] = str(info.size)
-        return Response(headers=headers, media_type=FILE)
-    if "range" in asked and asked.get("if-range", tag).strip() == tag:  # by a strong tag alone: no date is told
-        part = byte_range(asked["range"], info.size)
-        if part is not None:
-            start, end = part
-            status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{info.size}"
     # Opened before the answer starts, so a version deleted meanwhile is still sent whole.
-    await catalogue.repository.bring(info)
-    file = await asyncio.to_thread(catalogue.open, task, version)
-    headers["Content-Length"] = str(end - start)
-    return _Download(file, start, end, status, headers)
+    name = f"{task}-{version}.safetensors"
+    kept = KeptFile(
+        info.digest, info.size, name, lambda: catalogue.open(task, version),
+        bring=lambda: catalogue.repository.bring(info),
+    )  # fmt: skip
+    return await kept.answer(request)
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """A file that is never written again: sent whole, or a range of it, or word that the caller has it already."""
+
+    digest: str
+    size: int
+    name: str
+    open: Callable[[], BinaryIO]
+    media_type: str = FILE
+    bring: Callable[[], Awaitable[object]] | None = None
+    """Has the file at hand, if that takes more than to open it."""
+
+    async def answer(self, request: Request) -> Response:
+        """Raises BadRange, and what ``open`` raises."""
+        tag, asked = f'"{self.digest}"', request.headers
+        headers = {"ETag": tag, "Cache-Control": "no-cache", "Accept-Ranges": "bytes"}
+        if matches(", ".join(asked.getlist("if-none-match")), tag):
+            return Response(status_code=304, headers=headers)
+        headers["Content-Disposition"] = f'attachment; filename="{self.name}"'
+        headers["X-Content-Type-Options"] = "nosniff"
+        start, end, status = 0, self.size, 200
+        if request.scope["state"].get(HEAD):
+            headers["Content-Length"] = str(self.size)
+            return Response(headers=headers, media_type=self.media_type)
+        if "range" in asked and asked.get("if-range", tag).strip() == tag:  # by a strong tag alone: no date is told
+            part = byte_range(asked["range"], self.size)
+            if part is not None:
+                start, end = part
+                status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{self.size}"
+        if self.bring is not None:
+            await self.bring()
+        file = await asyncio.to_thread(self.open)
+        headers["Content-Length"] = str(end - start)
+        return _Download(file, start, end, status, headers, self.media_type)
 
 
 def matches(header: str, tag: str) -> bool:
@@ -89,9 +114,11 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
 class _Download(StreamingResponse):
     """The bytes from ``start`` to ``end`` of a file; however the answer ends, the file is closed with it."""
 
-    def __init__(self, file: BinaryIO, start: int, end: int, status: int, headers: dict[str, str]) -> None:
+    def __init__(
+        self, file: BinaryIO, start: int, end: int, status: int, headers: dict[str, str], media_type: str
+    ) -> None:
         self._file = file
-        super().__init__(_chunks(file, start, end), status, headers, FILE)
+        super().__init__(_chunks(file, start, end), status, headers, media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._file:

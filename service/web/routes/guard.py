@@ -35,6 +35,7 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
     ("GET", "/v1/tasks/{task}/versions"): "predict",
     ("GET", "/v1/tasks/{task}/versions/{version}"): "predict",
     ("GET", "/v1/tasks/{task}/versions/{version}/config"): "predict",
+    ("GET", "/v1/key"): None,
     ("GET", "/livez"): None,
     ("GET", "/readyz"): None,
     # Of other servers' protocols: what tells whether the server is there is open, what changes tasks needs admin.
@@ -137,16 +138,24 @@ def visible(catalogue: Catalogue, key: Key) -> Sequence[str]:
     return catalogue.names() if key.tasks is None else [name for name in sorted(key.tasks) if catalogue.has(name)]
 
 
-def _holder(request: Request, keys: Keys, scope: Scope) -> Key:
+def holder(request: Request, keys: Keys, scope: Scope = "predict") -> Key | None:
+    """Whose key came with the request; None where none came. Raises Unauthorised for one that nobody has."""
     secret = _secret(request)
     if secret is None:
-        raise Unauthorised(
-            f"this call needs a key with the scope '{scope}'; send it as 'Authorization: Bearer KEY'", scope=scope
-        )
+        return None
     key = keys.find(secret)
     if key is None:
         raise Unauthorised(
             f"the key that came is none of this server's; this call needs one with the scope '{scope}'", scope=scope
+        )
+    return key
+
+
+def _holder(request: Request, keys: Keys, scope: Scope) -> Key:
+    key = holder(request, keys, scope)
+    if key is None:
+        raise Unauthorised(
+            f"this call needs a key with the scope '{scope}'; send it as 'Authorization: Bearer KEY'", scope=scope
         )
     return key
 

@@ -24,6 +24,7 @@ from service.watch.tracing import Tracing
 from service.web.budget import Budget
 from service.web.caller import Caller
 from service.web.prediction import PLAIN, Answers, Extras, Outcome, Outcomes
+from service.web.recorder import Recorder
 from service.web.routes.bodies import Memory, exchange, receive
 from service.web.routes.common import SHAPE, TaskName, checked_name, count_for, file_body, problems
 from service.web.schemas import EmbedAnswer, LabelScore, ManyAnswer, PredictAnswer, WindowAnswer
@@ -103,6 +104,7 @@ class Calls:
         self._counts: Counting = state.counts
         self._metrics: Metrics = state.metrics
         self._tracing: Tracing | None = state.tracing
+        self._recorder: Recorder | None = state.recorder
 
     async def one(
         self, request: Request, task: str, version: int | None, top_k: int, deadline_ms: int | None,
@@ -135,8 +137,14 @@ class Calls:
             await catalogue.catch_up()
             versions = [await catalogue.resolve(task, version) for task, version in asked]
             await self._answers.check_room([served.digest for served in versions], caller)
-            answering = self._answers.predict(memory.take(), versions, top_k, caller, extras)
-            return await self.told(request, [task for task, _ in asked], caller, answering)
+            body, recorder = memory.take(), self._recorder
+            answering = self._answers.predict(body, versions, top_k, caller, extras)
+            kept = body if recorder else b""
+            del body  # it is decoded by and by, and need not be in memory then
+            outcomes = await self.told(request, [task for task, _ in asked], caller, answering)
+            if recorder:
+                recorder.keep(request.state.request_id, kept, outcomes)
+            return outcomes
 
     async def embed(self, request: Request, frames: int | None, deadline_ms: int | None) -> Response:
         """The bare backbone's vector."""

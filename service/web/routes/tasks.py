@@ -15,9 +15,11 @@ from pydantic.json_schema import SkipJsonSchema
 
 from adapters.config import AdapterConfig
 from service.engine.interface import Facts, Link
-from service.errors import BadRequest
+from service.errors import BadRequest, UnknownTask
 from service.settings import Settings
 from service.store.catalogue import Catalogue, Listing
+from service.store.examples import Examples
+from service.store.recents import Recents
 from service.store.repository import TaskInfo, VersionInfo
 from service.watch.counts import Counting
 from service.web.pages import Page, page, starting_with
@@ -27,6 +29,9 @@ from service.web.routes.common import (
     TheCatalogue,
     TheCounts,
     TheEngine,
+    TheExamples,
+    TheJobs,
+    TheRecents,
     TheSettings,
     problems,
     tell_generation,
@@ -63,6 +68,7 @@ class Shown:
             fingerprint=facts.layout.fingerprint,
             parameters=facts.layout.parameters,
             input_size=facts.layout.input_size,
+            frames=facts.layout.frames,
             dtype=cast(Any, facts.dtype),
             tasks=await self._answers(listed),
             count=shown.count,
@@ -103,8 +109,8 @@ async def tasks(
     Follow `next` until it is null: a task that is there all the while comes exactly once.
     """
     names = visible(shown.catalogue, key)
-    answer = await shown.page(page(starting_with(names, prefix), after, _limit(settings, limit)))
-    return await _rendered(lambda: answer)
+    answer = await shown.page(page(starting_with(names, prefix), after, page_limit(settings, limit)))
+    return await rendered(lambda: answer)
 
 
 @router.get("/v1/tasks/{task}", responses=problems(400, 404))
@@ -125,8 +131,8 @@ async def versions(
 ) -> Response:
     """The versions that are kept, oldest first, a page at a time."""
     info = catalogue.repository.task(task)
-    part = page(sorted(info.versions), after, _limit(settings, limit))
-    return await _rendered(lambda: _versions(catalogue, info, part))
+    part = page(sorted(info.versions), after, page_limit(settings, limit))
+    return await rendered(lambda: _versions(catalogue, info, part))
 
 
 @router.get("/v1/tasks/{task}/versions/{version}", responses=problems(400, 404))
@@ -140,7 +146,7 @@ async def version_config(catalogue: TheCatalogue, task: TaskName, version: Numbe
     """What the file of a version says of itself, how it was trained as well."""
     info = catalogue.repository.version(task, version)
     await catalogue.repository.bring(info)
-    return await _rendered(lambda: catalogue.header(info).config)
+    return await rendered(lambda: catalogue.header(info).config)
 
 
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
@@ -153,11 +159,29 @@ async def activate(shown: TheTasks, response: Response, task: TaskName, version:
 
 
 @router.delete("/v1/tasks/{task}", status_code=204, responses=problems(400, 404, 503, 507))
-async def delete_task(catalogue: TheCatalogue, counts: TheCounts, response: Response, task: TaskName) -> None:
-    """Remove a task with all its versions. Requests under way end on it."""
-    await catalogue.run(lambda: catalogue.delete_task(task))
+async def delete_task(
+    catalogue: TheCatalogue, counts: TheCounts, examples: TheExamples, recents: TheRecents, jobs: TheJobs,
+    response: Response, task: TaskName,
+) -> None:  # fmt: skip
+    """Remove a task with all its versions, labelled examples and trainings. Requests under way end on it."""
+    await asyncio.to_thread(jobs.forget, task)
+    await catalogue.run(lambda: _delete_task(catalogue, examples, recents, task))
     tell_generation(response, catalogue, task)
     counts.forget(task)
+
+
+def _delete_task(catalogue: Catalogue, examples: Examples, recents: Recents | None, task: str) -> None:
+    """Raises UnknownTask where there was neither a version nor an example; a call that failed may be repeated."""
+    unknown = None
+    try:
+        catalogue.delete_task(task)
+    except UnknownTask as error:
+        unknown = error
+    had = examples.clear(task)
+    if recents is not None:
+        recents.forget(task)
+    if unknown is not None and not had:
+        raise unknown
 
 
 @router.delete("/v1/tasks/{task}/versions/{version}", status_code=204, responses=problems(400, 404, 409, 503, 507))
@@ -179,7 +203,7 @@ def version_fields(catalogue: Catalogue, info: VersionInfo) -> dict[str, Any]:
     }
 
 
-def _limit(settings: Settings, asked: int | None) -> int:
+def page_limit(settings: Settings, asked: int | None) -> int:
     """How much goes on a page. Raises BadRequest."""
     most = settings.max_page_items
     if asked is None:
@@ -192,7 +216,7 @@ def _limit(settings: Settings, asked: int | None) -> int:
     return asked
 
 
-async def _rendered(make: Callable[[], BaseModel]) -> Response:
+async def rendered(make: Callable[[], BaseModel]) -> Response:
     """An answer of any length, made and written as JSON off the event loop."""
     content = await asyncio.to_thread(lambda: make().model_dump_json())
     return Response(content, media_type="application/json")

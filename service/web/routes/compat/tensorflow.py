@@ -51,8 +51,9 @@ class ServingInputs(Inputs):
 
 
 @router.get("/")
-async def alive() -> dict[str, str]:
-    """The process runs and answers."""
+async def alive(response: Response) -> dict[str, str]:
+    """The process runs and answers. Who asks for HTML gets the page."""
+    response.headers["Vary"] = "Accept"
     return {"status": "alive"}
 
 

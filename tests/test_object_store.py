@@ -145,6 +145,14 @@ def test_the_store_away_what_is_known_is_served_and_nothing_is_put(shared: Share
     assert a.put("away", kit.file(21)[0]).status_code in (200, 201)
 
 
+def test_examples_are_the_servers_own_and_lie_beside_the_mirror(shared: Shared) -> None:
+    _, a, b = shared
+    assert a.client.post("/v1/tasks/taught/examples?label=cat", content=photograph()).status_code == 201
+    assert a.client.get("/v1/tasks/taught/examples").json()["counts"] == {"cat": 1}
+    assert b.client.get("/v1/tasks/taught/examples").json()["counts"] == {}
+    assert a.client.delete("/v1/tasks/taught").status_code == 204
+
+
 def age(home: House) -> float:
     lines = home.client.get("/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith("adaptserve_store_age_seconds")).split()[1])

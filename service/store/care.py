@@ -20,7 +20,7 @@ from adapters.errors import AdaptError
 from service.errors import Conflict, StorageFailed
 from service.store.files import TaskFiles
 from service.store.manifest import TaskInfo, VersionInfo, parse
-from service.store.objects import CHUNK_BYTES, Missing, Taken, is_remote, open_objects
+from service.store.objects import CHUNK_BYTES, Missing, Preceded, is_remote, open_objects
 from service.store.staging import Staging, disk_errors
 from service.store.truth import BLOBS, KEPT_LOG, LOG, Truth
 
@@ -57,7 +57,7 @@ class Stock(Protocol):
         ...
 
     def add(self, task: TaskInfo, files: dict[int, Path]) -> None:
-        """Have a task that never was here. Raises Taken where it was."""
+        """Have a task that never was here. Raises Preceded where it was."""
         ...
 
 
@@ -93,7 +93,7 @@ class FolderStock:
         with disk_errors():
             self._files.prepare()
             if (self._root / "tasks" / task.name).exists():
-                raise Taken
+                raise Preceded
             for version in task.versions.values():
                 staging = Staging(self._root / "staging", version.size, "store-copy")
                 with files[version.number].open("rb") as file:
@@ -282,6 +282,6 @@ def _copied(of: Stock, to: Stock, name: str) -> str:
                 raise StorageFailed(f"the file of version {number} has other bytes than its digest says", task=name)
         try:
             to.add(task, files)
-        except Taken as error:
+        except Preceded as error:
             raise Conflict("somebody published a task of that name this moment", task=name) from error
     return f"{name}: {len(files)} versions"

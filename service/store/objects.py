@@ -31,7 +31,7 @@ class Missing(Exception):
     """There is no object of that key."""
 
 
-class Taken(Exception):
+class Preceded(Exception):
     """The object is there already, or is not what it was: somebody else was first."""
 
 
@@ -72,11 +72,11 @@ class Objects(Protocol):
         ...
 
     def create(self, key: str, content: bytes) -> Mark:
-        """Raises Taken where the key has an object."""
+        """Raises Preceded where the key has an object."""
         ...
 
     def replace(self, key: str, content: bytes, mark: Mark) -> Mark:
-        """Raises Taken where the object is not in that state any more."""
+        """Raises Preceded where the object is not in that state any more."""
         ...
 
     def list(self, prefix: str) -> Iterator[Listed]:
@@ -188,7 +188,7 @@ class CloudObjects:
         except FileNotFoundError as error:
             raise Missing from error
         except (failures.AlreadyExistsError, failures.PreconditionError) as error:
-            raise Taken from error
+            raise Preceded from error
         except (failures.PermissionDeniedError, failures.UnauthenticatedError) as error:
             raise StoreRefused(
                 f"the store refuses this server's credentials ({_first_line(error)})", denied=True

@@ -6,6 +6,7 @@ Each of its processes opens one; the process that the others answer to also foll
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from service.store.mirror import Mirror
 from service.store.objects import open_objects
 from service.store.recovery import recover_examples
 from service.store.repository import Repository
+from service.store.staging import disk_errors
 from service.store.truth import Truth
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,9 @@ def followed(settings: Settings, repository: Repository) -> Iterator[None]:
     if not isinstance(repository, Mirror):
         yield
         return
+    with disk_errors():  # of what is this server's own: examples, trainings
+        shutil.rmtree(settings.data_dir / "staging", ignore_errors=True)
+        (settings.data_dir / "staging").mkdir()
     for sentence in recover_examples(settings.data_dir):  # they are this server's own
         log.warning("recovery: %s", sentence)
     own = settings.data_dir / "tasks"

@@ -18,7 +18,7 @@ from typing import Final
 
 from adapters.atomic import replacing
 from service.errors import StoreAway, StoreRefused
-from service.store.objects import CHUNK_BYTES, Listed, Mark, Missing, Taken
+from service.store.objects import CHUNK_BYTES, Listed, Mark, Missing, Preceded
 from service.store.staging import sync_folder
 
 LOCKS: Final = 64
@@ -55,7 +55,7 @@ class SharedFolder:
     def create(self, key: str, content: bytes) -> Mark:
         with _errors(), self._locked(key):
             if self._path(key).exists():
-                raise Taken
+                raise Preceded
             return self._write(key, content)
 
     def replace(self, key: str, content: bytes, mark: Mark) -> Mark:
@@ -63,9 +63,9 @@ class SharedFolder:
             try:
                 found = _mark(self._path(key).read_bytes())
             except FileNotFoundError as error:
-                raise Taken from error
+                raise Preceded from error
             if found != mark:
-                raise Taken
+                raise Preceded
             return self._write(key, content)
 
     def list(self, prefix: str) -> Iterator[Listed]:

@@ -28,7 +28,7 @@ from adapters.config import is_task_name
 from adapters.errors import AdaptError
 from service.errors import StorageFailed, StoreAway, StoreRefused
 from service.store.manifest import NO_VERSIONS, TaskInfo, parse, render
-from service.store.objects import Mark, Missing, Objects, Taken
+from service.store.objects import Mark, Missing, Objects, Preceded
 
 FORMAT: Final = 1
 NAME, BLOBS, TASKS, LOG = "adaptserve.json", "blobs", "tasks", "log"
@@ -63,7 +63,7 @@ class Truth:
             except Missing as error:
                 if not make:
                     raise StoreRefused("there is no store of adaptserve at this address") from error
-                with suppress(Taken):
+                with suppress(Preceded):
                     self.objects.create(NAME, json.dumps({"format": FORMAT, "id": uuid.uuid4().hex}).encode())
                 continue
             try:
@@ -87,7 +87,7 @@ class Truth:
                         self.objects.create(key, b"2")
                     else:
                         self.objects.replace(key, b"2", condition)
-                except Taken:
+                except Preceded:
                     continue
                 raise StoreRefused(
                     "the store does not heed conditions (If-Match, If-None-Match): two servers would overwrite each "
@@ -95,7 +95,7 @@ class Truth:
                 )
             try:
                 self.objects.replace(key, b"3", mark)
-            except Taken as error:
+            except Preceded as error:
                 raise StoreRefused("the store refuses a condition that holds; it cannot be used") from error
         finally:
             self.objects.delete([key])
@@ -136,7 +136,7 @@ class Truth:
         while True:
             try:
                 self.objects.create(_entry(number), name.encode())
-            except Taken:
+            except Preceded:
                 misses += 1
                 number = number + 1 if misses < 4 else self.last(number) + 1
             else:
@@ -194,7 +194,7 @@ class Truth:
             time.sleep(random.uniform(0, 0.02))  # noqa: S311
 
     def write(self, task: TaskInfo) -> None:
-        """Have a task as another store has it, where this one has none of that name. Raises Taken."""
+        """Have a task as another store has it, where this one has none of that name. Raises Preceded."""
         number = self.announce(task.name, self.last())
         self.objects.create(_task(task.name), render(replace(task, log=(number,), mark=None)))
 
@@ -224,7 +224,7 @@ class Truth:
                 mark = self.objects.create(_task(new.name), content)
             else:
                 mark = self.objects.replace(_task(new.name), content, Mark(*base.mark))
-        except Taken:
+        except Preceded:
             return None
         except StoreAway as error:
             return self._after_all(new, error)

@@ -202,6 +202,7 @@ class Teaching:
             return True, f"version {number}, which is active, has these very bytes"
         path = catalogue.repository.path(job.task, number)
         try:
+            catalogue.repository.bring_now(info)
             item, config = Item(job.task, info.digest, (str(path),)), catalogue.check(path).config
             old = judged(self._asking, item, config, examples, self._media, self._threads)
         except (AdaptError, OSError) as error:

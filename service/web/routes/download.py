@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -42,8 +42,11 @@ async def download(request: Request, catalogue: TheCatalogue, task: TaskName, ve
     """The file as it was uploaded, or one range of it; its digest is the ETag."""
     info = catalogue.repository.version(task, version)
     # Opened before the answer starts, so a version deleted meanwhile is still sent whole.
-    await catalogue.repository.bring(info)
-    kept = KeptFile(info.digest, info.size, f"{task}-{version}.safetensors", lambda: catalogue.open(task, version))
+    name = f"{task}-{version}.safetensors"
+    kept = KeptFile(
+        info.digest, info.size, name, lambda: catalogue.open(task, version),
+        bring=lambda: catalogue.repository.bring(info),
+    )  # fmt: skip
     return await kept.answer(request)
 
 
@@ -56,6 +59,8 @@ class KeptFile:
     name: str
     open: Callable[[], BinaryIO]
     media_type: str = FILE
+    bring: Callable[[], Awaitable[object]] | None = None
+    """Has the file at hand, if that takes more than to open it."""
 
     async def answer(self, request: Request) -> Response:
         """Raises BadRange, and what ``open`` raises."""
@@ -74,6 +79,8 @@ class KeptFile:
             if part is not None:
                 start, end = part
                 status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{self.size}"
+        if self.bring is not None:
+            await self.bring()
         file = await asyncio.to_thread(self.open)
         headers["Content-Length"] = str(end - start)
         return _Download(file, start, end, status, headers, self.media_type)

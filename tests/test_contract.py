@@ -98,20 +98,25 @@ class Contract:
             assert until(lambda: self.home.client.get(uncertain).json()["items"])
 
     def _published(self) -> None:
-        """A job that is over and has a report; nobody carries jobs out here."""
+        """A job that is over and has a report of each version; nobody carries jobs out here."""
         jobs = self.home.built.jobs
+        numbers = [one["version"] for one in self.home.client.get("/v1/tasks/digits/versions").json()["versions"]]
         for job in jobs.all():
             jobs.cancel(job.id)
         self._job = jobs.add("digits", "auto", {}, epochs=None, activate=True).id
         mine = jobs.claim(0)
-        one = PublishedVersion(
-            version=1, digest="", method="linear", accuracy=1.0, balanced_accuracy=1.0, held_out=1, active=True,
-            verdict="", report=f"/v1/jobs/{mine.id}/reports/1",
-        )  # fmt: skip
-        jobs.finish(jobs.update(mine, published=[one]), "good")
-        report = jobs.report(mine.id, 1)
-        report.parent.mkdir()
-        report.write_text("<title>report</title>")
+        published = [
+            PublishedVersion(
+                version=number, digest="", method="linear", accuracy=1.0, balanced_accuracy=1.0, held_out=1,
+                active=True, verdict="", report=f"/v1/jobs/{mine.id}/reports/{number}",
+            )
+            for number in numbers
+        ]  # fmt: skip
+        jobs.finish(jobs.update(mine, published=published), "good")
+        for number in numbers:
+            report = jobs.report(mine.id, number)
+            report.parent.mkdir(exist_ok=True)
+            report.write_text("<title>report</title>")
 
     def cases(self, label: str) -> st.SearchStrategy[Any]:
         """Calls as documented and calls against the document, and for each the checks that are not for it.

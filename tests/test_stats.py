@@ -28,8 +28,8 @@ def test_what_was_counted_is_told(metrics: Metrics) -> None:
     metrics.requested([], 200, 0.001)
     metrics.requested(["letters"], 408, None)  # never came whole
     metrics.staged(0.01, 0.2, 0.03)
-    metrics.batch(5, 2, failed=False)
-    metrics.batch(8, 8, failed=True)
+    metrics.batch(5, 2, {"": 5}, failed=False)
+    metrics.batch(8, 8, {"": 8}, failed=True)
     told = metrics.stats(HELD, 100)
     assert told.requests.total == 9
     assert told.requests.by_code == {"200": 6, "422": 1, "404": 1, "408": 1}

@@ -32,7 +32,7 @@ _NUMBER = rb"[1-9][0-9]{0,8}"
 _NAME = TASK_PATTERN.removeprefix("^").removesuffix("$")
 _ONE = re.compile(rb"(?:top_k=(%b))?(?:(?:^|&)version=(%b))?" % (_NUMBER, _NUMBER))
 _MANY = re.compile(rb"(task=%b(?:&task=%b)*)(?:&top_k=(%b))?" % (_NAME.encode(), _NAME.encode(), _NUMBER))
-_DEADLINE, _PRIORITY = re.compile(rb"(?:%b)?" % _NUMBER), re.compile(rb"[0-9]?")
+_DEADLINE, _PRIORITY = re.compile(_NUMBER), re.compile(rb"[0-9]")
 _UNUSUAL = frozenset((b"origin", b"sec-fetch-site"))
 _GENERATION = GENERATION.lower().encode()
 _HEEDED = _UNUSUAL | frozenset(b"host authorization x-api-key x-deadline-ms x-priority content-type".split())
@@ -110,8 +110,8 @@ class Plain:
                 heeded[name] = value
         if not _UNUSUAL.isdisjoint(heeded) or not self._is_ours(heeded.get(b"host")):
             return None
-        deadline, priority = heeded.get(b"x-deadline-ms", b""), heeded.get(b"x-priority", b"")
-        well_formed = _DEADLINE.fullmatch(deadline) is not None and _PRIORITY.fullmatch(priority) is not None
+        deadline, priority = heeded.get(b"x-deadline-ms"), heeded.get(b"x-priority")
+        well_formed = _is(_DEADLINE, deadline) and _is(_PRIORITY, priority)
         if not (well_formed and self._sees(heeded.get(_GENERATION))):
             return None
         one: str | None = path[1]
@@ -160,3 +160,8 @@ class Plain:
         if key is None or not key.may("predict") or not all(map(key.sees, tasks)):
             return None
         return key
+
+
+def _is(form: re.Pattern[bytes], header: bytes | None) -> bool:
+    """Whether a header has that form, or did not come."""
+    return header is None or form.fullmatch(header) is not None

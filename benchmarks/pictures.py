@@ -95,7 +95,7 @@ def main() -> None:
     bench.put(
         "pictures",
         f"{bench.place()}, {sizes['dtype']}; {STEPS} steps of {BATCH} pictures for every method but linear, "
-        f"{bench.counted}; highest learning rates {highest}. {verdict(bench, rates)}.",
+        f"{bench.counted} where there is a range; highest learning rates {highest}. {verdict(bench, rates)}.",
         Table(
             ("set", "method", "accuracy", "balanced", "of the backbone", "file, MB", "CPU seconds", "peak MiB",
              "kept MiB"),

@@ -1,6 +1,6 @@
 """The wire contract: what answers look like, with examples for /docs.
 
-It does not know how anything is computed; docs/API.md tells the same in words.
+It does not know how anything is computed; README.md and docs/ANSWERS.md tell the same in words.
 """
 
 from __future__ import annotations

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from service.engine.local import LocalEngine, local_engine
 from service.engine.pixels import PixelMemory
 from service.keys import Keys
 from service.limits import pixel_rows
 from service.settings import Settings
+from service.sources.asking import DeclaredTasks
+from service.sources.sources import Sources, running
 from service.store.demo import publish_demo
 from service.store.locks import FolderLock
 from service.store.opening import followed, open_repository
@@ -46,12 +49,17 @@ def alone(settings: Settings) -> Iterator[Alone]:
             for sentence in repository.recover():
                 log.warning("recovery: %s", sentence)
             pixels = PixelMemory.private(pixel_rows(settings), engine.facts.layout.input_size)
+            declared = DeclaredTasks(settings.source_wait_s)
             with (
                 followed(settings, repository),
-                front_end(settings, engine, repository, pixels, Counts(), metrics) as front,
+                front_end(settings, engine, repository, pixels, Counts(), metrics, elsewhere=declared) as front,
+                ExitStack() as stack,
             ):
                 if settings.backbone == "demo":
                     publish_demo(front.catalogue)
+                if settings.has_sources:
+                    make = partial(Sources, settings, front.catalogue, engine, metrics, declared.heard)
+                    declared.connect(stack.enter_context(running(make)))
                 yield Alone(engine, front)
         finally:
             repository.close()

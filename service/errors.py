@@ -4,6 +4,7 @@ It knows no web framework; the scheduler and the repository raise from here too.
 
 AdaptError (adapters.errors)
 ├── BadKeys                  500  never sent: the server does not start with them
+├── BadTasksFile             500  never sent: the server does not start with it
 ├── BadRequest               400  the request itself is malformed
 │   ├── BadTaskName          400
 │   └── BadLabel             400
@@ -34,6 +35,7 @@ AdaptError (adapters.errors)
 ├── StorageFailed            503  the disk reports an error of its own
 ├── StoreAway                503  the store that servers share does not answer
 ├── StoreRefused             503  it answers, and does not let this server do what it must
+├── SourceFailed             503  a declared task could not be brought in from its source; with retry_after
 ├── DeadlineExceeded         504
 └── StorageFull              507
 """
@@ -65,6 +67,10 @@ from adapters.errors import UnknownTask as UnknownTask  # of a server's store an
 
 class BadKeys(AdaptError):
     """The keys that are configured cannot be read or used."""
+
+
+class BadTasksFile(AdaptError):
+    """The file of tasks and their sources cannot be used; the fact ``mistakes`` has all that is wrong with it."""
 
 
 class BadRequest(AdaptError):
@@ -197,6 +203,12 @@ class StoreRefused(AdaptError):
     """The store that several servers share cannot be used as it is: its address, its credentials, its abilities."""
 
 
+class SourceFailed(AdaptError):
+    """A source does not give the file that is declared, or the file is wrong; ``retry_after`` is in seconds."""
+
+    retry_after = 1.0
+
+
 class DeadlineExceeded(AdaptError):
     """The request's time ran out."""
 
@@ -222,7 +234,6 @@ STATUS: dict[type[AdaptError], int] = {
     ImportRefused: 422,
     NoRoom: 507,
     TrainingError: 422,
-    BadKeys: 500,
     BadRequest: 400,
     BadTaskName: 400,
     BadLabel: 400,
@@ -246,7 +257,6 @@ STATUS: dict[type[AdaptError], int] = {
     TooManyConnections: 503,
     RequestHeaderFieldsTooLarge: 431,
     ClientGone: 499,
-    ComputeFailed: 500,
     NotReady: 503,
     EngineLost: 503,
     Draining: 503,
@@ -254,6 +264,7 @@ STATUS: dict[type[AdaptError], int] = {
     StorageFailed: 503,
     StoreAway: 503,
     StoreRefused: 503,
+    SourceFailed: 503,
     DeadlineExceeded: 504,
     StorageFull: 507,
 }

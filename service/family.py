@@ -73,8 +73,14 @@ async def spawn(
     return made[0]
 
 
-async def has_said(one: Child, sign: asyncio.Future[Any]) -> Any:
-    """Wait until it has. Raises why it could not start, or Ended."""
+def how_ended(code: int) -> str:
+    """For a sentence about a process."""
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+async def has_said(one: Child, sign: asyncio.Future[Any] | None = None) -> Any:
+    """Wait until it has, that it is up if nothing else. Raises why it could not start, or Ended."""
+    sign = sign or one.up
     await asyncio.wait({sign, one.ended}, return_when=asyncio.FIRST_COMPLETED)
     if sign.done():
         return sign.result()

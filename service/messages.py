@@ -21,6 +21,9 @@ ALIVE = "alive"
 """Told by the supervisor, and told back at once by the event loop of whoever hears it."""
 JOB = "job"
 """Told by a front end: there is another training to carry out."""
+DECLARED, BRING, BROUGHT = "declared", "bring", "brought"
+"""Told between front ends and the process of sources: which tasks have a source (None asks for it); that one is wanted;
+that it is here, or why not: its name, and an error as ``Failed`` has it."""
 RESIDENTS = "residents"
 """Told: the digests that came into slots, and those that left."""
 

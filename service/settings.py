@@ -18,6 +18,7 @@ from adapters.limits import BATCH_ROWS, PREFIX, FileLimits, MediaLimits, variabl
 from service import hosts
 from service.share_settings import ShareSettings
 from service.sharing import StoreSettings
+from service.source_settings import SourceSettings
 from service.teach_settings import TeachSettings
 
 MIB = 2**20
@@ -25,7 +26,7 @@ Names = Annotated[tuple[str, ...], NoDecode]
 """Separated by commas."""
 
 
-class Settings(StoreSettings, TeachSettings, ShareSettings):
+class Settings(StoreSettings, TeachSettings, ShareSettings, SourceSettings):
     """Name, default, bounds and help of every setting; the environment name is the prefix and the name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")

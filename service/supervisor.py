@@ -13,26 +13,24 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import AdaptError
 from service.engine import memory
 from service.engine.room import cells_for
 from service.exits import CUT_OFF, FAILED
-from service.family import Child, Ended, has_said, spawn
+from service.family import Child, Ended, has_said, how_ended, spawn
 from service.keys import MAX_JSON_BYTES, Keys, dump
 from service.limits import file_limits, share
 from service.messages import ALIVE, JOB, Call, Failed, Message, Reply, Told, error_of
 from service.scratch import Scratch
 from service.settings import Settings
-from service.store.catalogue import Catalogue
-from service.store.demo import publish_demo
+from service.sources.keeper import SourcesKeeper
+from service.store.demo import publish_demo_in
 from service.store.journal import Journal
 from service.store.locks import FolderLock
 from service.store.opening import followed, open_repository
-from service.teach.jobs import Jobs
-from service.teach.keeper import Keeper
+from service.teach.keeper import Keeper, recovered_jobs
 from service.usage import USAGE, prepare_table
 from service.watch.counts import Counts
 
@@ -58,12 +56,12 @@ class Supervisor:
         if len(text) <= MAX_JSON_BYTES:  # children that are started later have the same ones, whatever the file holds
             settings = settings.model_copy(update={"keys": text, "keys_file": ""})
         self._settings = settings
-        self._devices, self._listener = devices, listener
-        self._count = front_ends
+        self._devices, self._listener, self._count = devices, listener, front_ends
         self._counts = Counts()
         self._children: dict[str, Child] = {}
         self._guards: set[asyncio.Task[None]] = set()
         self._keepers: list[Keeper] = []
+        self._sources = SourcesKeeper(self._source, self._tell) if settings.has_sources else None
         self._failure: asyncio.Future[None] | None = None
         self._worst = 0
 
@@ -99,6 +97,7 @@ class Supervisor:
     def _share_memory(self, stack: AsyncExitStack) -> None:
         self._folder = stack.enter_context(Scratch()).path
         (self._folder / "metrics").mkdir()
+        self._paths = [self._folder / f"engine-{number}.sock" for number in range(len(self._devices))]
         self._cells = memory.create(8 * cells_for(len(self._keys)) * len(self._devices))
         self._journal = memory.create(Journal.SIZE)
         self._connections = memory.create(8 * self._count)
@@ -117,24 +116,18 @@ class Supervisor:
         await asyncio.to_thread(prepare_table, settings.data_dir / USAGE, self._keys)
         for sentence in await asyncio.to_thread(repository.recover):
             log.warning("recovery: %s", sentence)
-        follows = followed(settings, repository)
-        await asyncio.to_thread(follows.__enter__)
-        stack.push(follows.__exit__)
-        self._jobs = Jobs(settings.data_dir, owner="supervisor")
-        try:
-            await asyncio.to_thread(self._jobs.recover, settings.max_trainings)
-        except AdaptError as error:  # a sick disk may still be served from
-            log.warning("recovery of trainings: %s", error.message)
+        await asyncio.to_thread(stack.enter_context, followed(settings, repository))
+        self._jobs = await asyncio.to_thread(recovered_jobs, settings)
         front_ends = [await self._front_end(number) for number in range(self._count)]
-        facts = Facts.of((await asyncio.gather(*(self._up(engine) for engine in engines)))[0])
+        facts = Facts.of((await asyncio.gather(*(has_said(engine) for engine in engines)))[0])
         if settings.backbone == "demo":
-            limits = file_limits(settings, facts.rank)
-            demo = Catalogue(repository, facts.layout, limits, lambda _: None, cache_bytes=0)
-            await asyncio.to_thread(publish_demo, demo)
-        await asyncio.gather(*(self._up(front_end, front_end.built) for front_end in front_ends))
+            await asyncio.to_thread(publish_demo_in, repository, facts.layout, file_limits(settings, facts.rank))
+        await asyncio.gather(*(has_said(front_end, front_end.built) for front_end in front_ends))
+        if self._sources is not None:
+            self._keep(await self._sources.begin())
         for front_end in front_ends:
             front_end.channel.send(Told("go", None))
-        await asyncio.gather(*(self._up(front_end) for front_end in front_ends))
+        await asyncio.gather(*(has_said(front_end) for front_end in front_ends))
         for one in (*engines, *front_ends):
             self._keep(self._replace(one))
         if settings.device_lost_s:
@@ -142,11 +135,8 @@ class Supervisor:
         self._keepers = [Keeper(slot, self._jobs, self._trainer) for slot in range(settings.max_trainings)]
         for keeper in self._keepers:
             self._keep(keeper.run())
+        await asyncio.to_thread(repository.follow)  # what came from sources
         said(facts, repository.names)
-
-    async def _up(self, one: Child, sign: asyncio.Future[Any] | None = None) -> Any:
-        """Wait until it says so. Raises why it could not start, or Ended."""
-        return await has_said(one, sign or one.up)
 
     async def _engine(self, number: int) -> Child:
         path = self._paths[number]
@@ -178,6 +168,14 @@ class Supervisor:
         name = "trainer" if settings.max_trainings == 1 else f"trainer {slot}"
         return await self._spawn(name, "service.teach.process", told, settings, [self._cells, self._journal, pixels])
 
+    async def _source(self) -> Child:
+        told = {
+            "number": self._count + self._settings.max_trainings, "cells": self._cells, "journal": self._journal,
+            "engines": [*map(str, self._paths)],
+        }  # fmt: skip
+        passed = [self._cells, self._journal]
+        return await self._spawn("sources", "service.sources.process", told, self._settings, passed)
+
     async def _spawn(
         self, name: str, module: str, told: dict[str, Any], settings: Settings, passed: Sequence[int]
     ) -> Child:
@@ -186,10 +184,11 @@ class Supervisor:
         )
         return one
 
-    @property
-    def _paths(self) -> list[Path]:
-        """Of the engines' sockets."""
-        return [self._folder / f"engine-{number}.sock" for number in range(len(self._devices))]
+    def _tell(self, message: Message) -> None:
+        """Every front end."""
+        for one in self._children.values():
+            if one.name.startswith("front end"):
+                one.channel.send(message)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -212,6 +211,8 @@ class Supervisor:
         elif isinstance(message, Told) and message.name == JOB:
             for keeper in self._keepers:
                 keeper.wake()
+        elif isinstance(message, Told) and self._sources is not None:
+            self._sources.heard(one, message)
         elif isinstance(message, Call):
             one.channel.send(Reply(message.number, self._counts.now(message.arguments[0])))
 
@@ -229,7 +230,7 @@ class Supervisor:
                 self._failure.set_exception(error)
 
     async def _again(self, one: Child, code: int, pause: float) -> Child:
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        how = how_ended(code)
         when = f"is started in {pause:g} s, since it ends again and again" if pause else "is being started"
         log.error("the %s process %s; another one %s", one.name, how, when)
         await asyncio.sleep(pause)
@@ -241,7 +242,7 @@ class Supervisor:
             try:
                 another = await start(number)
                 another.channel.send(Told("go", None))
-                await self._up(another)
+                await has_said(another)
             except (AdaptError, OSError) as error:
                 why = f": {error.message if isinstance(error, AdaptError) else error.strerror}"
                 log.error("the %s process does not come up again%s", one.name, why)
@@ -270,7 +271,7 @@ class Supervisor:
         for guard in self._guards:
             guard.cancel()
         for one in self._children.values():
-            if not one.up.done() or one.name.startswith("trainer"):  # it serves nobody; a training goes on later
+            if not one.up.done() or one.name.startswith(("trainer", "sources")):  # they go on at the next start
                 one.process.kill()
         self._listener.close()  # the last front end closes the last copy, once it has taken whoever had connected
         for kind, word, seconds in (
@@ -284,7 +285,6 @@ class Supervisor:
                 for one in ending:
                     code = one.ended.result() if one.ended.done() else -1
                     self._worst = max(self._worst, code if code >= 0 else CUT_OFF)  # it hung, or was killed
-
         if self._keepers:
             with suppress(AdaptError):  # a sick disk: the stop then counts as a mistake of the job
                 await asyncio.to_thread(self._jobs.rest)

@@ -57,6 +57,12 @@ def serve(
         str | None,
         typer.Option(help="Where tasks are, for several servers: s3://, gs://, az:// or file://; or a folder."),
     ] = None,
+    watch: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder whose files <task>.safetensors are taken as they come.")
+    ] = None,
+    tasks_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML file of tasks and where their adapters come from.")
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="demo, a timm model name, or a folder of timm or transformers.  [default: demo]")
     ] = None,
@@ -96,9 +102,9 @@ def serve(
     adaptserve serve --store s3://bucket/tasks --data-dir /var/cache/adaptserve
     """
     settings = settings_or_exit(
-        env_file, host=host, port=port, keys_file=keys_file, data_dir=data_dir, store=store, backbone=backbone,
-        weights=weights, image_size=image_size, device=device, front_ends=front_ends, dtype=dtype, slots=slots,
-        threads=threads, insecure=insecure, log_format=log_format,
+        env_file, host=host, port=port, keys_file=keys_file, data_dir=data_dir, store=store, watch_folder=watch,
+        tasks_file=tasks_file, backbone=backbone, weights=weights, image_size=image_size, device=device,
+        front_ends=front_ends, dtype=dtype, slots=slots, threads=threads, insecure=insecure, log_format=log_format,
     )  # fmt: skip
     with one_line_errors():
         _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))

@@ -6,11 +6,11 @@ It knows the repository and the file format; it does not know requests, queues o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from adapters.config import AdapterConfig
 from adapters.errors import AdaptError
@@ -54,14 +54,26 @@ class Listing:
     problem: str | None
 
 
+class Elsewhere(Protocol):
+    """Tasks that can be had, and are not here yet."""
+
+    @property
+    def names(self) -> Collection[str]: ...
+
+    async def bring(self, task: str) -> None:
+        """Have it here. Raises what keeps it away."""
+        ...
+
+
 class Catalogue:
     """The repository's view for serving. Descriptions are kept by digest, so a known version costs no disk."""
 
     def __init__(
         self, repository: Repository, layout: Layout, limits: FileLimits, on_gone: Callable[[str], None], *,
-        cache_bytes: int,
+        cache_bytes: int, elsewhere: Elsewhere | None = None,
     ) -> None:  # fmt: skip
-        """``on_gone`` is told each digest that no version has any more."""
+        """``on_gone`` is told each digest that no version has any more; ``elsewhere`` has what can be brought."""
+        self._elsewhere = elsewhere
         self.repository, self.layout, self._limits = repository, layout, limits
         self._on_gone = on_gone
         self._descriptions = Descriptions(cache_bytes)
@@ -117,9 +129,12 @@ class Catalogue:
         return False
 
     async def find(self, task: str, version: int | None = None) -> VersionInfo:
-        """The active version, or the one asked for. Raises UnknownTask or UnknownVersion."""
+        """The active version, or the one asked for. Raises UnknownTask, UnknownVersion or SourceFailed."""
         if version is not None:
             await self.look_for(task, version)
+        if self._elsewhere is not None and task in self._elsewhere.names and not self.has(task):
+            await self._elsewhere.bring(task)
+            await self.catch_up()
         return self.repository.version(task, version)
 
     async def resolve(self, task: str, version: int | None = None) -> Served:

@@ -11,8 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from adapters.errors import AdaptError
+from adapters.layout import Layout
+from adapters.limits import FileLimits
 from service.errors import StorageFailed, StorageFull, StorageReadOnly, StoreAway, StoreRefused
 from service.store.catalogue import Catalogue
+from service.store.repository import Repository
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,11 @@ CHUNK = 1024 * 1024
 DISK = (StorageFull, StorageReadOnly, StorageFailed, StoreAway, StoreRefused)
 """What another start may find mended."""
 _BEGUN, _DONE = "begun\n", "done\n"
+
+
+def publish_demo_in(repository: Repository, layout: Layout, limits: FileLimits) -> None:
+    """``publish_demo`` for whoever has no catalogue."""
+    publish_demo(Catalogue(repository, layout, limits, lambda _: None, cache_bytes=0))
 
 
 def publish_demo(catalogue: Catalogue) -> None:

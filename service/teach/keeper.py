@@ -10,14 +10,25 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from adapters.errors import AdaptError
-from service.family import Child
+from service.family import Child, how_ended
 from service.messages import JOB, Told
+from service.settings import Settings
 from service.teach.jobs import Jobs
 
 log = logging.getLogger(__name__)
 
 PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
 """After a trainer that ended by mistake, longer each time in a row."""
+
+
+def recovered_jobs(settings: Settings) -> Jobs:
+    """The records, once what an earlier server left behind is put right. Blocks."""
+    jobs = Jobs(settings.data_dir, owner="supervisor")
+    try:
+        jobs.recover(settings.max_trainings)
+    except AdaptError as error:  # a sick disk may still be served from
+        log.warning("recovery of trainings: %s", error.message)
+    return jobs
 
 
 class Keeper:
@@ -55,8 +66,7 @@ class Keeper:
                 self._child = one = await self._start(self._slot)
                 code = await asyncio.shield(one.ended)
                 if code:
-                    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                    log.error("the %s process %s; another one goes on with its work", one.name, how)
+                    log.error("the %s process %s; another one goes on with its work", one.name, how_ended(code))
                     return False
         except (AdaptError, OSError) as error:
             log.error("the trainer cannot be started: %s", error)

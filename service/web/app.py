@@ -19,7 +19,7 @@ from service.keys import Keys
 from service.limits import decode_workers, example_limits, file_limits, media_limits
 from service.pool import Pool
 from service.settings import Settings
-from service.store.catalogue import Catalogue
+from service.store.catalogue import Catalogue, Elsewhere
 from service.store.examples import Examples
 from service.store.recents import Recents
 from service.store.repository import Repository
@@ -67,11 +67,12 @@ class FrontEnd:
 @contextmanager
 def front_end(
     settings: Settings, engine: Link, repository: Repository, memory: PixelMemory, counts: Counting, metrics: Metrics,
-    job_added: Callable[[], None] = lambda: None,
+    job_added: Callable[[], None] = lambda: None, elsewhere: Elsewhere | None = None,
 ) -> Iterator[FrontEnd]:  # fmt: skip
     """Everything between a socket and an engine, ready to serve. Raises BadKeys and more.
 
     ``job_added`` is called when there is another training; nobody carries it out unless somebody hears it.
+    ``elsewhere`` has tasks that are brought in when they are first asked for.
     """
     with ExitStack() as stack:
         keys = Keys.read(settings.keys, settings.keys_file)
@@ -81,7 +82,7 @@ def front_end(
         facts = engine.facts
         catalogue = Catalogue(
             repository, facts.layout, file_limits(settings, facts.rank), engine.forget,
-            cache_bytes=settings.config_cache_bytes,
+            cache_bytes=settings.config_cache_bytes, elsewhere=elsewhere,
         )  # fmt: skip
         pins = Pins(settings, engine, catalogue)
         decoding = Pool(

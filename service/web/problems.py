@@ -22,6 +22,7 @@ from service.errors import (
     Draining,
     QueueFull,
     RequestTimeout,
+    SourceFailed,
     StoreAway,
     Unauthorised,
     problem,
@@ -46,7 +47,7 @@ class ProblemResponse(JSONResponse):
 def respond(error: AdaptError, request_id: str) -> ProblemResponse:
     """One of our errors as a response; the request id is its ``instance``."""
     headers = {}
-    if isinstance(error, QueueFull | StoreAway):
+    if isinstance(error, QueueFull | StoreAway | SourceFailed):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, BadRange):
         headers["Content-Range"] = f"bytes */{error.size}"

@@ -23,7 +23,8 @@ from service.engine.pixels import PixelMemory, array_of, row_bytes
 from service.engine.remote import RemoteEngine
 from service.engine.room import Room, cells_of
 from service.limits import pixel_rows
-from service.messages import JOB, Call, Channel, Message, Reply, Told
+from service.messages import BROUGHT, DECLARED, JOB, Call, Channel, Message, Reply, Told
+from service.sources.asking import DeclaredTasks
 from service.store.journal import Journal
 from service.store.opening import open_repository
 from service.watch.counts import Count, Counts
@@ -106,6 +107,7 @@ class _Process:
     def __init__(self, begun: child.Beginning) -> None:
         self._begun, self._settings = begun, begun.settings
         self._go, self._counts = asyncio.Event(), SharedCounts()
+        self._declared = DeclaredTasks(self._settings.source_wait_s)
         self._server: _Server | None = None
         self._drain = False
 
@@ -122,7 +124,9 @@ class _Process:
         fleet, metrics = Fleet(engines), Metrics(owner)
         pixels = self._pixels(fleet.facts.layout.input_size)
         added = partial(channel.send, Told(JOB, None))
-        with front_end(settings, fleet, repository, pixels, self._counts, metrics, added) as front:
+        if settings.tasks_file:
+            self._declared.connect(channel.send)
+        with front_end(settings, fleet, repository, pixels, self._counts, metrics, added, self._declared) as front:
             listener = socket.socket(fileno=told["listener"])
             connections = cells_of(memory.mapped(told["connections"]))
             self._server = _Server(
@@ -144,6 +148,8 @@ class _Process:
     def _heard(self, message: Message) -> None:
         if isinstance(message, Reply):
             self._counts.heard(message)
+        elif isinstance(message, Told) and message.name in (DECLARED, BROUGHT):
+            self._declared.heard(message)
         elif isinstance(message, Told) and message.name == "go":
             self._go.set()
         elif isinstance(message, Told) and message.name == "drain":

@@ -1,0 +1,133 @@
+"""What becomes of a file from a source: checked, tried once on the engine and published, as an upload is.
+
+It knows what an engine answers, and the catalogue; it does not know where the file came from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from adapters.errors import AdaptError, UnknownTask
+from adapters.header import Header
+from service.engine.interface import Link
+from service.errors import status_of
+from service.settings import Settings
+from service.store.catalogue import Catalogue
+from service.store.repository import Staging, VersionInfo
+from service.watch.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A file that somebody wants a task to have. ``put`` is when they wanted it, in seconds since 1970.
+
+    ``origin`` is named in the log. ``changed``: the place that it comes from had another file before, so that this is
+    wanted now, also where the task has had it long since.
+    """
+
+    task: str
+    origin: str
+    put: float
+    changed: bool
+
+
+class Taking:
+    """Takes files that are offered; what a task has already changes nothing, and what is older undoes nothing."""
+
+    def __init__(self, settings: Settings, catalogue: Catalogue, engine: Link, metrics: Metrics) -> None:
+        self.catalogue = catalogue
+        self._settings, self._engine, self._metrics = settings, engine, metrics
+        self.room = asyncio.Semaphore(settings.max_source_fetches)
+
+    @contextmanager
+    def staging(self) -> Iterator[Staging]:
+        """A file to write into, which is gone afterwards unless it was taken. Blocks."""
+        staging = self.catalogue.repository.open_staging(self._settings.max_adapter_bytes)
+        try:
+            yield staging
+        finally:
+            staging.discard()
+
+    async def known(self, task: str, digest: str) -> VersionInfo | None:
+        """The task's version with those bytes, as the store has it this moment."""
+        await self.catalogue.catch_up()
+        repository = self.catalogue.repository
+        if repository.follows:
+            await self.catalogue.run(lambda: repository.look(task))
+        return self._version(task, digest)
+
+    async def take(self, offer: Offer, staging: Staging) -> None:
+        """Make it a version, and active unless the active one is newer than the offer. Raises what is wrong with it."""
+        try:
+            digest = await asyncio.to_thread(staging.finish)
+            known = await self.known(offer.task, digest)
+            if known is not None:
+                self._metrics.uploaded("same")
+                await self.have(offer, known)
+                return
+            info, active = await self._publish(offer, staging, digest)
+        except AdaptError as error:
+            self._metrics.uploaded("refused" if is_final(error) else "failed")
+            raise
+        self._metrics.uploaded("created")
+        state = "active" if active else "staged, since the active version is newer"
+        log.info("%s: version %d of '%s' is published and %s", offer.origin, info.number, info.task, state)
+
+    async def have(self, offer: Offer, known: VersionInfo) -> None:
+        """The task has the bytes that are offered: let them answer where that is what has changed."""
+        task, number = known.task, known.number
+        active = self.catalogue.active(task)
+        if active == number:
+            log.info("%s: '%s' has it already, as version %d, which is active", offer.origin, task, number)
+        elif offer.changed and self._is_newest(offer):
+            await self.catalogue.run(lambda: self.catalogue.activate(task, number))
+            log.info("%s: version %d of '%s' had it already, and is active", offer.origin, number, task)
+        else:
+            log.info("%s: '%s' has it already, as version %d; version %s stays active", offer.origin, task, number,
+                     active)  # fmt: skip
+
+    async def _publish(self, offer: Offer, staging: Staging, digest: str) -> tuple[VersionInfo, bool]:
+        catalogue, task = self.catalogue, offer.task
+        header: Header = await asyncio.to_thread(lambda: catalogue.check(staging.path))
+        try:
+            deadline = time.monotonic() + self._settings.upload_timeout_s
+            await self._engine.try_file(str(staging.path), digest, task, deadline)
+            active = self._is_newest(offer)
+            info, _ = await catalogue.run(lambda: catalogue.publish(staging, task, header, activate=active))
+        except BaseException:
+            catalogue.release(digest)
+            raise
+        return info, active
+
+    def _is_newest(self, offer: Offer) -> bool:
+        """Whether it was offered after the active version came: what somebody activated meanwhile stays."""
+        active = self.catalogue.active(offer.task)
+        return active is None or offer.put >= _seconds(self.catalogue.repository.version(offer.task, active).created)
+
+    def _version(self, task: str, digest: str) -> VersionInfo | None:
+        try:
+            versions = self.catalogue.repository.task(task).versions
+        except UnknownTask:
+            return None
+        return next((version for version in versions.values() if version.digest == digest), None)
+
+
+def is_final(error: AdaptError) -> bool:
+    """Whether the file itself is at fault, so that nothing helps but another one."""
+    return status_of(error) < 500 and status_of(error) != 429
+
+
+def _seconds(created: str) -> float:
+    """Since 1970; 0 for what cannot be read."""
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except ValueError:
+        return 0.0

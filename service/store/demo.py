@@ -13,6 +13,7 @@ from pathlib import Path
 from adapters.errors import AdaptError
 from service.errors import StorageFailed, StorageFull, StorageReadOnly, StoreAway, StoreRefused
 from service.store.catalogue import Catalogue
+from service.store.events import Actor
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def _publish(catalogue: Catalogue, path: Path) -> None:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 staging.write(chunk)
-        catalogue.publish(staging, header.config.task, header, activate=True)
+        catalogue.publish(staging, header.config.task, header, activate=True, by=Actor(origin="demo"))
     finally:
         staging.discard()
 

@@ -51,3 +51,8 @@ class StoreSettings(BaseModel):
                 raise ValueError(f"store and data_dir name two folders: {store} and {given['data_dir']}; name one")
             return {**given, "store": "", "data_dir": store}
         return given
+
+    server_name: str = Field("", max_length=64, description="This server's name in the history; empty: the machine's.")
+    history_file_bytes: int = Field(
+        4 * 2**20, ge=4096, description="A file of the history that has so many bytes is followed by the next one."
+    )

@@ -19,10 +19,14 @@ from service.engine.interface import Link
 from service.errors import status_of
 from service.settings import Settings
 from service.store.catalogue import Catalogue
+from service.store.events import Actor
 from service.store.repository import Staging, VersionInfo
 from service.watch.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+SOURCES = Actor(None, "sources")
+"""Who makes these changes, for the history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class Taking:
         if active == number:
             log.info("%s: '%s' has it already, as version %d, which is active", offer.origin, task, number)
         elif offer.changed and self._is_newest(offer):
-            await self.catalogue.run(lambda: self.catalogue.activate(task, number))
+            await self.catalogue.run(lambda: self.catalogue.activate(task, number, SOURCES))
             log.info("%s: version %d of '%s' had it already, and is active", offer.origin, number, task)
         else:
             log.info("%s: '%s' has it already, as version %d; version %s stays active", offer.origin, task, number,
@@ -101,7 +105,7 @@ class Taking:
             deadline = time.monotonic() + self._settings.upload_timeout_s
             await self._engine.try_file(str(staging.path), digest, task, deadline)
             active = self._is_newest(offer)
-            info, _ = await catalogue.run(lambda: catalogue.publish(staging, task, header, activate=active))
+            info, _ = await catalogue.run(lambda: catalogue.publish(staging, task, header, activate=active, by=SOURCES))
         except BaseException:
             catalogue.release(digest)
             raise

@@ -19,6 +19,7 @@ from adapters.layout import Layout
 from adapters.limits import FileLimits
 from service.errors import StorageFailed, UnknownTask, UnknownVersion
 from service.store.descriptions import Description, Descriptions, Summary
+from service.store.events import Actor
 from service.store.repository import Repository, Staging, TaskInfo, VersionInfo
 
 T = TypeVar("T")
@@ -180,26 +181,28 @@ class Catalogue:
         """A file's header, held against this server's backbone and bounds. Blocks; raises an AdapterError."""
         return check_header(path, self.layout, self._limits)
 
-    def publish(self, staging: Staging, task: str, header: Header, *, activate: bool) -> tuple[VersionInfo, bool]:
+    def publish(
+        self, staging: Staging, task: str, header: Header, *, activate: bool, by: Actor
+    ) -> tuple[VersionInfo, bool]:  # fmt: skip
         """Make a checked file a version; True if it is new. Blocks until it is durable."""
         description = Description.of(header, fits=True)
         about = Summary.of(description).text()
-        info, created = self.repository.publish(task, staging, activate=activate, about=about)
+        info, created = self.repository.publish(task, staging, activate=activate, about=about, by=by)
         self._descriptions.keep(info.digest, description)
         return info, created
 
-    def activate(self, task: str, version: int) -> None:
+    def activate(self, task: str, version: int, by: Actor) -> None:
         """Let a version answer. Blocks; raises UnknownTask or UnknownVersion."""
         info = self.repository.version(task, version)
         about = None
         with suppress(AdaptError):  # a file that cannot be read may be activated; lists tell what is wrong with it
             known = self._descriptions.get(info.digest) or self._read_description(info)
             about = Summary.of(known).text()
-        self.repository.activate(task, version, about)
+        self.repository.activate(task, version, about, by=by)
 
-    def deactivate(self, task: str) -> None:
+    def deactivate(self, task: str, by: Actor) -> None:
         """Let a task answer no more until a version is activated. Blocks; raises UnknownTask."""
-        self.repository.deactivate(task)
+        self.repository.deactivate(task, by=by)
 
     def open(self, task: str, version: int) -> BinaryIO:
         """A version's file. Blocks; raises UnknownVersion if it was deleted this moment."""
@@ -208,14 +211,14 @@ class Catalogue:
         except FileNotFoundError as error:
             raise UnknownVersion(f"version {version} of '{task}' was deleted a moment ago", task=task) from error
 
-    def delete_task(self, task: str) -> None:
+    def delete_task(self, task: str, by: Actor) -> None:
         """Remove a task and free what its versions hold. Blocks."""
-        for info in self.repository.delete_task(task).versions.values():
+        for info in self.repository.delete_task(task, by=by).versions.values():
             self.release(info.digest)
 
-    def delete_version(self, task: str, version: int) -> None:
+    def delete_version(self, task: str, version: int, by: Actor) -> None:
         """Remove a version and free what it holds. Blocks; raises Conflict on the active one."""
-        self.release(self.repository.delete_version(task, version).digest)
+        self.release(self.repository.delete_version(task, version, by=by).digest)
 
     def release(self, digest: str) -> None:
         """Give a digest's memory back unless some version still has those bytes."""

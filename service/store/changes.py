@@ -14,6 +14,9 @@ from service.errors import Conflict
 from service.store.index import Index
 from service.store.manifest import About, TaskInfo, VersionInfo
 
+Step = Callable[[TaskInfo], TaskInfo]
+"""A task as it is -> as it is to be; the very same object for no change. Raises why it cannot be."""
+
 
 class Publish:
     """Add a version, unless the task has those bytes; ``created`` says which, after the last call."""

@@ -15,6 +15,7 @@ from adapters.layout import Layout
 from adapters.limits import FileLimits
 from service.errors import StorageFailed, StorageFull, StorageReadOnly, StoreAway, StoreRefused
 from service.store.catalogue import Catalogue
+from service.store.events import Actor
 from service.store.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def _publish(catalogue: Catalogue, path: Path) -> None:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 staging.write(chunk)
-        catalogue.publish(staging, header.config.task, header, activate=True)
+        catalogue.publish(staging, header.config.task, header, activate=True, by=Actor(origin="demo"))
     finally:
         staging.discard()
 

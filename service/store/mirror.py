@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,13 +26,14 @@ from adapters.config import is_task_name
 from service.errors import BadRequest, StoreAway, StoreRefused
 from service.pool import Pool
 from service.store.blobs import Blobs
-from service.store.changes import DeleteTask, DeleteVersion, Publish, activated, deactivated, only
+from service.store.changes import Publish, Step
+from service.store.events import SERVER, Actor, Cause
 from service.store.journal import Journal
 from service.store.manifest import NO_VERSIONS, TaskInfo, VersionInfo, parse, render
 from service.store.recovery import Recovered
 from service.store.repository import Repository
 from service.store.staging import Staging, disk_errors, left_by
-from service.store.truth import Step, Truth
+from service.store.truth import Truth
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -61,9 +61,10 @@ class Mirror(Repository):
         max_bytes: int = 10 * 2**30,
         max_waiting: int = 64,
         owner: str = "",
+        server: str = "",
     ) -> None:
         """``max_bytes`` bounds the files at hand, ``max_waiting`` what waits for a thread to ask the store."""
-        super().__init__(root, journal, max_tasks=max_tasks, max_versions=max_versions, owner=owner)
+        super().__init__(root, journal, max_tasks=max_tasks, max_versions=max_versions, owner=owner, server=server)
         self.truth = truth
         self._seen_here = 0  # what requests made this process see, beyond what the follower has told
         with disk_errors():
@@ -202,33 +203,17 @@ class Mirror(Repository):
                     self._let_go(old)
 
     def publish(
-        self, name: str, staging: Staging, *, activate: bool = True, about: str | None = None
+        self, name: str, staging: Staging, *, activate: bool = True, about: str | None = None, by: Actor = SERVER
     ) -> tuple[VersionInfo, bool]:
         digest = staging.finish()
         self._files.folder(name)
         self.truth.put_blob(digest, staging.path)
         self._blobs.keep(staging.path, digest)
         publish = Publish(name, digest, staging.size, activate, about, self._check_room)
-        task = self._changed(name, publish)
+        task = self._changed(name, publish, Cause(by, self._server))
         if not self.truth.has_blob(digest):  # somebody tidied the store in this very moment
             self.truth.put_blob(digest, self._blobs.path(digest))
         return publish.version_of(task), publish.created
-
-    def activate(self, name: str, number: int, about: str | None = None) -> VersionInfo:
-        return only(self._changed(name, partial(activated, number=number, about=about))).version(name, number)
-
-    def deactivate(self, name: str) -> None:
-        self._changed(name, deactivated)
-
-    def delete_version(self, name: str, number: int) -> VersionInfo:
-        delete = DeleteVersion(number)
-        self._changed(name, delete)
-        return delete.gone
-
-    def delete_task(self, name: str) -> TaskInfo:
-        delete = DeleteTask()
-        self._changed(name, delete)
-        return delete.gone
 
     def _check_there(self) -> None:
         """Raises StoreAway where the store was not heard of for so long that nothing will be changed there now."""
@@ -239,9 +224,9 @@ class Mirror(Repository):
                 f"the store {since}, so nothing can be changed; what is known is served. Try again in a moment"
             )
 
-    def _changed(self, name: str, step: Step) -> TaskInfo:
+    def _changed(self, name: str, step: Step, cause: Cause) -> TaskInfo:
         self._check_there()
-        task = self.truth.change(name, self._tasks.get(name), self._journal.store_seen, step)
+        task = self.truth.change(name, self._tasks.get(name), self._journal.store_seen, step, cause)
         with _made_anyway():
             self.adopt([task])
         return task

@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from service.settings import Settings
 from service.store.follower import Follower
@@ -28,13 +29,16 @@ WRITE_RETRIES = 2
 
 def open_repository(settings: Settings, journal: Journal | None = None, owner: str = "") -> Repository:
     """What this process knows of the store; ``owner`` as ``Repository`` has it. Raises StoreRefused and more."""
-    bounds = {"max_tasks": settings.max_tasks, "max_versions": settings.max_versions_per_task}
+    bounds: dict[str, Any] = {
+        "max_tasks": settings.max_tasks, "max_versions": settings.max_versions_per_task, "owner": owner,
+        "server": settings.server_name,
+    }  # fmt: skip
     if not settings.store:
-        return Repository(settings.data_dir, journal, owner=owner, **bounds)
+        return Repository(settings.data_dir, journal, history_file_bytes=settings.history_file_bytes, **bounds)
     return Mirror(
         settings.folder, Truth(open_objects(settings.store, timeout_s=settings.store_timeout_s,
         retries=WRITE_RETRIES)), journal, max_bytes=settings.store_cache_bytes,
-        max_waiting=settings.max_store_waiting, owner=owner, **bounds,
+        max_waiting=settings.max_store_waiting, **bounds,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ bytes here: it knows no tensors and no HTTP.
     root/staging/                            uploads in progress, and the files of deleted tasks for a moment
     root/quarantine/                         what recovery set aside
     root/reserve                             given up on a full disk, so that tasks can be deleted
+    root/history/                            who changed what, as ``service.store.history`` tells
     root/demo                                whether the demo's tasks were published
     root/lock, root/writing                  held by the one server that owns the folder; by whoever changes it
 """
@@ -16,19 +17,21 @@ bytes here: it knows no tensors and no HTTP.
 from __future__ import annotations
 
 import logging
+import platform
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
-from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 
 from adapters.errors import NoRoom
-from service.errors import Conflict, StorageFailed
+from service.errors import StorageFailed
+from service.store.changes import DeleteTask, DeleteVersion, Publish, Step, activated, deactivated, only
+from service.store.events import SERVER, Actor, Cause
 from service.store.files import NotConfirmed, TaskFiles
+from service.store.history import HistoryFiles
 from service.store.journal import Journal
 from service.store.locks import write_lock
 from service.store.manifest import NO_VERSIONS, About, TaskInfo, VersionInfo
@@ -57,15 +60,21 @@ class Repository(Sole, View):
         *,
         max_tasks: int = 10_000,
         max_versions: int = 1000,
+        history_file_bytes: int = 4 * 2**20,
         owner: str = "",
+        server: str = "",
     ) -> None:
-        """``owner`` names this process among those that share the folder, over its restarts too: no other has it."""
+        """``owner`` names this process among those that share the folder, over its restarts too: no other has it.
+
+        ``server`` is the server's name, for the history.
+        """
         super().__init__(root, journal if journal is not None else Journal(bytearray(Journal.SIZE)))
         self._max_tasks, self._max_versions, self.owner = max_tasks, max_versions, owner
         self._writing = threading.Lock()  # this process's one writer, which then takes the folder's lock too
         self._remover = ThreadPoolExecutor(1, "remover")
         self._removal: Future[None] | None = None  # the last one; those before it are done when it is
         self._closed = False
+        self._server, self._history = server or platform.node(), HistoryFiles(root, file_bytes=history_file_bytes)
         self._files, self._reserve = TaskFiles(root, owner), Reserve(root, owner)
         with disk_errors():
             self._files.prepare()
@@ -111,30 +120,26 @@ class Repository(Sole, View):
                 return [self.path(name, number) for name, number in list(islice(self._digests.get(digest, ()), most))]
 
     def publish(
-        self, name: str, staging: Staging, *, activate: bool = True, about: str | None = None
+        self, name: str, staging: Staging, *, activate: bool = True, about: str | None = None, by: Actor = SERVER
     ) -> tuple[VersionInfo, bool]:
         """Make a staged file a version, durable before this returns; True if it is new.
 
         The same bytes again are the version they already are. ``about``, the JSON text of an object, is kept for lists.
+        Every change is in the history as made ``by`` whoever asked for it.
         Raises NoRoom, BadTaskName or a storage error; where its fact ``changed`` is True, the version is there.
         """
-        digest = staging.finish()
-        told = None if about is None else About(digest, about)
+        publish = Publish(name, staging.finish(), staging.size, activate, about, self._check_room)
         with self._change():
-            old = self._settled(name) or TaskInfo(name, NO_VERSIONS, None, 1)
-            same = next((v for v in old.versions.values() if v.digest == digest), None)
-            if same is not None:
-                if activate and old.active != same.number:
-                    self._commit(replace(old, active=same.number).telling(told))
-                return same, False
-            self._check_room(old)
-            info = VersionInfo(name, old.next, digest, staging.size, datetime.now(UTC).isoformat(timespec="seconds"))
-            versions = MappingProxyType({**old.versions, info.number: info})
-            active = info.number if activate else old.active
-            new = replace(old, versions=versions, active=active, next=old.next + 1)
+            old = self._settled(name)
+            new = publish(old)
+            info, cause = publish.version_of(new), Cause(by, self._server)
+            if not publish.created:
+                if new is not old:
+                    self._commit(self._history.record(old, new, cause))
+                return info, False
             try:
                 self._files.place(staging, info, first=not old.versions)
-                self._commit(new.telling(told))
+                self._commit(self._history.record(old, new, cause))
             except NotConfirmed:
                 raise
             except BaseException:
@@ -149,56 +154,59 @@ class Repository(Sole, View):
             if task is not None:
                 self._tasks[name] = task.telling(About(digest, about))
 
-    def activate(self, name: str, number: int, about: str | None = None) -> VersionInfo:
+    def activate(self, name: str, number: int, about: str | None = None, *, by: Actor = SERVER) -> VersionInfo:
         """Roll back or forward. Raises UnknownTask or UnknownVersion."""
-        with self._change():
-            self._settled(name)
-            info = self.version(name, number)
-            told = None if about is None else About(info.digest, about)
-            self._write(replace(self.task(name), active=number).telling(told))
-            self._reserve.fill()
-            return info
+        step = partial(activated, number=number, about=about)
+        return only(self._changed(name, step, Cause(by, self._server))).version(name, number)
 
-    def deactivate(self, name: str) -> None:
+    def deactivate(self, name: str, *, by: Actor = SERVER) -> None:
         """Let no version answer until one is activated; all are kept. Raises UnknownTask."""
-        with self._change():
-            self._settled(name)
-            task = self.task(name)
-            if task.active is not None:
-                self._write(replace(task, active=None))
-                self._reserve.fill()
+        self._changed(name, deactivated, Cause(by, self._server))
 
-    def delete_version(self, name: str, number: int) -> VersionInfo:
+    def delete_version(self, name: str, number: int, *, by: Actor = SERVER) -> VersionInfo:
         """Raises Conflict on the active version. A request that is still loading the file has it open or fails."""
-        with self._change():
-            self._settled(name)
-            gone, task = self.version(name, number), self.task(name)
-            if task.active == number:
-                raise Conflict(
-                    f"version {number} of '{name}' is active; activate another one first", task=name, version=number
-                )
-            self._write(task.without([number]))
-            try:
-                self.path(name, number).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("version %d of '%s' is deleted, but its file is left (%s)", number, name, error.strerror)
-            self._reserve.fill()
-            return gone
+        delete = DeleteVersion(number)
+        self._changed(name, delete, Cause(by, self._server))
+        return delete.gone
 
-    def delete_task(self, name: str) -> TaskInfo:
+    def delete_task(self, name: str, *, by: Actor = SERVER) -> TaskInfo:
         """Remove all versions. The manifest stays, so that numbers go on growing if the task comes back.
 
         The files go after this returns, beside whatever comes next.
         """
+        delete = DeleteTask()
+        self._changed(name, delete, Cause(by, self._server))
+        return delete.gone
+
+    def _changed(self, name: str, step: Step, cause: Cause) -> TaskInfo:
+        """Make a change that must work on a full disk too; the task with it. ``step`` says what, or raises why not."""
         with self._change():
-            self._settled(name)
-            gone = self.task(name)
-            self._write(gone.emptied())
-            aside = self._files.move_away(name)
+            old = self._settled(name)
+            new = step(old)
+            if new is not old:
+                self._reserve.spend(lambda: self._commit(self._history.record(old, new, cause)))
+                self._let_go(old)
+                self._reserve.fill()
+            return self._tasks[name]
+
+    def _let_go(self, old: TaskInfo | None) -> None:
+        """Remove the files of versions that the task has no more."""
+        if old is None or not old.versions:
+            return
+        kept = self._tasks[old.name].versions
+        if not kept:
+            aside = self._files.move_away(old.name)
             if aside is not None:
                 with suppress(RuntimeError):  # the server stops; the next start removes them
-                    self._removal = self._remover.submit(self._remove, name, aside)
-        return gone
+                    self._removal = self._remover.submit(self._remove, old.name, aside)
+            return
+        for number in old.versions.keys() - kept.keys():
+            try:
+                self.path(old.name, number).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning(
+                    "version %d of '%s' is deleted, but its file is left (%s)", number, old.name, error.strerror
+                )
 
     def _remove(self, name: str, folder: Path) -> None:
         """The files of a deleted task, however many; what a stop leaves of them the next start removes."""
@@ -238,7 +246,7 @@ class Repository(Sole, View):
         if self._journal.begun:
             self._journal.append(self._journal.begun, confirmed=False)
 
-    def _settled(self, name: str) -> TaskInfo | None:
+    def _settled(self, name: str) -> TaskInfo:
         """The task before a change, deleted or not; a change that the disk never confirmed is written again first."""
         self._files.folder(name)
         if name in self._sealed:
@@ -246,10 +254,10 @@ class Repository(Sole, View):
                 self._reread(name)
         if name in self._sealed:
             raise StorageFailed(f"task '{name}' cannot be changed: {self._sealed[name]}; see the log")
-        task = self._tasks.get(name)
-        if task is not None and name in self._unconfirmed:
+        task = self._tasks.get(name) or TaskInfo(name, NO_VERSIONS, None, 1)
+        if name in self._unconfirmed and name in self._tasks:
             try:
-                self._write(task)
+                self._reserve.spend(lambda: self._commit(task))
             except NotConfirmed as error:  # that change; the one asked for now was not even begun
                 raise OSError(error.errno, error.strerror) from error
         return task
@@ -265,10 +273,6 @@ class Repository(Sole, View):
                 f"task '{task.name}' has {self._max_versions} versions, the limit (max_versions_per_task); delete some",
                 field="max_versions_per_task", limit=self._max_versions,
             )  # fmt: skip
-
-    def _write(self, task: TaskInfo) -> None:
-        """Commit what must work on a full disk too."""
-        self._reserve.spend(lambda: self._commit(task))
 
     def _commit(self, task: TaskInfo) -> None:
         """Replace the manifest, then the memory, which agrees with the disk also where that failed after the rename.

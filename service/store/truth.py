@@ -3,7 +3,7 @@
     adaptserve.json        which store this is: {"format": 1, "id": ...}
     blobs/<sha256>         the bytes of a version
     tasks/<task>.json      a task's manifest, as ``service.store.manifest`` tells, with the numbers of its changes
-    log/<number>           the task that change is about; the numbers have no gaps
+    log/<number>           the task that change is about, and its event; the numbers have no gaps
 
 A change takes the next number of the log by creating it, and then replaces the manifest on condition that nobody else
 has: that is the commit. So whoever reads the log up to a number, and then the manifests of the tasks it names until
@@ -18,7 +18,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,23 +27,20 @@ from typing import Final
 from adapters.config import is_task_name
 from adapters.errors import AdaptError
 from service.errors import StorageFailed, StoreAway, StoreRefused
+from service.store.changes import Step
+from service.store.events import Cause, numbered
 from service.store.manifest import NO_VERSIONS, TaskInfo, parse, render
 from service.store.objects import Mark, Missing, Objects, Preceded
 
 FORMAT: Final = 1
 NAME, BLOBS, TASKS, LOG = "adaptserve.json", "blobs", "tasks", "log"
 NUMBER_DIGITS: Final = 16
-KEPT_NUMBERS: Final = 16
-"""Of a manifest's changes: a writer that did not hear whether its own was made finds it among them."""
 KEPT_LOG: Final = 1000
 """Numbers of the log that are kept however old they are, so that its end is found."""
 ANNOUNCED_S: Final = 15.0
-"""After so long a change is announced anew before it is made: readers look out for it four times as long."""
+"""A change is made, or announced anew, so soon after it was announced: readers look out for it four times as long."""
 CHANGE_S: Final = 20.0
 """How long a change tries again while others change the same task."""
-
-Step = Callable[[TaskInfo], TaskInfo]
-"""A task as it is -> as it is to be; the very same object for no change. Raises why it cannot be."""
 
 
 class Truth:
@@ -127,15 +124,18 @@ class Truth:
             content, _ = self.objects.get(_entry(number))
         except Missing:
             return None
-        name = content.decode("ascii", "replace")
+        name = content.partition(b"\n")[0].decode("ascii", "replace")
         return name if is_task_name(name) else ""
 
-    def announce(self, name: str, after: int) -> int:
-        """Take the next number for a change of that task; more than ``after``, which is a number that was taken."""
+    def announce(self, name: str, after: int, told: bytes = b"") -> int:
+        """Take the next number for a change of that task; more than ``after``, which is a number that was taken.
+
+        ``told`` is the event's line, whose own number is not in it: it is the object's.
+        """
         number, misses = after + 1, 0
         while True:
             try:
-                self.objects.create(_entry(number), name.encode())
+                self.objects.create(_entry(number), name.encode() + b"\n" + told)
             except Preceded:
                 misses += 1
                 number = number + 1 if misses < 4 else self.last(number) + 1
@@ -158,8 +158,10 @@ class Truth:
                 known += step
         return known
 
-    def change(self, name: str, known: TaskInfo | None, seen: int, step: Step) -> TaskInfo:
+    def change(self, name: str, known: TaskInfo | None, seen: int, step: Step, cause: Cause) -> TaskInfo:
         """Make one change of a task, whatever others do; the task with it.
+
+        What is announced is what is made: whoever comes second announces anew, since it changes another task by then.
 
         ``known`` is what was last known of it: where ``step`` refuses that, or has nothing to do, it is asked again
         about the task as it is. Raises what it raises then. A StoreAway with the fact ``changed`` None: the change may
@@ -168,7 +170,7 @@ class Truth:
         began, base, fresh = time.monotonic(), known, False
         if base is None or base.mark is None:
             base, fresh = self._base(name), True
-        number, announced = 0, 0.0
+        mine = set[int]()
         while True:
             try:
                 new = step(base)
@@ -181,13 +183,14 @@ class Truth:
                     return base
                 base, fresh = self._base(name), True
                 continue
-            if number <= base.generation or time.monotonic() - announced > ANNOUNCED_S:
-                number, announced = self.announce(name, max(base.generation, seen, number)), time.monotonic()
-            made = self._replace(replace(new, log=(*base.log, number)[-KEPT_NUMBERS:]), base)
+            told = cause.event(base, new).line()
+            number = self.announce(name, max(base.generation, seen, *mine), told)
+            mine.add(number)
+            made = self._replace(numbered(new, number), base)
             if made is not None:
                 return made
             base, fresh = self._base(name), True
-            if number in base.log:  # by a try of ours whose answer was lost
+            if not mine.isdisjoint(base.log):  # by a try of ours whose answer was lost
                 return base
             if time.monotonic() - began > CHANGE_S:
                 raise StoreAway(f"other servers change task '{name}' without end; try again in a moment", task=name)

@@ -34,6 +34,7 @@ from service.limits import file_limits, media_limits
 from service.messages import Item
 from service.settings import Settings
 from service.store.catalogue import Catalogue
+from service.store.events import Actor
 from service.store.examples import Examples, ExampleSet
 from service.store.staging import FULL, disk_errors
 from service.teach.asking import Asking
@@ -179,7 +180,7 @@ class Teaching:
             repository.follow()
             active, verdict = self._choice(job, digest, new, examples)
             with self._jobs.publishing(job):
-                info, _ = self._catalogue.publish(staging, task, header, activate=active)
+                info, _ = self._catalogue.publish(staging, task, header, activate=active, by=Actor(job.by, "teach"))
                 done = PublishedVersion(
                     version=info.number, digest=digest, method=method, accuracy=new.accuracy,
                     balanced_accuracy=new.balanced_accuracy, held_out=len(new.losses), active=active, verdict=verdict,

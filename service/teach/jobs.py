@@ -48,13 +48,14 @@ class Jobs:
         self._reserve = Reserve(root, owner)
 
     def add(
-        self, task: str, method: JobMethod, examples: Mapping[str, int], *, epochs: int | None, activate: bool
-    ) -> TrainingJob:
-        """One more that waits, durable before this returns. Raises QueueFull."""
+        self, task: str, method: JobMethod, examples: Mapping[str, int], *, epochs: int | None, activate: bool,
+        by: str | None = None,
+    ) -> TrainingJob:  # fmt: skip
+        """One more that waits, durable before this returns; ``by`` a key of that name. Raises QueueFull."""
         now = datetime.now(UTC)
         job = TrainingJob(
             id=f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03}-{secrets.token_hex(3)}", task=task, method=method,
-            examples=dict(examples), created=_moment(now), activate=activate, wanted_epochs=epochs,
+            examples=dict(examples), created=_moment(now), activate=activate, wanted_epochs=epochs, by=by,
         )  # fmt: skip
         with self._change():
             known = self.all()

@@ -68,13 +68,15 @@ class JobAnswer(BaseModel):
 class TrainingJob(JobAnswer):
     """The record: what is told, and what the trainer needs to go on after its end.
 
-    ``deaths``: trainers that ended while at it since it last got on; ``slot``: which trainer has it.
+    ``deaths``: trainers that ended while at it since it last got on; ``slot``: which trainer has it; ``by``: the name
+    of the key that asked for it.
     """
 
     activate: bool = True
     wanted_epochs: int | None = None
     deaths: int = 0
     slot: int | None = None
+    by: str | None = None
 
     @property
     def open(self) -> bool:

@@ -17,6 +17,7 @@ from service.engine.interface import Link
 from service.errors import ClientGone, QueueFull, status_of
 from service.pool import Pool
 from service.store.catalogue import Catalogue
+from service.store.events import Actor
 from service.store.repository import Staging, VersionInfo
 from service.watch.metrics import Metrics
 from service.web.caller import Caller
@@ -87,7 +88,7 @@ class Uploads:
             self._running -= 1
 
     async def publish(
-        self, staged: StagedFile, task: str, filename: str | None, caller: Caller, *, activate: bool
+        self, staged: StagedFile, task: str, filename: str | None, caller: Caller, *, activate: bool, by: Actor
     ) -> Published:
         """Check, try and publish. Raises an AdapterError with what is wrong; nothing is visible before the end."""
         refuse_pickle_name(filename)
@@ -99,7 +100,7 @@ class Uploads:
             await caller.wait([asyncio.ensure_future(trying)], "trying the adapter")
             # From here it is not given up: what is on the disk and what was answered must agree.
             info, created = await asyncio.shield(
-                self._work(lambda: self._catalogue.publish(staging, task, header, activate=activate))
+                self._work(lambda: self._catalogue.publish(staging, task, header, activate=activate, by=by))
             )
         except BaseException:
             self._catalogue.release(digest)

@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from service.errors import BadRequest, Draining, Forbidden, Unauthorised
 from service.keys import EVERYBODY, Key, Keys, Scope
 from service.store.catalogue import Catalogue
+from service.store.events import Actor
 from service.web.protocol import CROWDED, too_many
 from service.web.routes.common import GENERATION
 from service.web.server import DRAINING
@@ -65,6 +66,9 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
 
 WHOLE_SERVER = {"/metrics", "/v1/stats"}
 """Endpoints that tell of all tasks at once: not for a key that is limited to some."""
+
+ORIGINS = {"adaptserve-cli/": "cli", "adaptserve-client/": "client"}
+"""How the User-Agent of our own tools begins -> the origin of their changes in the history."""
 
 WHILE_DRAINING = {"/livez", "/metrics", "/v1/stats", "/v2/health/live", "/"}
 """What a server that stops still answers: it lives, and can be watched."""
@@ -133,6 +137,14 @@ async def caller_key(request: Request) -> Key:
 Holder = Annotated[Key, Depends(caller_key)]
 
 
+async def actor(request: Request, key: Holder) -> Actor:
+    """Who asks for a change, for the history: the key's name, and by which way, as far as the request tells."""
+    return Actor(None if key is EVERYBODY else key.name, _origin(request))
+
+
+By = Annotated[Actor, Depends(actor)]
+
+
 def visible(catalogue: Catalogue, key: Key) -> Sequence[str]:
     """The tasks that the key may see, in order."""
     return catalogue.names() if key.tasks is None else [name for name in sorted(key.tasks) if catalogue.has(name)]
@@ -158,6 +170,14 @@ def _holder(request: Request, keys: Keys, scope: Scope) -> Key:
             f"this call needs a key with the scope '{scope}'; send it as 'Authorization: Bearer KEY'", scope=scope
         )
     return key
+
+
+def _origin(request: Request) -> str:
+    """Only browsers say of which page a change is; ``web.door`` lets no other page's through than this server's own."""
+    if "origin" in request.headers:
+        return "page"
+    agent = request.headers.get("user-agent", "")
+    return next((origin for begins, origin in ORIGINS.items() if agent.startswith(begins)), "http")
 
 
 def _secret(request: Request) -> str | None:

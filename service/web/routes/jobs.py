@@ -31,7 +31,7 @@ from service.web.routes.common import (
     checked_name,
     problems,
 )
-from service.web.routes.guard import Holder
+from service.web.routes.guard import By, Holder
 from service.web.routes.tasks import Limit, page_limit
 
 router = APIRouter(tags=["teach"])
@@ -90,7 +90,7 @@ _BODY = {
 )
 async def start_training(
     request: Request, response: Response, settings: TheSettings, examples: TheExamples, jobs: TheJobs,
-    added: JobAdded, bodies: TheBodies, task: TaskName,
+    added: JobAdded, bodies: TheBodies, task: TaskName, by: By,
 ) -> JobAnswer:  # fmt: skip
     """Train a task on its labelled examples, beside the serving: the answer is a job to look at."""
     if not settings.max_trainings:
@@ -100,7 +100,7 @@ async def start_training(
             request, memory, settings, limit=MAX_BODY_BYTES, limit_name="of this call's JSON", fields=(), json=True
         )
         asked = _asked(memory.take())
-    job = await asyncio.to_thread(_add, jobs, examples, task, asked, settings.max_classes)
+    job = await asyncio.to_thread(_add, jobs, examples, task, asked, settings.max_classes, by.key)
     added()
     response.headers["Location"] = f"{_root(request)}/v1/jobs/{job.id}"
     return _told(job, _root(request))
@@ -166,10 +166,12 @@ def _asked(body: bytes) -> TrainingRequest:
         ) from error  # fmt: skip
 
 
-def _add(jobs: Jobs, examples: Examples, task: str, asked: TrainingRequest, max_classes: int) -> TrainingJob:
+def _add(
+    jobs: Jobs, examples: Examples, task: str, asked: TrainingRequest, max_classes: int, by: str | None
+) -> TrainingJob:
     found = examples.of(task)
     check_examples(found, max_classes)
-    return jobs.add(task, asked.method, found.counts, epochs=asked.epochs, activate=asked.activate)
+    return jobs.add(task, asked.method, found.counts, epochs=asked.epochs, activate=asked.activate, by=by)
 
 
 def _seen(jobs: Jobs, key: Key, job_id: str) -> TrainingJob:

@@ -18,6 +18,7 @@ from service.engine.interface import Facts, Link
 from service.errors import BadRequest, UnknownTask
 from service.settings import Settings
 from service.store.catalogue import Catalogue, Listing
+from service.store.events import Actor
 from service.store.examples import Examples
 from service.store.recents import Recents
 from service.store.repository import TaskInfo, VersionInfo
@@ -36,7 +37,7 @@ from service.web.routes.common import (
     problems,
     tell_generation,
 )
-from service.web.routes.guard import Holder, visible
+from service.web.routes.guard import By, Holder, visible
 from service.web.schemas import TaskAnswer, TaskCounts, TasksAnswer, VersionAnswer, VersionsAnswer
 
 router = APIRouter(tags=["tasks"])
@@ -150,10 +151,10 @@ async def version_config(catalogue: TheCatalogue, task: TaskName, version: Numbe
 
 
 @router.post("/v1/tasks/{task}/versions/{version}/activate", responses=problems(400, 404, 503, 507))
-async def activate(shown: TheTasks, response: Response, task: TaskName, version: Number) -> TaskAnswer:
+async def activate(shown: TheTasks, response: Response, task: TaskName, version: Number, by: By) -> TaskAnswer:
     """Let a version answer, at once: roll back, roll forward, or start one that was staged."""
     catalogue = shown.catalogue
-    await catalogue.run(lambda: catalogue.activate(task, version))
+    await catalogue.run(lambda: catalogue.activate(task, version, by))
     tell_generation(response, catalogue, task)
     return await shown.one(task)
 
@@ -161,20 +162,20 @@ async def activate(shown: TheTasks, response: Response, task: TaskName, version:
 @router.delete("/v1/tasks/{task}", status_code=204, responses=problems(400, 404, 503, 507))
 async def delete_task(
     catalogue: TheCatalogue, counts: TheCounts, examples: TheExamples, recents: TheRecents, jobs: TheJobs,
-    response: Response, task: TaskName,
+    response: Response, task: TaskName, by: By,
 ) -> None:  # fmt: skip
     """Remove a task with all its versions, labelled examples and trainings. Requests under way end on it."""
     await asyncio.to_thread(jobs.forget, task)
-    await catalogue.run(lambda: _delete_task(catalogue, examples, recents, task))
+    await catalogue.run(lambda: _delete_task(catalogue, examples, recents, task, by))
     tell_generation(response, catalogue, task)
     counts.forget(task)
 
 
-def _delete_task(catalogue: Catalogue, examples: Examples, recents: Recents | None, task: str) -> None:
+def _delete_task(catalogue: Catalogue, examples: Examples, recents: Recents | None, task: str, by: Actor) -> None:
     """Raises UnknownTask where there was neither a version nor an example; a call that failed may be repeated."""
     unknown = None
     try:
-        catalogue.delete_task(task)
+        catalogue.delete_task(task, by)
     except UnknownTask as error:
         unknown = error
     had = examples.clear(task)
@@ -185,9 +186,9 @@ def _delete_task(catalogue: Catalogue, examples: Examples, recents: Recents | No
 
 
 @router.delete("/v1/tasks/{task}/versions/{version}", status_code=204, responses=problems(400, 404, 409, 503, 507))
-async def delete_version(catalogue: TheCatalogue, response: Response, task: TaskName, version: Number) -> None:
+async def delete_version(catalogue: TheCatalogue, response: Response, task: TaskName, version: Number, by: By) -> None:
     """Remove a version that is not the active one."""
-    await catalogue.run(lambda: catalogue.delete_version(task, version))
+    await catalogue.run(lambda: catalogue.delete_version(task, version, by))
     tell_generation(response, catalogue, task)
 
 

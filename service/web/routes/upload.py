@@ -21,7 +21,7 @@ from service.web.routes.common import (
     problems,
     tell_generation,
 )
-from service.web.routes.guard import Holder
+from service.web.routes.guard import By, Holder
 from service.web.routes.tasks import version_fields
 from service.web.schemas import UploadAnswer
 
@@ -49,6 +49,7 @@ async def upload(
     uploads: TheUploads,
     task: TaskName,
     holder: Holder,
+    by: By,
     activate: Annotated[bool, Query(description="false stages the version: it waits for an activate call")] = True,
 ) -> UploadAnswer:
     """Publish a version. It is checked and tried first; when this returns, it answers and survives a crash."""
@@ -60,7 +61,7 @@ async def upload(
         )
         caller.restart()
         caller.watch(exchange(request).departed)
-        done = await uploads.publish(staged, task, filename, caller, activate=activate)
+        done = await uploads.publish(staged, task, filename, caller, activate=activate, by=by)
     response.status_code = 201 if done.created else 200
     root = request.scope.get("root_path", "")
     response.headers["Location"] = f"{root}/v1/tasks/{task}/versions/{done.info.number}"

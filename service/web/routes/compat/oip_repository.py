@@ -15,7 +15,7 @@ from service.web.routes.bodies import Memory, receive
 from service.web.routes.common import TaskName, TheCatalogue, TheSettings, problems, tell_generation
 from service.web.routes.compat.common import Translated
 from service.web.routes.compat.reading import MAX_NUMBER, Bounds, json_of, shown
-from service.web.routes.guard import Holder, visible
+from service.web.routes.guard import By, Holder, visible
 
 router = APIRouter(tags=["open inference protocol"], route_class=Translated)
 
@@ -52,23 +52,23 @@ async def index(request: Request, catalogue: TheCatalogue, settings: TheSettings
 
 
 @router.post("/v2/repository/models/{task}/load", response_class=Response, responses=problems(400, 404, 503, 507))
-async def load(request: Request, catalogue: TheCatalogue, settings: TheSettings, task: TaskName) -> Response:
+async def load(request: Request, catalogue: TheCatalogue, settings: TheSettings, task: TaskName, by: By) -> Response:
     """Let a task answer: its newest version, or the one that `config` names, where none is active."""
     parameters = (await _control(request, settings)).get("parameters") or {}
     number = _version_asked(parameters, Bounds.of(settings))
     info = catalogue.repository.task(task)
     if number is not None or info.active is None:
-        await catalogue.run(lambda: catalogue.activate(task, max(info.versions) if number is None else number))
+        await catalogue.run(lambda: catalogue.activate(task, max(info.versions) if number is None else number, by))
     response = Response()
     tell_generation(response, catalogue, task)
     return response
 
 
 @router.post("/v2/repository/models/{task}/unload", response_class=Response, responses=problems(400, 404, 503, 507))
-async def unload(request: Request, catalogue: TheCatalogue, settings: TheSettings, task: TaskName) -> Response:
+async def unload(request: Request, catalogue: TheCatalogue, settings: TheSettings, task: TaskName, by: By) -> Response:
     """Let no version of a task answer unless it is named; all are kept, and `load` or an activation brings it back."""
     await _control(request, settings)
-    await catalogue.run(lambda: catalogue.deactivate(task))
+    await catalogue.run(lambda: catalogue.deactivate(task, by))
     response = Response()
     tell_generation(response, catalogue, task)
     return response

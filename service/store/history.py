@@ -1,0 +1,92 @@
+"""History on disk: what was changed in a folder that one server has alone, a line of JSON for each change.
+
+    root/history/<number>.jsonl    the changes from that number on: 1, 2, 3, ... in their order
+
+A change is announced first: its line is on the disk before its manifest is written, and the manifest then names its
+number. So a change that was made is never without its event, and the event of one that was cut off is not told, since
+no manifest and no later event names it. Lines are only ever added; a full file is followed by the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from service.store.events import Cause, numbered
+from service.store.manifest import TaskInfo
+from service.store.staging import sync_folder
+
+FOLDER: Final = "history"
+DIGITS: Final = 16
+TAIL_BYTES: Final = 64 * 1024
+"""Enough of a file's end to have a whole line in it."""
+_FIRST: Final = re.compile(r"([0-9]{16})\.jsonl")
+_NUMBER: Final = re.compile(rb'^\{"id": ([0-9]{1,16}), ', re.MULTILINE)
+
+
+class HistoryFiles:
+    """Blocking, and raises OSError. Whoever adds holds the folder's write lock."""
+
+    def __init__(self, root: Path, *, file_bytes: int) -> None:
+        """A file that has so many bytes is followed by the next."""
+        self._folder, self._file_bytes = root / FOLDER, file_bytes
+        self._known: tuple[Path, int, int] | None = None  # the last file, its size and the last number, as left here
+        self._synced: Path | None = None  # a file that will be found after a power cut
+
+    def record(self, old: TaskInfo, new: TaskInfo, cause: Cause) -> TaskInfo:
+        """Announce a change durably; the task as it is to be written then."""
+        path, size, last = self._end()
+        number = max(last, old.generation) + 1
+        line = cause.event(old, new, number).line()
+        if path is None or size >= self._file_bytes:
+            path, size = self._folder / f"{number:0{DIGITS}}.jsonl", 0
+        self._known = None
+        size += self._append(path, line, size)
+        self._known = path, size, number
+        return numbered(new, number)
+
+    def files(self) -> list[tuple[int, Path]]:
+        """The number that each begins with, in order."""
+        try:
+            paths = sorted(self._folder.iterdir())
+        except FileNotFoundError:
+            return []
+        return [(int(found[1]), path) for path in paths if (found := _FIRST.fullmatch(path.name))]
+
+    def _end(self) -> tuple[Path | None, int, int]:
+        """The last file, its size, and the last number that was announced; another process may have added to it."""
+        files = self.files()
+        if not files:
+            return None, 0, 0
+        first, path = files[-1]
+        size = path.stat().st_size
+        if self._known is not None and self._known[:2] == (path, size):
+            return self._known
+        with path.open("rb") as file:
+            file.seek(max(0, size - TAIL_BYTES))
+            numbers = _NUMBER.findall(file.read())
+        return path, size, int(numbers[-1]) if numbers else first
+
+    def _append(self, path: Path, line: bytes, size: int) -> int:
+        """How many bytes it added; where that fails, nothing, or what no reader takes for a line."""
+        path.parent.mkdir(exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        with os.fdopen(handle, "ab") as file:
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # its writer was cut off
+                line = b"\n" + line
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), size)
+                raise
+        if self._synced != path:
+            sync_folder(path.parent)
+            sync_folder(path.parent.parent)
+            self._synced = path
+        return len(line)

@@ -5,7 +5,6 @@ What a place says goes on as a sentence without its answers' bodies, addresses w
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,7 +149,7 @@ def said(who: str) -> Iterator[None]:
     except httpx.TimeoutException as error:
         raise SourceFailed(f"{who} does not answer in time") from error
     except httpx.ConnectError as error:
-        why = "its certificate is not trusted" if isinstance(error.__cause__, ssl.SSLError) else "no connection"
+        why = "its certificate is not trusted" if "CERTIFICATE" in str(error) else "no connection"
         raise SourceFailed(f"{who} cannot be reached ({why})") from error
     except httpx.HTTPError as error:
         raise SourceFailed(f"{who} broke off the answer ({type(error).__name__})") from error

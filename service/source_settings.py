@@ -35,7 +35,11 @@ class SourceSettings(BaseSettings):
         "`oci://ghcr.io/org`, `https://models.example.org`. Paths beside the file always may.",
     )
     max_source_fetches: int = Field(
-        4, ge=1, le=64, description="Files from sources or the watched folder that are fetched and tried at once."
+        4,
+        ge=1,
+        le=64,
+        description="Files that are fetched and tried at once: so many of the watched folder, so many at the start, so "
+        "many for requests.",
     )
     source_timeout_s: float = Field(120.0, gt=0, description="Time to fetch one file from its source, in seconds.")
     source_wait_s: float = Field(

@@ -41,12 +41,18 @@ class Declaring:
         where = str(Path(settings.tasks_file).absolute())
         self._record = Record(settings.data_dir / "sources" / "tasks.json", where, most=2 * settings.max_tasks)
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        # Who waits for an answer does not stand behind all that are to be there at the start.
+        self._asked, self._unasked = (asyncio.Semaphore(settings.max_source_fetches) for _ in range(2))
         self._failures: dict[str, tuple[Declaration, float, str]] = {}  # until when a source is not asked again
 
     async def begin(self) -> None:
-        """What is to be there at the start, each tried once; what fails is tried again while others are served."""
+        """What is to be there at the start, each tried once; what fails, or takes too long, comes later."""
         self.tell()
-        await self._start()
+        tried = self._start()
+        if tried:
+            _, left = await asyncio.wait(tried, timeout=self._settings.source_timeout_s)
+            if left:
+                log.warning("%d declared tasks are still being brought in; the server begins without them", len(left))
         self._record.save()
 
     async def run(self) -> None:
@@ -55,7 +61,7 @@ class Declaring:
             await asyncio.sleep(LOOK_S)
             try:
                 await self._look()
-                await self._start()
+                self._start()
                 await asyncio.to_thread(self._record.save)
             except Exception:
                 log.exception("the tasks file could not be followed; it is tried again")
@@ -97,36 +103,37 @@ class Declaring:
             self._failures.pop(name, None)
         self.tell()
 
-    async def _start(self) -> None:
-        """Bring in what is not for its first use alone."""
+    def _start(self) -> list[asyncio.Task[None]]:
+        """Begin to bring in what is not for its first use alone."""
         now = time.monotonic()
         tried = []
         for name, one in self._file.tasks.items():
-            before = self._failures.get(name)
-            if one.load == "start" and not self._settled(one) and (before is None or before[1] <= now):
-                tried.append(self._begun(name))
-        await asyncio.gather(*tried, return_exceptions=True)
+            before, known = self._failures.get(name), self._record.get(name) is not None
+            wanted = (one.load == "start" or known) and not self._settled(one)
+            if wanted and (before is None or before[1] <= now):
+                tried.append(self._begun(name, self._unasked))
+        return tried
 
     def _settled(self, one: Declaration) -> bool:
-        """Whether nothing is to be done: it was brought in before, and the task is there."""
+        """Whether it was brought in before: if the task is not there, somebody has deleted it since."""
         told = self._record.get(one.name)
-        return told is not None and told["key"] == one.key and self._taking.catalogue.has(one.name)
+        return told is not None and told["key"] == one.key
 
     async def _bring(self, task: str) -> None:
         """Have it here. Raises SourceFailed."""
         one = self._file.tasks.get(task)
-        if one is None:
-            return  # it was taken out of the file this moment; the front end finds that there is no such task
+        if one is None or self._settled(one):
+            return  # it was taken out of the file, or deleted; the front end finds that there is no such task
         before = self._failures.get(task)
         if before is not None and before[1] > time.monotonic():
             raise failure(before[2], before[1] - time.monotonic(), task=task)
-        await asyncio.shield(self._begun(task))
+        await asyncio.shield(self._begun(task, self._asked))
 
-    def _begun(self, task: str) -> asyncio.Task[None]:
+    def _begun(self, task: str, room: asyncio.Semaphore) -> asyncio.Task[None]:
         """The one that brings it in; it is one for all who ask."""
         known = self._under_way.get(task)
         if known is None:
-            known = self._under_way[task] = asyncio.ensure_future(self._bring_in(self._file.tasks[task]))
+            known = self._under_way[task] = asyncio.ensure_future(self._bring_in(self._file.tasks[task], room))
             known.add_done_callback(lambda done: self._ended(task, done))
         return known
 
@@ -134,14 +141,17 @@ class Declaring:
         del self._under_way[task]
         heard(done)
 
-    async def _bring_in(self, one: Declaration) -> None:
+    async def _bring_in(self, one: Declaration, room: asyncio.Semaphore) -> None:
         try:
-            async with self._taking.room:
+            async with room:
                 digest = await self._fetch(one)
             self._record.put(one.name, {"key": one.key, "digest": digest})
             self._failures.pop(one.name, None)
         except AdaptError as error:
-            self._failed(one, error)
+            raise self._failed(one, error) from None
+        except Exception as error:
+            log.exception("task '%s' could not be brought in", one.name)
+            raise self._failed(one, SourceFailed("by a mistake of the server's own; see the log")) from error
 
     async def _fetch(self, one: Declaration) -> str:
         """Its digest, once the task has it. Raises what is wrong with the source or the file."""
@@ -161,14 +171,15 @@ class Declaring:
             await taking.take(offer, staging)
         return digest
 
-    def _failed(self, one: Declaration, error: AdaptError) -> None:
-        """Remember it. Raises SourceFailed."""
+    def _failed(self, one: Declaration, error: AdaptError) -> SourceFailed:
+        """Remember it, for whoever asks meanwhile."""
         pause = self._settings.source_retry_s
         log.error("task '%s' is not brought in from %s: %s; it is tried again in %g s", one.name, one.source,
                   error.message, pause)  # fmt: skip
         told = f"task '{one.name}' is declared and cannot be brought in: {error.message}"
-        self._failures[one.name] = one, time.monotonic() + pause, told
-        raise failure(told, pause, task=one.name) from None
+        if self._file.tasks.get(one.name) == one:  # it may be declared otherwise by now
+            self._failures[one.name] = one, time.monotonic() + pause, told
+        return failure(told, pause, task=one.name)
 
     def _stat(self) -> tuple[int, int, int] | None:
         """What tells one state of the file from the next; None while it is not there."""

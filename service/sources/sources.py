@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from service.engine.interface import Link
@@ -20,6 +21,7 @@ from service.store.catalogue import Catalogue
 from service.watch.metrics import Metrics
 
 CLOSE_S = 10.0
+OTHER_THREADS = 4
 
 
 class Sources:
@@ -33,6 +35,7 @@ class Sources:
         taking = Taking(settings, catalogue, engine, metrics)
         self._watching = Watching(settings, taking) if settings.watch_folder else None
         self._declaring = Declaring(settings, taking, send) if settings.tasks_file else None
+        self._most = settings.max_source_fetches
         self._asked: set[asyncio.Task[None]] = set()
 
     def heard(self, message: Told) -> None:
@@ -48,6 +51,8 @@ class Sources:
 
     async def begin(self) -> None:
         """Bring in what is to be there before anybody is served."""
+        threads = ThreadPoolExecutor(3 * self._most + OTHER_THREADS, "source")
+        asyncio.get_running_loop().set_default_executor(threads)  # a source that is slow holds up nothing else
         if self._declaring is not None:
             await self._declaring.begin()
 

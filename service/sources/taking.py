@@ -49,7 +49,6 @@ class Taking:
     def __init__(self, settings: Settings, catalogue: Catalogue, engine: Link, metrics: Metrics) -> None:
         self.catalogue = catalogue
         self._settings, self._engine, self._metrics = settings, engine, metrics
-        self.room = asyncio.Semaphore(settings.max_source_fetches)
 
     @contextmanager
     def staging(self) -> Iterator[Staging]:

@@ -17,6 +17,8 @@ KEPT_NUMBERS: Final = 16
 """Of a task's changes its manifest names the last ones, and each event those that were the last before it."""
 MOST_LISTED: Final = 20
 """Versions that the event of a deletion lists by number; more are counted."""
+COPIED: Final = "copied"
+"""What is told of a task that came from another store."""
 MOST_WHY: Final = 500
 """Characters of a reason."""
 
@@ -56,6 +58,12 @@ class TaskEvent:
     detail: Mapping[str, Any]
     server: str
     after: tuple[int, ...] = ()
+    part: int = 0
+
+    @property
+    def id(self) -> str:
+        """By which it is known in this store; ``part`` counts those that came with a copied task."""
+        return f"{self.number}.{self.part}" if self.part else str(self.number)
 
     def line(self) -> bytes:
         """As it is kept: one line of JSON, with a line's end."""
@@ -104,7 +112,8 @@ class Cause:
     def event(self, old: TaskInfo, new: TaskInfo, number: int = 0) -> TaskEvent:
         """Of the change that makes ``new`` of ``old``."""
         found = difference(old, new)
-        info, why = found.version, self.why if self.why is None else self.why[:MOST_WHY]
+        info = found.version if self.what != COPIED else None
+        why = self.why if self.why is None else self.why[:MOST_WHY]
         return TaskEvent(
             number, new.name, datetime.now(UTC).isoformat(timespec="milliseconds"), self.what or found.what,
             info.number if info else None, info.digest if info else None, self.by, why,

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 
 from service.engine.local import LocalEngine, local_engine
 from service.engine.pixels import PixelMemory
+from service.guardian import Guardian
 from service.keys import Keys
 from service.limits import pixel_rows
 from service.settings import Settings
 from service.store.demo import publish_demo
 from service.store.locks import FolderLock
 from service.store.opening import followed, open_repository
+from service.store.repository import Repository
 from service.usage import USAGE, prepare_table
 from service.watch.counts import Counts
 from service.watch.metrics import Metrics
+from service.watch.versions import Ledger, VersionNews
 from service.web.app import FrontEnd, front_end
 
 log = logging.getLogger(__name__)
@@ -48,10 +51,20 @@ def alone(settings: Settings) -> Iterator[Alone]:
             pixels = PixelMemory.private(pixel_rows(settings), engine.facts.layout.input_size)
             with (
                 followed(settings, repository),
-                front_end(settings, engine, repository, pixels, Counts(), metrics) as front,
+                front_end(settings, engine, repository, pixels, Counts(), _ledger(repository), metrics) as front,
             ):
                 if settings.backbone == "demo":
                     publish_demo(front.catalogue)
                 yield Alone(engine, front)
         finally:
             repository.close()
+
+
+def _ledger(repository: Repository) -> Ledger:
+    """Whoever counts looks after the versions too."""
+    guardian = Guardian(repository)
+
+    async def known(task: str) -> list[VersionNews]:
+        return guardian.of(task)
+
+    return Ledger(guardian.heard, known)

@@ -21,6 +21,8 @@ ALIVE = "alive"
 """Told by the supervisor, and told back at once by the event loop of whoever hears it."""
 JOB = "job"
 """Told by a front end: there is another training to carry out."""
+VERSIONS = "versions"
+"""Told by a front end: how versions did that a rule names; asked by one: how a task's have done at all front ends."""
 RESIDENTS = "residents"
 """Told: the digests that came into slots, and those that left."""
 

@@ -21,9 +21,10 @@ from service.engine import memory
 from service.engine.room import cells_for
 from service.exits import CUT_OFF, FAILED
 from service.family import Child, Ended, has_said, spawn
+from service.guardian import Guardian
 from service.keys import MAX_JSON_BYTES, Keys, dump
 from service.limits import file_limits, share
-from service.messages import ALIVE, JOB, Call, Failed, Message, Reply, Told, error_of
+from service.messages import ALIVE, JOB, VERSIONS, Call, Failed, Message, Reply, Told, error_of
 from service.scratch import Scratch
 from service.settings import Settings
 from service.store.catalogue import Catalogue
@@ -111,6 +112,7 @@ class Supervisor:
         stack.callback(FolderLock(settings.data_dir).close)
         repository = open_repository(settings, Journal(memory.mapped(self._journal)), "supervisor")
         stack.callback(repository.close)
+        self._guardian = Guardian(repository)
         engines = [await self._engine(number) for number in range(len(self._devices))]
         from service.engine.interface import Facts  # a third of a second, in which engines import torch
 
@@ -209,11 +211,14 @@ class Supervisor:
             self._counts.add(*message.value)
         elif isinstance(message, Told) and message.name == "forget":
             self._counts.forget(message.value)
+        elif isinstance(message, Told) and message.name == VERSIONS:
+            self._guardian.heard(message.value)
         elif isinstance(message, Told) and message.name == JOB:
             for keeper in self._keepers:
                 keeper.wake()
         elif isinstance(message, Call):
-            one.channel.send(Reply(message.number, self._counts.now(message.arguments[0])))
+            answer = self._guardian.of if message.name == VERSIONS else self._counts.now
+            one.channel.send(Reply(message.number, answer(message.arguments[0])))
 
     async def _replace(self, one: Child) -> None:
         """When it ends, start another one in its place; give up where that does not come up."""
@@ -284,7 +289,6 @@ class Supervisor:
                 for one in ending:
                     code = one.ended.result() if one.ended.done() else -1
                     self._worst = max(self._worst, code if code >= 0 else CUT_OFF)  # it hung, or was killed
-
         if self._keepers:
             with suppress(AdaptError):  # a sick disk: the stop then counts as a mistake of the job
                 await asyncio.to_thread(self._jobs.rest)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Self
 
 from service.store.manifest import TaskInfo, VersionInfo
+from service.store.traffic import weights_text
 
 KEPT_NUMBERS: Final = 16
 """Of a task's changes its manifest names the last ones, and each event those that were the last before it."""
@@ -140,7 +141,23 @@ def difference(old: TaskInfo, new: TaskInfo) -> Difference:
     if gone:
         return Difference("version_deleted", gone[-1])
     if new.active != old.active:
+        ended = before | ({} if old.traffic is None else {"traffic_ended": weights_text(old.traffic)})
         if new.active is None:
-            return Difference("deactivated", None, before)
-        return Difference("activated", new.versions[new.active], before)
-    return Difference("changed")
+            return Difference("deactivated", None, ended)
+        return Difference("activated", new.versions[new.active], ended)
+    return _ruled(old, new) or Difference("changed")
+
+
+def _ruled(old: TaskInfo, new: TaskInfo) -> Difference | None:
+    """Of traffic and shadow."""
+    traffic = {"weights": weights_text(new.traffic), "before": weights_text(old.traffic)}
+    if new.rolled_back is not None and new.rolled_back != old.rolled_back:
+        return Difference("rolled_back", new.versions.get(new.rolled_back.version), traffic)
+    if new.traffic != old.traffic:
+        guard = None if new.traffic is None or new.traffic.guard is None else new.traffic.guard.model_dump()
+        return Difference("traffic", None, traffic | {"guard": guard})
+    if new.shadow is not None and new.shadow != old.shadow:
+        return Difference("shadow", new.versions[new.shadow.version], {"share": new.shadow.share})
+    if old.shadow is not None and new.shadow is None:
+        return Difference("shadow", old.versions.get(old.shadow.version), {"share": 0.0})
+    return None

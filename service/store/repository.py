@@ -167,6 +167,10 @@ class Repository(Sole, View):
         """Let no version answer until one is activated; all are kept. Raises UnknownTask."""
         self._changed(name, deactivated, Cause(by, self._server))
 
+    def revise(self, name: str, step: Step, *, by: Actor = SERVER, why: str | None = None) -> TaskInfo:
+        """Make a change that concerns which version answers, of ``service.store.changes``; raises what that does."""
+        return self._changed(name, step, Cause(by, self._server, why))
+
     def delete_version(self, name: str, number: int, *, by: Actor = SERVER) -> VersionInfo:
         """Raises Conflict on the active version. A request that is still loading the file has it open or fails."""
         delete = DeleteVersion(number)

@@ -11,7 +11,9 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
+import msgspec
 import uvloop
 
 from adapters.config import Size
@@ -23,11 +25,12 @@ from service.engine.pixels import PixelMemory, array_of, row_bytes
 from service.engine.remote import RemoteEngine
 from service.engine.room import Room, cells_of
 from service.limits import pixel_rows
-from service.messages import JOB, Call, Channel, Message, Reply, Told
+from service.messages import JOB, VERSIONS, Call, Channel, Message, Reply, Told
 from service.store.journal import Journal
 from service.store.opening import open_repository
 from service.watch.counts import Count, Counts
 from service.watch.metrics import Metrics
+from service.watch.versions import Ledger, VersionNews
 from service.web.accepting import Share
 from service.web.app import FrontEnd, front_end
 from service.web.server import Server, server_config
@@ -36,19 +39,42 @@ TELL_S = 0.2
 """How often counts go to the supervisor, while there are any: so late may another front end know of them."""
 
 
-class SharedCounts:
-    """Of all front ends together; the supervisor adds up."""
+class Supervision:
+    """What a front end says to the supervisor and asks of it."""
 
     def __init__(self) -> None:
-        self._own = Counts()
         self._channel: Channel | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._asked: dict[int, asyncio.Future[Mapping[str, Count]]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
 
     def connect(self, channel: Channel) -> None:
-        """The supervisor, from now on."""
+        """From now on it is there."""
         self._channel = channel
+
+    async def ask(self, name: str, *arguments: Any) -> Any:
+        """What it knows."""
+        self._number += 1
+        self._asked[self._number] = reply = asyncio.get_running_loop().create_future()
+        self.send(Call(self._number, name, list(arguments)))
+        return await reply
+
+    def heard(self, reply: Reply) -> None:
+        """What ``ask`` waits for."""
+        asked = self._asked.pop(reply.number)
+        if not asked.done():
+            asked.set_result(reply.value)
+
+    def send(self, message: Message) -> None:
+        assert self._channel is not None, "nobody is served before the supervisor is connected"
+        self._channel.send(message)
+
+
+class SharedCounts:
+    """Of all front ends together; the supervisor adds up."""
+
+    def __init__(self, supervision: Supervision) -> None:
+        self._own, self._supervision = Counts(), supervision
+        self._timer: asyncio.TimerHandle | None = None
 
     def answered(self, tasks: Iterable[str]) -> None:
         self._own.answered(tasks)
@@ -60,22 +86,12 @@ class SharedCounts:
 
     def forget(self, task: str) -> None:
         self.tell()
-        self._send(Told("forget", task))
+        self._supervision.send(Told("forget", task))
 
     async def of(self, tasks: Sequence[str]) -> Mapping[str, Count]:
         self.tell()
-        self._number += 1
-        self._asked[self._number] = reply = asyncio.get_running_loop().create_future()
-        self._send(Call(self._number, "counts", [list(tasks)]))
-        counts: Mapping[str, Count] = await reply
-        return counts
-
-    def heard(self, reply: Reply) -> None:
-        """What ``of`` asked for."""
-        counts = {task: (answered, failed) for task, (answered, failed) in reply.value.items()}
-        asked = self._asked.pop(reply.number)
-        if not asked.done():
-            asked.set_result(counts)
+        found = await self._supervision.ask("counts", list(tasks))
+        return {task: (answered, failed) for task, (answered, failed) in found.items()}
 
     def _soon(self) -> None:
         if self._timer is None:
@@ -86,11 +102,16 @@ class SharedCounts:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            self._send(Told("counted", list(self._own.take())))
+            self._supervision.send(Told("counted", list(self._own.take())))
 
-    def _send(self, message: Message) -> None:
-        assert self._channel is not None, "nobody is served before the supervisor is connected"
-        self._channel.send(message)
+
+def shared_ledger(supervision: Supervision) -> Ledger:
+    """Of all front ends together; the supervisor adds up, and looks after the versions."""
+
+    async def known(task: str) -> list[VersionNews]:
+        return msgspec.convert(await supervision.ask(VERSIONS, task), list[VersionNews])
+
+    return Ledger(lambda news: supervision.send(Told(VERSIONS, news)), known)
 
 
 class _Server(Server):
@@ -105,7 +126,8 @@ class _Process:
 
     def __init__(self, begun: child.Beginning) -> None:
         self._begun, self._settings = begun, begun.settings
-        self._go, self._counts = asyncio.Event(), SharedCounts()
+        self._go, self._supervision = asyncio.Event(), Supervision()
+        self._counts, self._ledger = SharedCounts(self._supervision), shared_ledger(self._supervision)
         self._server: _Server | None = None
         self._drain = False
 
@@ -114,7 +136,7 @@ class _Process:
         told, settings = self._begun.told, self._settings
         channel = await self._begun.listen(self._heard)
         owner = f"front-end-{told['number']}"
-        self._counts.connect(channel)
+        self._supervision.connect(channel)
         repository = open_repository(settings, Journal(memory.mapped(told["journal"])), owner)
         await asyncio.to_thread(repository.load)
         engines = [self._engine(number, path) for number, path in enumerate(told["engines"])]
@@ -122,7 +144,7 @@ class _Process:
         fleet, metrics = Fleet(engines), Metrics(owner)
         pixels = self._pixels(fleet.facts.layout.input_size)
         added = partial(channel.send, Told(JOB, None))
-        with front_end(settings, fleet, repository, pixels, self._counts, metrics, added) as front:
+        with front_end(settings, fleet, repository, pixels, self._counts, self._ledger, metrics, added) as front:
             listener = socket.socket(fileno=told["listener"])
             connections = cells_of(memory.mapped(told["connections"]))
             self._server = _Server(
@@ -135,6 +157,7 @@ class _Process:
             if not self._drain:
                 await self._server.serve([listener])
         self._counts.tell()
+        self._ledger.tell()
         repository.close()
         for engine in engines:
             engine.close()
@@ -143,7 +166,7 @@ class _Process:
 
     def _heard(self, message: Message) -> None:
         if isinstance(message, Reply):
-            self._counts.heard(message)
+            self._supervision.heard(message)
         elif isinstance(message, Told) and message.name == "go":
             self._go.set()
         elif isinstance(message, Told) and message.name == "drain":

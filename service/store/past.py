@@ -37,7 +37,7 @@ class Announced(Protocol):
         ...
 
 
-class Told(NamedTuple):
+class EventPage(NamedTuple):
     """A page of events, newest first; ``next`` is the id to go on after, None at the end."""
 
     events: Sequence[TaskEvent]
@@ -50,19 +50,19 @@ class Past:
     def __init__(self, announced: Announced, index: Index) -> None:
         self._announced, self._index = announced, index
 
-    def of(self, name: str, after: str | None, limit: int) -> Told:
+    def of(self, name: str, after: str | None, limit: int) -> EventPage:
         """To one task, deleted or not. Raises UnknownTask, and BadRequest for an ``after`` that is no event's id."""
         return _page(made(self._announced, self._index.ever(name), _place(after)), limit)
 
-    def of_all(self, after: str | None, limit: int) -> Told:
+    def of_all(self, after: str | None, limit: int) -> EventPage:
         """To any task, without what a copied one had behind it. Raises BadRequest."""
         place = _place(after)
         return _page(_all_made(self._announced, self._index, None if place is None else place[0] - 1), limit)
 
 
-def _page(events: Iterator[TaskEvent], limit: int) -> Told:
+def _page(events: Iterator[TaskEvent], limit: int) -> EventPage:
     found = list(islice(events, limit + 1))
-    return Told(found[:limit], found[limit - 1].id if len(found) > limit else None)
+    return EventPage(found[:limit], found[limit - 1].id if len(found) > limit else None)
 
 
 def _place(after: str | None) -> tuple[int, int] | None:

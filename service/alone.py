@@ -13,6 +13,7 @@ from functools import partial
 
 from service.engine.local import LocalEngine, local_engine
 from service.engine.pixels import PixelMemory
+from service.guardian import Guardian
 from service.keys import Keys
 from service.limits import pixel_rows
 from service.settings import Settings
@@ -21,9 +22,11 @@ from service.sources.sources import Sources, running
 from service.store.demo import publish_demo
 from service.store.locks import FolderLock
 from service.store.opening import followed, open_repository
+from service.store.repository import Repository
 from service.usage import USAGE, prepare_table
 from service.watch.counts import Counts
 from service.watch.metrics import Metrics
+from service.watch.versions import Ledger, VersionNews
 from service.web.app import FrontEnd, front_end
 
 log = logging.getLogger(__name__)
@@ -52,7 +55,9 @@ def alone(settings: Settings) -> Iterator[Alone]:
             declared = DeclaredTasks(settings.source_wait_s)
             with (
                 followed(settings, repository),
-                front_end(settings, engine, repository, pixels, Counts(), metrics, elsewhere=declared) as front,
+                front_end(
+                    settings, engine, repository, pixels, Counts(), _ledger(repository), metrics, elsewhere=declared
+                ) as front,
                 ExitStack() as stack,
             ):
                 if settings.backbone == "demo":
@@ -63,3 +68,13 @@ def alone(settings: Settings) -> Iterator[Alone]:
                 yield Alone(engine, front)
         finally:
             repository.close()
+
+
+def _ledger(repository: Repository) -> Ledger:
+    """Whoever counts looks after the versions too."""
+    guardian = Guardian(repository)
+
+    async def known(task: str) -> list[VersionNews]:
+        return guardian.of(task)
+
+    return Ledger(guardian.heard, known)

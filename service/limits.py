@@ -34,9 +34,9 @@ def example_limits(settings: Settings) -> ExampleLimits:
 
 
 def pixel_rows(settings: Settings) -> int:
-    """Frames that a front end may hold: as many as may be queued, and a clip for each body that is being decoded."""
+    """Frames that a front end may hold: as many as may be queued or compared, and a clip for each body in a decoder."""
     clip = max(settings.max_batch_rows, settings.max_clip_frames)
-    return settings.max_queue_rows + clip * (decode_workers(settings) + 1)
+    return settings.max_queue_rows + settings.max_shadow_rows + clip * (decode_workers(settings) + 1)
 
 
 def decode_workers(settings: Settings) -> int:

@@ -24,6 +24,8 @@ JOB = "job"
 DECLARED, BRING, BROUGHT = "declared", "bring", "brought"
 """Told between front ends and the process of sources: which tasks have a source (None asks for it); that one is wanted;
 that it is here, or why not: its name, and an error as ``Failed`` has it."""
+VERSIONS = "versions"
+"""Told by a front end: how versions did that a rule names; asked by one: how a task's have done at all front ends."""
 RESIDENTS = "residents"
 """Told: the digests that came into slots, and those that left."""
 

@@ -32,6 +32,19 @@ class ShareSettings(BaseSettings):
         "separated by commas; fewer than there are slots.",
     )
 
+    max_shadow_rows: int = Field(
+        64,
+        ge=0,
+        description="Frames, at each front end, that shadows and comparisons of versions have under way; what "
+        "comes meanwhile is left out, and counted. 0: nothing is compared.",
+    )
+    max_shadow_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Bytes of pictures and clips that comparisons keep at each front end until they are "
+        "done; as above.",
+    )
+
     @field_validator("task_weights")
     @classmethod
     def _are_weights(cls, value: str) -> str:

@@ -20,9 +20,10 @@ from service.engine import memory
 from service.engine.room import cells_for
 from service.exits import CUT_OFF, FAILED
 from service.family import Child, Ended, has_said, how_ended, spawn
+from service.guardian import Guardian
 from service.keys import MAX_JSON_BYTES, Keys, dump
 from service.limits import file_limits, share
-from service.messages import ALIVE, JOB, Call, Failed, Message, Reply, Told, error_of
+from service.messages import ALIVE, JOB, VERSIONS, Call, Failed, Message, Reply, Told, error_of
 from service.scratch import Scratch
 from service.settings import Settings
 from service.sources.keeper import SourcesKeeper
@@ -57,13 +58,12 @@ class Supervisor:
             settings = settings.model_copy(update={"keys": text, "keys_file": ""})
         self._settings = settings
         self._devices, self._listener, self._count = devices, listener, front_ends
-        self._counts = Counts()
+        self._counts, self._worst = Counts(), 0
         self._children: dict[str, Child] = {}
         self._guards: set[asyncio.Task[None]] = set()
         self._keepers: list[Keeper] = []
         self._sources = SourcesKeeper(self._source, self._tell) if settings.has_sources else None
         self._failure: asyncio.Future[None] | None = None
-        self._worst = 0
 
     async def run(self, said: Callable[[Facts, Sequence[str]], None], begin_stop: Callable[[], None]) -> int:
         """Serve until SIGTERM or SIGINT; ``said`` is called once everything is up, ``begin_stop`` at the signal.
@@ -99,8 +99,7 @@ class Supervisor:
         (self._folder / "metrics").mkdir()
         self._paths = [self._folder / f"engine-{number}.sock" for number in range(len(self._devices))]
         self._cells = memory.create(8 * cells_for(len(self._keys)) * len(self._devices))
-        self._journal = memory.create(Journal.SIZE)
-        self._connections = memory.create(8 * self._count)
+        self._journal, self._connections = memory.create(Journal.SIZE), memory.create(8 * self._count)
         self._pixels = [memory.create(0) for _ in range(self._count + self._settings.max_trainings)]
         for descriptor in (self._cells, self._journal, self._connections, *self._pixels):
             stack.callback(os.close, descriptor)
@@ -110,6 +109,7 @@ class Supervisor:
         stack.callback(FolderLock(settings.data_dir).close)
         repository = open_repository(settings, Journal(memory.mapped(self._journal)), "supervisor")
         stack.callback(repository.close)
+        self._guardian = Guardian(repository)
         engines = [await self._engine(number) for number in range(len(self._devices))]
         from service.engine.interface import Facts  # a third of a second, in which engines import torch
 
@@ -173,8 +173,9 @@ class Supervisor:
             "number": self._count + self._settings.max_trainings, "cells": self._cells, "journal": self._journal,
             "engines": [*map(str, self._paths)],
         }  # fmt: skip
-        passed = [self._cells, self._journal]
-        return await self._spawn("sources", "service.sources.process", told, self._settings, passed)
+        return await self._spawn(
+            "sources", "service.sources.process", told, self._settings, [self._cells, self._journal]
+        )
 
     async def _spawn(
         self, name: str, module: str, told: dict[str, Any], settings: Settings, passed: Sequence[int]
@@ -208,13 +209,16 @@ class Supervisor:
             self._counts.add(*message.value)
         elif isinstance(message, Told) and message.name == "forget":
             self._counts.forget(message.value)
+        elif isinstance(message, Told) and message.name == VERSIONS:
+            self._guardian.heard(message.value)
         elif isinstance(message, Told) and message.name == JOB:
             for keeper in self._keepers:
                 keeper.wake()
         elif isinstance(message, Told) and self._sources is not None:
             self._sources.heard(one, message)
         elif isinstance(message, Call):
-            one.channel.send(Reply(message.number, self._counts.now(message.arguments[0])))
+            answer = self._guardian.of if message.name == VERSIONS else self._counts.now
+            one.channel.send(Reply(message.number, answer(message.arguments[0])))
 
     async def _replace(self, one: Child) -> None:
         """When it ends, start another one in its place; give up where that does not come up."""

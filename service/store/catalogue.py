@@ -30,13 +30,14 @@ MOST_FILES = 4
 
 @dataclass(frozen=True)
 class Served:
-    """A version fixed for one request."""
+    """A version fixed for one request; ``rule`` is the task as it was, where its traffic or shadow had a say in it."""
 
     task: str
     version: int
     digest: str
     path: Path
     config: AdapterConfig
+    rule: TaskInfo | None = None
 
 
 @dataclass(frozen=True)

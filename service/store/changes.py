@@ -5,7 +5,7 @@ The same task means that there is nothing to do. They know no disk and no store;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from service.errors import Conflict
 from service.store.index import Index
 from service.store.manifest import About, TaskInfo, VersionInfo
+from service.store.traffic import MAX_WEIGHTED, Guard, RolledBack, Shadow, Traffic
 
 Step = Callable[[TaskInfo], TaskInfo]
 """A task as it is -> as it is to be; the very same object for no change. Raises why it cannot be."""
@@ -34,13 +35,13 @@ class Publish:
         self.created = same is None
         if same is not None:
             active = same.number if self._activate else task.active
-            return task if active == task.active else replace(task, active=active).telling(self._told)
+            return task if active == task.active else task.activating(active).telling(self._told)
         self._room(task)
         when = datetime.now(UTC).isoformat(timespec="seconds")
         info = VersionInfo(self._name, task.next, self._digest, self._size, when)
         versions = MappingProxyType({**task.versions, info.number: info})
-        active = info.number if self._activate else task.active
-        return replace(task, versions=versions, active=active, next=task.next + 1).telling(self._told)
+        new = replace(task, versions=versions, next=task.next + 1)
+        return (new.activating(info.number) if self._activate else new).telling(self._told)
 
     def version_of(self, task: TaskInfo) -> VersionInfo:
         """The version with those bytes. Raises Conflict if somebody deleted it since."""
@@ -59,13 +60,13 @@ def activated(task: TaskInfo, number: int, about: str | None) -> TaskInfo:
     """Raises UnknownTask or UnknownVersion."""
     info = only(task).version(task.name, number)
     told = None if about is None else About(info.digest, about)
-    return replace(task, active=number).telling(told) if task.active != number else task
+    return task.activating(number).telling(told) if task.active != number else task
 
 
 def deactivated(task: TaskInfo) -> TaskInfo:
     """Raises UnknownTask."""
     only(task).task(task.name)
-    return replace(task, active=None) if task.active is not None else task
+    return task.activating(None)
 
 
 class DeleteVersion:
@@ -78,12 +79,21 @@ class DeleteVersion:
     def __call__(self, task: TaskInfo) -> TaskInfo:
         """Raises UnknownTask, UnknownVersion, or Conflict on the active version."""
         self.gone = only(task).version(task.name, self._number)
-        if task.active == self._number:
-            raise Conflict(
-                f"version {self._number} of '{task.name}' is active; activate another one first",
-                task=task.name, version=self._number,
-            )  # fmt: skip
+        check_idle(task, self._number)
         return task.without([self._number])
+
+
+def check_idle(task: TaskInfo, number: int) -> None:
+    """Whether nothing needs that version. Raises Conflict."""
+    why = None
+    if task.active == number:
+        why = "is active; activate another one first"
+    elif task.traffic is not None and number in task.traffic.weights:
+        why = f"has a part of the traffic; take it out first: DELETE /v1/tasks/{task.name}/traffic"
+    elif task.shadow is not None and task.shadow.version == number:
+        why = f"is the shadow; take it out first: DELETE /v1/tasks/{task.name}/shadow"
+    if why is not None:
+        raise Conflict(f"version {number} of '{task.name}' {why}", task=task.name, version=number)
 
 
 class DeleteTask:
@@ -96,6 +106,83 @@ class DeleteTask:
         """Raises UnknownTask."""
         self.gone = only(task).task(task.name)
         return task.emptied()
+
+
+def directed(task: TaskInfo, weights: Mapping[int, int], guard: Guard | None) -> TaskInfo:
+    """Versions share the traffic by their weights; the active one alone is no rule. A shadow that answers is none.
+
+    The same rule again changes nothing. Raises UnknownTask, UnknownVersion, or Conflict.
+    """
+    known = only(task)
+    active = known.task(task.name).active
+    for number in weights:
+        known.version(task.name, number)
+    if active is None:
+        raise Conflict(f"task '{task.name}' has no active version to share with; activate one", task=task.name)
+    if active not in weights:
+        raise Conflict(
+            f"version {active} of '{task.name}' is active and has no weight; give it one, or activate another first",
+            task=task.name, version=active,
+        )  # fmt: skip
+    if len(weights) > MAX_WEIGHTED:
+        raise Conflict(f"{len(weights)} versions would share the traffic, the limit is {MAX_WEIGHTED}", task=task.name)
+    if len(weights) == 1:
+        return undirected(task)
+    ordered, old = dict(sorted(weights.items())), task.traffic
+    if old is not None and (dict(old.weights), old.guard) == (ordered, guard):
+        return task
+    shadow = task.shadow if task.shadow is not None and task.shadow.version not in weights else None
+    traffic = Traffic(MappingProxyType(ordered), guard, precisely_now())
+    return replace(task, traffic=traffic, shadow=shadow, rolled_back=None)
+
+
+def undirected(task: TaskInfo) -> TaskInfo:
+    """The active version answers all. Raises UnknownTask."""
+    only(task).task(task.name)
+    return task if task.traffic is None and task.rolled_back is None else replace(task, traffic=None, rolled_back=None)
+
+
+def shadowed(task: TaskInfo, number: int, share: float) -> TaskInfo:
+    """A version sees that share of the traffic and answers nobody. Raises UnknownTask, UnknownVersion or Conflict."""
+    only(task).version(task.name, number)
+    if task.active == number or (task.traffic is not None and number in task.traffic.weights):
+        raise Conflict(
+            f"version {number} of '{task.name}' answers already; a shadow is a version that answers nobody",
+            task=task.name, version=number,
+        )  # fmt: skip
+    old = task.shadow
+    if old is not None and (old.version, old.share) == (number, share):
+        return task
+    since = old.since if old is not None and old.version == number else precisely_now()  # what was seen counts on
+    return replace(task, shadow=Shadow(number, share, since))
+
+
+def unshadowed(task: TaskInfo) -> TaskInfo:
+    """No version is a shadow. Raises UnknownTask."""
+    only(task).task(task.name)
+    return task if task.shadow is None else replace(task, shadow=None)
+
+
+class RollBack:
+    """The active version answers all, because of ``version``, unless the traffic of ``since`` has ended already.
+
+    ``made`` says which, after the last call.
+    """
+
+    def __init__(self, since: str, version: int, why: str) -> None:
+        self._since, self._version, self._why = since, version, why
+        self.made = False
+
+    def __call__(self, task: TaskInfo) -> TaskInfo:
+        self.made = task.traffic is not None and task.traffic.since == self._since
+        if not self.made:
+            return task
+        return replace(task, traffic=None, rolled_back=RolledBack(self._version, self._why, precisely_now()))
+
+
+def precisely_now() -> str:
+    """ISO 8601 in UTC; no two rules of a task are made in the same microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def only(task: TaskInfo) -> Index:

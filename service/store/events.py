@@ -12,11 +12,14 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Self
 
 from service.store.manifest import TaskInfo, VersionInfo
+from service.store.traffic import weights_text
 
 KEPT_NUMBERS: Final = 16
 """Of a task's changes its manifest names the last ones, and each event those that were the last before it."""
 MOST_LISTED: Final = 20
 """Versions that the event of a deletion lists by number; more are counted."""
+COPIED: Final = "copied"
+"""What is told of a task that came from another store."""
 MOST_WHY: Final = 500
 """Characters of a reason."""
 
@@ -56,6 +59,12 @@ class TaskEvent:
     detail: Mapping[str, Any]
     server: str
     after: tuple[int, ...] = ()
+    part: int = 0
+
+    @property
+    def id(self) -> str:
+        """By which it is known in this store; ``part`` counts those that came with a copied task."""
+        return f"{self.number}.{self.part}" if self.part else str(self.number)
 
     def line(self) -> bytes:
         """As it is kept: one line of JSON, with a line's end."""
@@ -104,7 +113,8 @@ class Cause:
     def event(self, old: TaskInfo, new: TaskInfo, number: int = 0) -> TaskEvent:
         """Of the change that makes ``new`` of ``old``."""
         found = difference(old, new)
-        info, why = found.version, self.why if self.why is None else self.why[:MOST_WHY]
+        info = found.version if self.what != COPIED else None
+        why = self.why if self.why is None else self.why[:MOST_WHY]
         return TaskEvent(
             number, new.name, datetime.now(UTC).isoformat(timespec="milliseconds"), self.what or found.what,
             info.number if info else None, info.digest if info else None, self.by, why,
@@ -131,7 +141,23 @@ def difference(old: TaskInfo, new: TaskInfo) -> Difference:
     if gone:
         return Difference("version_deleted", gone[-1])
     if new.active != old.active:
+        ended = before | ({} if old.traffic is None else {"traffic_ended": weights_text(old.traffic)})
         if new.active is None:
-            return Difference("deactivated", None, before)
-        return Difference("activated", new.versions[new.active], before)
-    return Difference("changed")
+            return Difference("deactivated", None, ended)
+        return Difference("activated", new.versions[new.active], ended)
+    return _ruled(old, new) or Difference("changed")
+
+
+def _ruled(old: TaskInfo, new: TaskInfo) -> Difference | None:
+    """Of traffic and shadow."""
+    traffic = {"weights": weights_text(new.traffic), "before": weights_text(old.traffic)}
+    if new.rolled_back is not None and new.rolled_back != old.rolled_back:
+        return Difference("rolled_back", new.versions.get(new.rolled_back.version), traffic)
+    if new.traffic != old.traffic:
+        guard = None if new.traffic is None or new.traffic.guard is None else new.traffic.guard.model_dump()
+        return Difference("traffic", None, traffic | {"guard": guard})
+    if new.shadow is not None and new.shadow != old.shadow:
+        return Difference("shadow", new.versions[new.shadow.version], {"share": new.shadow.share})
+    if old.shadow is not None and new.shadow is None:
+        return Difference("shadow", old.versions.get(old.shadow.version), {"share": 0.0})
+    return None

@@ -20,6 +20,8 @@ class Index:
         self._names: tuple[str, ...] = ()  # of those with versions, in order
         self._digests: dict[str, dict[tuple[str, int], None]] = {}
         self._sealed: dict[str, str] = {}  # tasks that could not be read, and why: nobody writes over them
+        self.ruled: dict[str, TaskInfo] = {}
+        """Those whose requests concern more versions than the active one; for looks, and copies."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -29,6 +31,18 @@ class Index:
     def had(self, name: str | None = None) -> bool:
         """True once that task, or any, was ever published here, also when it was deleted."""
         return bool(self._tasks or self._sealed) if name is None else name in self._tasks or name in self._sealed
+
+    def ever(self, name: str) -> TaskInfo:
+        """The task, deleted or not. Raises UnknownTask where it never was, or cannot be read."""
+        info = self._tasks.get(name)
+        if info is None:
+            raise UnknownTask(f"there never was a task '{name[:80]}' here; GET /v1/tasks lists them", task=name[:80])
+        return info
+
+    def log_of(self, name: str) -> tuple[int, ...]:
+        """The numbers of its last changes; none of a task that is not known."""
+        info = self._tasks.get(name)
+        return info.log if info is not None else ()
 
     def tasks(self) -> list[TaskInfo]:
         """In the order of their names."""
@@ -66,6 +80,7 @@ class Index:
                 digests.setdefault(version.digest, {})[task.name, version.number] = None
         self._tasks, self._digests, self._sealed = tasks, digests, dict(sealed)
         self._names = tuple(name for name, task in sorted(tasks.items()) if task.versions)
+        self.ruled = {name: task for name, task in tasks.items() if task.is_ruled}
 
     def _remember(self, task: TaskInfo) -> None:
         """Replace what readers see. The index by digest is never short of a version that they see."""
@@ -75,6 +90,10 @@ class Index:
         for number, digest in now - was:
             self._digests.setdefault(digest, {})[task.name, number] = None
         self._tasks[task.name] = task
+        if task.is_ruled:
+            self.ruled[task.name] = task
+        else:
+            self.ruled.pop(task.name, None)
         if bool(task.versions) != bool(before):
             at = bisect_left(self._names, task.name)
             middle, rest = ((task.name,), at) if task.versions else ((), at + 1)

@@ -3,18 +3,29 @@
     {"next": 3, "active": 2, "versions": {"1": {"digest": ..., "size": ..., "created": ...}, "2": {...}},
      "about": {"digest": ..., ...}}
 
-``about`` is what lists show of one version; files from before it was written lack it. Manifests in a store that servers
-share also have ``log``, the numbers of the changes that made them, the last ones alone; and what a server keeps of them
-has ``mark``, by which the store knows that state again. It knows no disk.
+``about`` is what lists show of one version; files from before it was written lack it. ``traffic``, ``shadow`` and
+``rolled_back`` are there where versions share the requests, or did (``service.store.traffic``). Manifests in a store
+that servers share also have ``log``, the numbers of the changes that made them, the last ones alone; and what a server
+keeps of them has ``mark``, by which the store knows that state again. It knows no disk.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Self
+
+from service.store.traffic import (
+    RolledBack,
+    Shadow,
+    Traffic,
+    rolled_back_of,
+    shadow_of,
+    traffic_of,
+    traffic_text,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,14 @@ class TaskInfo:
     about: About | None = None
     log: tuple[int, ...] = ()
     mark: tuple[str, str] | None = None
+    traffic: Traffic | None = None
+    shadow: Shadow | None = None
+    rolled_back: RolledBack | None = None
+
+    @property
+    def is_ruled(self) -> bool:
+        """Whether another version than the active one has something to do with requests that name none."""
+        return self.traffic is not None or self.shadow is not None
 
     @property
     def generation(self) -> int:
@@ -71,15 +90,38 @@ class TaskInfo:
         return about.text if about is not None and self.versions and about.digest == self.shown.digest else None
 
     def without(self, numbers: Collection[int]) -> Self:
-        """As if these versions had never been; none is active where one of them was."""
+        """As if these versions had never been; none is active where one of them was, and no rule has them."""
         if not numbers:
             return self
         kept = {n: v for n, v in self.versions.items() if n not in numbers}
-        return replace(self, versions=MappingProxyType(kept), active=None if self.active in numbers else self.active)
+        traffic = None if self.traffic and any(n in numbers for n in self.traffic.weights) else self.traffic
+        shadow = None if self.shadow and self.shadow.version in numbers else self.shadow
+        active = None if self.active in numbers else self.active
+        return replace(self, versions=MappingProxyType(kept), active=active, traffic=traffic, shadow=shadow)
+
+    def activating(self, number: int | None) -> Self:
+        """With another version active, or none: what shared the traffic with the old one has it no more."""
+        if number == self.active:
+            return self
+        shadow = self.shadow if self.shadow is not None and self.shadow.version != number else None
+        return replace(self, active=number, traffic=None, shadow=shadow, rolled_back=None)
+
+    def settled(self) -> Self:
+        """Without rules that name versions which are not there: whoever wrote it knew no rules, and lost them half."""
+        traffic, shadow = self.traffic, self.shadow
+        if traffic is not None and not (
+            self.active in traffic.weights and traffic.weights.keys() <= self.versions.keys()
+        ):
+            traffic = None
+        if shadow is not None and (shadow.version == self.active or shadow.version not in self.versions):
+            shadow = None
+        return (
+            self if (traffic, shadow) == (self.traffic, self.shadow) else replace(self, traffic=traffic, shadow=shadow)
+        )
 
     def emptied(self) -> Self:
         """What stays of a task that is deleted: its numbers go on."""
-        return replace(self, versions=NO_VERSIONS, active=None, about=None)
+        return replace(self, versions=NO_VERSIONS, active=None, about=None, traffic=None, shadow=None, rolled_back=None)
 
     def telling(self, about: About | None) -> Self:
         """With what is known of ``shown``, if it is of that version; else with what was known."""
@@ -98,6 +140,9 @@ def render(task: TaskInfo) -> bytes:
     }
     if task.about is not None:
         document["about"] = {"digest": task.about.digest} | json.loads(task.about.text)
+    if task.traffic is not None:
+        document["traffic"] = traffic_text(task.traffic)
+    document |= {name: asdict(kept) for name in ("shadow", "rolled_back") if (kept := getattr(task, name)) is not None}
     if task.log:
         document["log"] = task.log
     if task.mark is not None:
@@ -119,8 +164,9 @@ def parse(name: str, raw: bytes) -> TaskInfo:
         mark = tuple(map(str, data.get("mark") or ()))
         return TaskInfo(
             name, MappingProxyType(versions), active, following, _about(data.get("about")), log,
-            (mark[0], mark[1]) if len(mark) == 2 else None,
-        )  # fmt: skip
+            (mark[0], mark[1]) if len(mark) == 2 else None, traffic_of(data.get("traffic")),
+            shadow_of(data.get("shadow")), rolled_back_of(data.get("rolled_back")),
+        ).settled()  # fmt: skip
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 

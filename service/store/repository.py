@@ -31,10 +31,11 @@ from service.errors import StorageFailed
 from service.store.changes import DeleteTask, DeleteVersion, Publish, Step, activated, deactivated, only
 from service.store.events import SERVER, Actor, Cause
 from service.store.files import NotConfirmed, TaskFiles
-from service.store.history import HistoryFiles
+from service.store.history import FILE_BYTES, MAX_BYTES, HistoryFiles
 from service.store.journal import Journal
 from service.store.locks import write_lock
 from service.store.manifest import NO_VERSIONS, About, TaskInfo, VersionInfo
+from service.store.past import Past
 from service.store.recovery import load, recover
 from service.store.sole import Sole
 from service.store.staging import Reserve, Staging, disk_errors
@@ -60,7 +61,8 @@ class Repository(Sole, View):
         *,
         max_tasks: int = 10_000,
         max_versions: int = 1000,
-        history_file_bytes: int = 4 * 2**20,
+        history_file_bytes: int = FILE_BYTES,
+        max_history_bytes: int = MAX_BYTES,
         owner: str = "",
         server: str = "",
     ) -> None:
@@ -74,7 +76,9 @@ class Repository(Sole, View):
         self._remover = ThreadPoolExecutor(1, "remover")
         self._removal: Future[None] | None = None  # the last one; those before it are done when it is
         self._closed = False
-        self._server, self._history = server or platform.node(), HistoryFiles(root, file_bytes=history_file_bytes)
+        self._server = server or platform.node()
+        self._history = HistoryFiles(root, file_bytes=history_file_bytes, max_bytes=max_history_bytes)
+        self.past = Past(self._history, self)
         self._files, self._reserve = TaskFiles(root, owner), Reserve(root, owner)
         with disk_errors():
             self._files.prepare()
@@ -162,6 +166,10 @@ class Repository(Sole, View):
     def deactivate(self, name: str, *, by: Actor = SERVER) -> None:
         """Let no version answer until one is activated; all are kept. Raises UnknownTask."""
         self._changed(name, deactivated, Cause(by, self._server))
+
+    def revise(self, name: str, step: Step, *, by: Actor = SERVER, why: str | None = None) -> TaskInfo:
+        """Make a change that concerns which version answers, of ``service.store.changes``; raises what that does."""
+        return self._changed(name, step, Cause(by, self._server, why))
 
     def delete_version(self, name: str, number: int, *, by: Actor = SERVER) -> VersionInfo:
         """Raises Conflict on the active version. A request that is still loading the file has it open or fails."""

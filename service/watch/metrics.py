@@ -16,9 +16,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from service.watch.stats import Stats, stats_of
+from service.watch.version_metrics import OTHER, VersionMetrics
 
 MAX_TASK_LABELS = 1000
-UNKNOWN, OTHER = "_unknown", "_other"
+UNKNOWN = "_unknown"
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The client library's own variable: processes that have it when they import the library keep their numbers there."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -113,6 +114,7 @@ class Metrics:
             ["holder", "reason"], registry=registry,
         )  # fmt: skip
         self._rows_of: dict[str, Counter] = {}
+        self.versions = VersionMetrics(registry)
 
     def requested(self, tasks: Sequence[str], code: int, seconds: float | None) -> None:
         """A request about tasks ended; ``tasks`` that exist or UNKNOWN, none for calls that name no task.

@@ -28,10 +28,12 @@ from service.usage import USAGE, Consumption, open_table
 from service.watch import tracing
 from service.watch.counts import Counting
 from service.watch.metrics import Metrics
+from service.watch.versions import Ledger
 from service.web import problems, routes
 from service.web.addresses import Methods, PlainPath
 from service.web.batches import BatchRunner
 from service.web.budget import Budget
+from service.web.comparisons import Comparisons
 from service.web.decoding import Decoder
 from service.web.door import Cors, KnownHost, KnownOrigin, Proxies
 from service.web.intake import Intake
@@ -66,13 +68,13 @@ class FrontEnd:
 
 @contextmanager
 def front_end(
-    settings: Settings, engine: Link, repository: Repository, memory: PixelMemory, counts: Counting, metrics: Metrics,
-    job_added: Callable[[], None] = lambda: None, elsewhere: Elsewhere | None = None,
+    settings: Settings, engine: Link, repository: Repository, memory: PixelMemory, counts: Counting, ledger: Ledger,
+    metrics: Metrics, job_added: Callable[[], None] = lambda: None, elsewhere: Elsewhere | None = None,
 ) -> Iterator[FrontEnd]:  # fmt: skip
     """Everything between a socket and an engine, ready to serve. Raises BadKeys and more.
 
-    ``job_added`` is called when there is another training; nobody carries it out unless somebody hears it.
-    ``elsewhere`` has tasks that are brought in when they are first asked for.
+    ``ledger`` takes down how versions do that a rule names. ``job_added`` is called when there is another training;
+    nobody carries it out unless somebody hears it. ``elsewhere`` has tasks that are brought in when first asked for.
     """
     with ExitStack() as stack:
         keys = Keys.read(settings.keys, settings.keys_file)
@@ -119,6 +121,10 @@ def front_end(
         app.state.catalogue, app.state.counts, app.state.metrics = catalogue, counts, metrics
         usage = Consumption(keys, open_table(settings.data_dir / USAGE, keys), refused=metrics.limited)
         app.state.answers = Answers(decoder, engine, catalogue, usage)
+        app.state.ledger = ledger
+        app.state.comparisons = Comparisons(
+            settings, catalogue, app.state.answers, ledger.of, metrics.versions, engine.tiers
+        )
         app.state.uploads = Uploads(catalogue, engine, uploading, metrics, max_uploads=settings.max_uploads)
         app.state.batches = BatchRunner(engine, settings, spooling, decoding.workers)
         app.state.bodies = Budget(settings.max_bodies_bytes, "max_bodies_bytes", keys.weights)

@@ -142,6 +142,14 @@ class Decoder:
 
         return self._pool.submit(job, left, asker)
 
+    def alike(self, one: AdapterConfig, other: AdapterConfig) -> bool:
+        """Whether both see the same of any body."""
+        if self._prepare(one.input).preprocess is not self._prepare(other.input).preprocess:
+            return False
+        videos = [config.video for config in (one, other)]
+        samplings = [None if video is None else Sampling.of(video) for video in videos]
+        return samplings[0] == samplings[1] and (one.crops, one.frames) == (other.crops, other.frames)
+
     def unpack(self, work: Callable[[], T], left: float, asker: Asker = NOBODY) -> Future[T]:
         """Make a request's bytes into bodies, on a worker. Raises as ``submit``."""
         return self._pool.submit(work, left, asker)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from adapters.media import Excerpt, Span
 from adapters.scores import Prediction
 from service.store.catalogue import Served
+from service.web.decoding import Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Outcome:
     ``accepted``: whether the best score reaches the abstain threshold; None where there is none. ``vector`` (width,)
     float32 is the mean over the views, if it was asked. ``windows`` are answers of their own, if they were asked; the
     outcome is then of all of them, as if each were a view. ``sampled``: when the frames begin that were looked at, each
-    once, in seconds after the clip's first one.
+    once, in seconds after the clip's first one. ``best`` is the best label, whether it is among the predictions or not.
+    ``seen`` is for versions that are to see the same: there where a rule fixed the version, not of parts of a clip.
     """
 
     served: Served
@@ -52,6 +54,8 @@ class Outcome:
     vector: NDArray[np.float32] | None = None
     windows: Sequence[tuple[Span, Outcome]] | None = None
     sampled: Sequence[float] | None = None
+    best: str = ""
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)

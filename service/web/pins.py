@@ -1,4 +1,6 @@
-"""Pins: the tasks that are always on the device, whatever else is asked for, and whichever of their versions is active.
+"""Pins: the tasks that are always on the device, whichever of their versions is active, whatever else is asked for.
+
+Versions that a task's traffic or shadow names are brought there too, once, before the first request for them.
 
 It knows the catalogue and what an engine answers; it does not know HTTP.
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 
 from adapters.errors import AdaptError, NoRoom
@@ -16,10 +19,12 @@ from service.messages import Item
 from service.settings import Settings
 from service.share_settings import pinned_of
 from service.store.catalogue import Catalogue
+from service.store.manifest import TaskInfo, VersionInfo
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.25
+BRING_S = 30.0
 """How often it looks whether another version is active: so late a pin may follow."""
 
 
@@ -31,6 +36,7 @@ class Pins:
         self._names = pinned_of(settings.pinned_tasks)
         self._engine, self._catalogue = engine, catalogue
         self._told: Mapping[str, str] = {}
+        self._known: Mapping[str, TaskInfo] = {}
         slots = engine.facts.slots
         if len(self._names) >= slots:
             raise NoRoom(
@@ -41,9 +47,13 @@ class Pins:
 
     async def settle(self) -> None:
         """All that are there are on the device now. Raises NoRoom; what else is wrong is in the log."""
+        await self._catalogue.catch_up()
+        await self._bring_ruled()
+        await self._pin()
+
+    async def _pin(self) -> None:
         if not self._names:
             return
-        await self._catalogue.catch_up()
         self._told = wanted = self._wanted()
         items = []
         for task in wanted:
@@ -63,16 +73,40 @@ class Pins:
 
     async def follow(self) -> None:
         """For ever, or until it is cancelled."""
-        while self._names:
+        while True:
             await asyncio.sleep(LOOK_S)
             try:
                 await self._catalogue.catch_up()
+                await self._bring_ruled()
                 if self._wanted() != self._told:
-                    await self.settle()
+                    await self._pin()
             except AdaptError as error:
                 log.warning("a pinned task is not on the device: %s", error.message)
             except Exception:
                 log.exception("the pinned tasks could not be looked after; it is tried again")
+
+    async def _bring_ruled(self) -> None:
+        """What new rules name; it may be put out again, as all may that are not pinned."""
+        ruled, known = self._catalogue.repository.ruled, self._known
+        if ruled.keys() <= known.keys() and all(known[name] is ruled.get(name) for name in known):
+            return
+        self._known = dict(ruled)
+        for name, task in self._known.items():
+            old = known.get(name)
+            had = set[str]() if old is None else {version.digest for version in _named_by(old)}
+            for info in _named_by(task):
+                if info.digest not in had:
+                    await self._bring(info)
+
+    async def _bring(self, info: VersionInfo) -> None:
+        try:
+            served = await self._catalogue.resolve(info.task, info.number)
+            deadline = time.monotonic() + BRING_S
+            await self._engine.try_file(str(served.path), served.digest, served.task, deadline)
+        except AdaptError as error:
+            log.warning(
+                "version %d of '%s' could not be brought to the device: %s", info.number, info.task, error.message
+            )
 
     def _wanted(self) -> Mapping[str, str]:
         """The digest of each one that has an active version."""
@@ -81,3 +115,10 @@ class Pins:
             if self._catalogue.active(name) is not None:
                 found[name] = self._catalogue.repository.version(name, None).digest
         return found
+
+
+def _named_by(task: TaskInfo) -> list[VersionInfo]:
+    """The versions that answer, or are asked, beside the active one."""
+    numbers = [*(task.traffic.weights if task.traffic is not None else ())]
+    numbers += [task.shadow.version] if task.shadow is not None else []
+    return [task.versions[number] for number in numbers if number != task.active]

@@ -23,7 +23,7 @@ from adapters.meta import BARE_FRAMES, bare_config
 from adapters.scores import best, probabilities
 from service.engine.interface import Answer, Answering, Link
 from service.errors import UnknownVersion
-from service.messages import Item, bare
+from service.messages import Asker, Item, bare
 from service.store.catalogue import Catalogue, Served
 from service.usage import Consumption
 from service.web.caller import Caller
@@ -34,6 +34,7 @@ T = TypeVar("T")
 Named = Callable[[AdaptError, int], AdaptError]
 """Makes of an error, and of the place of what failed, the error to raise."""
 
+IDLE = Asker(priority=0)
 LARGE_HEAD = 4096
 """Classes from which scores are computed off the event loop."""
 
@@ -78,7 +79,10 @@ class Answers:
         results = []
         for served, views, seen in zip(versions, answers, decoded.seen, strict=True):
             make = partial(_whole, served, views, seen, top_k, extras)
-            results.append(make() if _small(served, views) else await asyncio.to_thread(make))
+            outcome = make() if _small(served, views) else await asyncio.to_thread(make)
+            if served.rule is not None and extras.excerpt is None:
+                outcome = replace(outcome, seen=seen)
+            results.append(outcome)
         return Outcomes(results, decoded.seconds, decoded_ns)
 
     async def predict_each(
@@ -111,7 +115,26 @@ class Answers:
 
         small = _small(served, [view for views in answers for view in views])
         results = outcomes() if small else await asyncio.to_thread(outcomes)
+        if served.rule is not None:
+            results = [replace(outcome, seen=what) for outcome, what in zip(results, seen, strict=True)]
         return Outcomes(results, max(sum(one.seconds for one in part) for part in parts), decoded_ns)
+
+    def alike(self, one: Served, other: Served) -> bool:
+        """Whether two versions see the same of any body."""
+        return self._decoder.alike(one.config, other.config)
+
+    async def again(self, served: Served, body: bytes | None, seen: Seen | None, caller: Caller) -> Outcome:
+        """What another version says of a ``body``, or of what was ``seen`` of it, while nobody else wants anything."""
+        if body is not None or seen is None:
+            decoding = self._decoder.submit(body or b"", [served.config], caller.left, asker=IDLE)
+            (decoded,) = await caller.wait([decoding], "decoding")
+            (seen,) = decoded.seen
+
+        def named(error: AdaptError, place: int) -> AdaptError:  # noqa: ARG001
+            return error
+
+        (views,) = await self._compute([served], [seen], caller, named, embed=False, background=True)
+        return _outcome(served, views, seen, 1, served.config.score, PLAIN)
 
     async def embed(self, body: bytes, frames: int | None, caller: Caller) -> Embedded:
         """The bare backbone's vector of a picture, or of a clip, of which it is the mean over ``frames``.
@@ -152,24 +175,26 @@ class Answers:
         return made
 
     async def _compute(
-        self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool
-    ) -> list[list[Answer]]:
+        self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool,
+        background: bool = False,
+    ) -> list[list[Answer]]:  # fmt: skip
         """``_compute_once``; once more where files were fetched that an engine did not find, or found wrong."""
         try:
-            return await self._compute_once(versions, decoded, caller, named, embed=embed)
+            return await self._compute_once(versions, decoded, caller, named, embed=embed, background=background)
         except (UnknownVersion, AdapterError):
             if not await self._catalogue.bring_again(versions):
                 raise
-        return await self._compute_once(versions, decoded, caller, named, embed=embed)
+        return await self._compute_once(versions, decoded, caller, named, embed=embed, background=background)
 
     async def _compute_once(
-        self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool
-    ) -> list[list[Answer]]:
+        self, versions: Sequence[Served], decoded: Sequence[Seen], caller: Caller, named: Named, *, embed: bool,
+        background: bool,
+    ) -> list[list[Answer]]:  # fmt: skip
         """The answers to each version's views. Those that see the same pixels are asked for together."""
         answers: dict[int, list[Answering]] = {place: [] for place in range(len(versions))}
         seen_by = zip(versions, decoded, strict=True)
         rows = sum(len(seen.pixels) for served, seen in seen_by if len(seen.pixels) > served.config.frames)
-        if rows:  # all views or none: those that found room would be computed for nothing
+        if rows and not background:  # all views or none: those that found room would be computed for nothing
             await self._engine.check_room(rows, caller.deadline, (), caller.asker)
         try:
             for seen in {id(seen): seen for seen in decoded}.values():
@@ -177,7 +202,9 @@ class Answers:
                 items = [self._item(versions[place]) for place in places]
                 for number, view in enumerate(seen.pixels.views(versions[places[0]].config.frames)):
                     picture = seen.digest + number.to_bytes(2, "little") if number else seen.digest
-                    asked = self._engine.ask(items, view, caller.deadline, picture, caller.asker, embed=embed)
+                    asked = self._engine.ask(
+                        items, view, caller.deadline, picture, caller.asker, embed=embed, background=background
+                    )
                     for place, answer in zip(places, asked, strict=True):
                         answers[place].append(answer)
             found = iter(await caller.wait([one for views in answers.values() for one in views], "computing"))
@@ -223,12 +250,13 @@ def _outcome(served: Served, views: Sequence[Answer], seen: Seen, top_k: int, sc
     top = best(probabilities(logits, score, config.temperature), config.labels, top_k)
     abstain = config.abstain if extras.abstain is None else extras.abstain
     accepted = None if abstain is None else top[0].score >= abstain
+    label = top[0].label
     if extras.min_score:
         top = [label for label in top if label.score >= extras.min_score]
     vector = None
     if extras.embedding:
         vector = np.mean([view.vector for view in views if view.vector is not None], axis=0)
-    return Outcome(served, top, seen.bad_frames, last.queue_s, last.compute_s, accepted, vector)
+    return Outcome(served, top, seen.bad_frames, last.queue_s, last.compute_s, accepted, vector, best=label)
 
 
 def _place(error: AdaptError, answers: dict[int, list[Answering]]) -> int | None:

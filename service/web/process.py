@@ -11,7 +11,9 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
+import msgspec
 import uvloop
 
 from adapters.config import Size
@@ -23,12 +25,13 @@ from service.engine.pixels import PixelMemory, array_of, row_bytes
 from service.engine.remote import RemoteEngine
 from service.engine.room import Room, cells_of
 from service.limits import pixel_rows
-from service.messages import BROUGHT, DECLARED, JOB, Call, Channel, Message, Reply, Told
+from service.messages import BROUGHT, DECLARED, JOB, VERSIONS, Call, Channel, Message, Reply, Told
 from service.sources.asking import DeclaredTasks
 from service.store.journal import Journal
 from service.store.opening import open_repository
 from service.watch.counts import Count, Counts
 from service.watch.metrics import Metrics
+from service.watch.versions import Ledger, VersionNews
 from service.web.accepting import Share
 from service.web.app import FrontEnd, front_end
 from service.web.server import Server, server_config
@@ -37,19 +40,42 @@ TELL_S = 0.2
 """How often counts go to the supervisor, while there are any: so late may another front end know of them."""
 
 
-class SharedCounts:
-    """Of all front ends together; the supervisor adds up."""
+class Supervision:
+    """What a front end says to the supervisor and asks of it."""
 
     def __init__(self) -> None:
-        self._own = Counts()
         self._channel: Channel | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._asked: dict[int, asyncio.Future[Mapping[str, Count]]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
 
     def connect(self, channel: Channel) -> None:
-        """The supervisor, from now on."""
+        """From now on it is there."""
         self._channel = channel
+
+    async def ask(self, name: str, *arguments: Any) -> Any:
+        """What it knows."""
+        self._number += 1
+        self._asked[self._number] = reply = asyncio.get_running_loop().create_future()
+        self.send(Call(self._number, name, list(arguments)))
+        return await reply
+
+    def heard(self, reply: Reply) -> None:
+        """What ``ask`` waits for."""
+        asked = self._asked.pop(reply.number)
+        if not asked.done():
+            asked.set_result(reply.value)
+
+    def send(self, message: Message) -> None:
+        assert self._channel is not None, "nobody is served before the supervisor is connected"
+        self._channel.send(message)
+
+
+class SharedCounts:
+    """Of all front ends together; the supervisor adds up."""
+
+    def __init__(self, supervision: Supervision) -> None:
+        self._own, self._supervision = Counts(), supervision
+        self._timer: asyncio.TimerHandle | None = None
 
     def answered(self, tasks: Iterable[str]) -> None:
         self._own.answered(tasks)
@@ -61,22 +87,12 @@ class SharedCounts:
 
     def forget(self, task: str) -> None:
         self.tell()
-        self._send(Told("forget", task))
+        self._supervision.send(Told("forget", task))
 
     async def of(self, tasks: Sequence[str]) -> Mapping[str, Count]:
         self.tell()
-        self._number += 1
-        self._asked[self._number] = reply = asyncio.get_running_loop().create_future()
-        self._send(Call(self._number, "counts", [list(tasks)]))
-        counts: Mapping[str, Count] = await reply
-        return counts
-
-    def heard(self, reply: Reply) -> None:
-        """What ``of`` asked for."""
-        counts = {task: (answered, failed) for task, (answered, failed) in reply.value.items()}
-        asked = self._asked.pop(reply.number)
-        if not asked.done():
-            asked.set_result(counts)
+        found = await self._supervision.ask("counts", list(tasks))
+        return {task: (answered, failed) for task, (answered, failed) in found.items()}
 
     def _soon(self) -> None:
         if self._timer is None:
@@ -87,11 +103,16 @@ class SharedCounts:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            self._send(Told("counted", list(self._own.take())))
+            self._supervision.send(Told("counted", list(self._own.take())))
 
-    def _send(self, message: Message) -> None:
-        assert self._channel is not None, "nobody is served before the supervisor is connected"
-        self._channel.send(message)
+
+def shared_ledger(supervision: Supervision) -> Ledger:
+    """Of all front ends together; the supervisor adds up, and looks after the versions."""
+
+    async def known(task: str) -> list[VersionNews]:
+        return msgspec.convert(await supervision.ask(VERSIONS, task), list[VersionNews])
+
+    return Ledger(lambda news: supervision.send(Told(VERSIONS, news)), known)
 
 
 class _Server(Server):
@@ -106,7 +127,8 @@ class _Process:
 
     def __init__(self, begun: child.Beginning) -> None:
         self._begun, self._settings = begun, begun.settings
-        self._go, self._counts = asyncio.Event(), SharedCounts()
+        self._go, self._supervision = asyncio.Event(), Supervision()
+        self._counts, self._ledger = SharedCounts(self._supervision), shared_ledger(self._supervision)
         self._declared = DeclaredTasks(self._settings.source_wait_s)
         self._server: _Server | None = None
         self._drain = False
@@ -116,7 +138,7 @@ class _Process:
         told, settings = self._begun.told, self._settings
         channel = await self._begun.listen(self._heard)
         owner = f"front-end-{told['number']}"
-        self._counts.connect(channel)
+        self._supervision.connect(channel)
         repository = open_repository(settings, Journal(memory.mapped(told["journal"])), owner)
         await asyncio.to_thread(repository.load)
         engines = [self._engine(number, path) for number, path in enumerate(told["engines"])]
@@ -126,7 +148,9 @@ class _Process:
         added = partial(channel.send, Told(JOB, None))
         if settings.tasks_file:
             self._declared.connect(channel.send)
-        with front_end(settings, fleet, repository, pixels, self._counts, metrics, added, self._declared) as front:
+        with front_end(
+            settings, fleet, repository, pixels, self._counts, self._ledger, metrics, added, self._declared
+        ) as front:
             listener = socket.socket(fileno=told["listener"])
             connections = cells_of(memory.mapped(told["connections"]))
             self._server = _Server(
@@ -139,6 +163,7 @@ class _Process:
             if not self._drain:
                 await self._server.serve([listener])
         self._counts.tell()
+        self._ledger.tell()
         repository.close()
         for engine in engines:
             engine.close()
@@ -147,7 +172,7 @@ class _Process:
 
     def _heard(self, message: Message) -> None:
         if isinstance(message, Reply):
-            self._counts.heard(message)
+            self._supervision.heard(message)
         elif isinstance(message, Told) and message.name in (DECLARED, BROUGHT):
             self._declared.heard(message)
         elif isinstance(message, Told) and message.name == "go":

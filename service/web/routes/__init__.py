@@ -15,6 +15,7 @@ from service.web.routes import (
     page,
     predict,
     tasks,
+    traffic,
     upload,
 )  # fmt: skip
 from service.web.routes.common import problems
@@ -23,7 +24,7 @@ from service.web.routes.common import problems
 def install(app: FastAPI, root_path: str) -> None:
     """Add every endpoint; ``root_path`` is what a proxy puts before the addresses that the page writes."""
     page.install(app, root_path)
-    for module in (predict, batch, upload, tasks, download, examples, feedback, jobs):
+    for module in (predict, batch, upload, tasks, traffic, download, examples, feedback, jobs):
         app.include_router(module.router, responses=problems(400, 401, 403, 421, 503))
     for module in (health, key):
         app.include_router(module.router, responses=problems(400, 421))

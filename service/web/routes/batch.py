@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from service.web.batches import BatchOrder, BatchPlace, BatchRunner
 from service.web.caller import Caller
 from service.web.middleware import PROGRESS
 from service.web.outcomes import Extras, Outcomes
+from service.web.picture import STICKY, Picture, sha256, version_for
 from service.web.prediction import Answers
 from service.web.problems import document, plain_document
 from service.web.routes.batch_body import GZIP, TAR, ZIP, BatchBody
@@ -37,7 +39,7 @@ from service.web.routes.bodies import exchange, receive
 from service.web.routes.callers import TheAsker
 from service.web.routes.common import TaskName, problems
 from service.web.routes.parameters import declared
-from service.web.routes.predict import TOP_K, TheExtras, TopK, Version, wire
+from service.web.routes.predict import TOP_K, Calls, TheExtras, TopK, Version, wire
 from service.web.schemas import BatchEnd, BatchFailure, BatchItem
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ class BatchCall:
         self._counts: Counting = state.counts
         self._metrics: Metrics = state.metrics
         self._tracing: Tracing | None = state.tracing
+        self._calls: Calls = state.calls
         self._request, self._task = request, task
         self._request_id: str = request.state.request_id
         self.progress = request.scope["state"][PROGRESS] = BatchProgress()
@@ -106,20 +109,51 @@ class BatchCall:
         return await body.entries(caller)
 
     def answered(
-        self, place: BatchPlace, entries: Sequence[Entry], served: Served, top_k: int, caller: Caller, extras: Extras
-    ) -> Response:
-        """The answer, which gives the place back when it is over."""
+        self, place: BatchPlace, entries: Sequence[Entry], served: Sequence[Served], top_k: int, caller: Caller,
+        extras: Extras,
+    ) -> Response:  # fmt: skip
+        """The answer, which gives the place back when it is over. ``served``: one, or all that a rule may name."""
 
         async def answer(index: int, name: str, read: Callable[[], bytes]) -> bytes:
-            outcomes = await self._answers.predict(read, [served], top_k, caller, extras)
+            if served[0].rule is not None:
+                return await self._by_rule(index, name, read, top_k, caller, extras)
+            outcomes = await self._answers.predict(read, served, top_k, caller, extras)
             return self._good(index, name, outcomes)
 
         self.progress.items = len(entries)
-        rows = served.config.rows
+        rows = max(one.config.rows for one in served)
         if extras.excerpt and extras.excerpt.window:  # as many as there may be, and that half of the queue holds
             rows = max(rows, min(rows * self.settings.max_windows, self.settings.max_queue_rows // 2))
         asked = BatchOrder(entries, rows, answer, self._bad, partial(self._answers.admit, caller))
         return _Streamed(self, place, self.batches.lines(asked, caller), caller)
+
+    async def versions(self, version: int | None) -> Sequence[Served]:
+        """What may answer: one for all, or, where the task has a rule, the active version and those that it names."""
+        catalogue, task = self.catalogue, self._task
+        rule = catalogue.repository.ruled.get(task) if version is None else None
+        if rule is None or rule.active is None:
+            return [await catalogue.resolve(task, version)]
+        numbers = [rule.active, *(rule.traffic.weights if rule.traffic is not None else ())]
+        return [replace(await catalogue.resolve(task, number), rule=rule) for number in dict.fromkeys(numbers)]
+
+    async def _by_rule(
+        self, index: int, name: str, read: Callable[[], bytes], top_k: int, caller: Caller, extras: Extras
+    ) -> bytes:
+        """One entry, by the version that its own bytes, or the header of all, are for; the rule may have ended."""
+        picture = Picture(
+            self._request.headers.get(STICKY), lambda: self._answers.unpack(lambda: sha256([read()]), caller)
+        )
+        served = [await version_for(self.catalogue, self._task, None, picture)]
+        comparisons = self._calls.comparisons
+        try:
+            outcomes = await self._answers.predict(read, served, top_k, caller, extras)
+        except AdaptError as error:
+            comparisons.failed(served, error)
+            raise
+        if served[0].rule is not None:
+            await picture.digest()  # while the entry can be read
+            comparisons.answered(outcomes, [(picture, None)])
+        return self._good(index, name, outcomes)
 
     def _good(self, index: int, name: str, outcomes: Outcomes) -> bytes:
         self._counts.answered([self._task])
@@ -192,7 +226,8 @@ async def batch(
 ) -> Response:  # fmt: skip
     """Classify many pictures or clips: a line of JSON for each, in order, sent as soon as it is there.
 
-    An item that cannot be answered is a line with its problem. One version answers for all.
+    An item that cannot be answered is a line with its problem. One version answers for all, unless several share the
+    task's traffic.
     """
     call = BatchCall(request, task)
     caller = Caller(_seconds(call.settings, deadline_ms), asker)
@@ -201,7 +236,7 @@ async def batch(
     try:
         entries = await call.read(place, caller)
         await call.catalogue.catch_up()
-        served = await call.catalogue.resolve(task, version)
+        served = await call.versions(version)
         return call.answered(place, entries, served, top_k, caller, extras)
     except BaseException:
         place.leave()

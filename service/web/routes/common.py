@@ -20,6 +20,7 @@ from service.store.recents import Recents
 from service.teach.jobs import Jobs
 from service.watch.counts import Counting
 from service.watch.metrics import UNKNOWN, Metrics
+from service.watch.versions import Ledger
 from service.web.batches import BatchRunner
 from service.web.budget import Budget
 from service.web.intake import Intake
@@ -67,6 +68,7 @@ TheCounts = Annotated[Counting, _built("counts")]
 TheMetrics = Annotated[Metrics, _built("metrics")]
 TheBodies = Annotated[Budget, _built("bodies")]
 TheBatches = Annotated[BatchRunner, _built("batches")]
+TheLedger = Annotated[Ledger, _built("ledger")]
 TheExamples = Annotated[Examples, _built("examples")]
 TheIntake = Annotated[Intake, _built("intake")]
 TheRecents = Annotated[Recents | None, _built("recents")]

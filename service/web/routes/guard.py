@@ -36,6 +36,7 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
     ("GET", "/v1/tasks/{task}/versions"): "predict",
     ("GET", "/v1/tasks/{task}/versions/{version}"): "predict",
     ("GET", "/v1/tasks/{task}/versions/{version}/config"): "predict",
+    ("GET", "/v1/tasks/{task}/traffic"): "predict",
     ("GET", "/v1/key"): None,
     ("GET", "/livez"): None,
     ("GET", "/readyz"): None,

@@ -17,13 +17,15 @@ from adapters.media import Excerpt
 from service.engine.interface import Link
 from service.errors import BadRequest
 from service.settings import Settings
-from service.store.catalogue import Catalogue
+from service.store.catalogue import Catalogue, Served
 from service.watch.counts import Counting
 from service.watch.metrics import Metrics
 from service.watch.tracing import Tracing
 from service.web.budget import Budget
 from service.web.caller import Caller
+from service.web.comparisons import Comparisons
 from service.web.outcomes import PLAIN, Extras, Outcome, Outcomes
+from service.web.picture import STICKY, Picture, version_for
 from service.web.prediction import Answers
 from service.web.recorder import Recorder
 from service.web.routes.bodies import Memory, exchange, receive
@@ -99,6 +101,7 @@ class Calls:
         self._metrics: Metrics = state.metrics
         self._tracing: Tracing | None = state.tracing
         self._recorder: Recorder | None = state.recorder
+        self.comparisons: Comparisons = state.comparisons
 
     async def one(
         self, request: Request, task: str, version: int | None, top_k: int, caller: Caller, extras: Extras = PLAIN
@@ -128,13 +131,17 @@ class Calls:
             self._answers.admit(caller)
             await self._receive(request, memory, caller)
             await catalogue.catch_up()
-            versions = [await catalogue.resolve(task, version) for task, version in asked]
-            await self._answers.check_room([served.digest for served in versions], caller)
             body, recorder = memory.take(), self._recorder
+            picture = Picture.of(request.headers.get(STICKY), body) if catalogue.repository.ruled else None
+            versions = [await version_for(catalogue, task, version, picture) for task, version in asked]
+            ruled = [served for served in versions if served.rule is not None]
+            await self._answers.check_room([served.digest for served in versions], caller)
             answering = self._answers.predict(body, versions, top_k, caller, extras)
-            kept = body if recorder else b""
+            kept = body if recorder or ruled else b""
             del body  # it is decoded by and by, and need not be in memory then
-            outcomes = await self.told(request, [task for task, _ in asked], caller, answering)
+            outcomes = await self.told(request, [task for task, _ in asked], caller, answering, ruled)
+            if ruled and picture is not None:
+                self.comparisons.answered(outcomes, [(picture, kept)])
             if recorder:
                 recorder.keep(request.state.request_id, kept, outcomes)
             return outcomes
@@ -171,13 +178,19 @@ class Calls:
         caller.watch(exchange(request).departed)
 
     async def told(
-        self, request: Request, tasks: Sequence[str], caller: Caller, answering: Awaitable[Outcomes]
-    ) -> Outcomes:
-        """The answers, once counts, metrics and traces have heard of them; ``tasks`` has one for each."""
+        self, request: Request, tasks: Sequence[str], caller: Caller, answering: Awaitable[Outcomes],
+        ruled: Sequence[Served] = (),
+    ) -> Outcomes:  # fmt: skip
+        """The answers, once counts, metrics and traces have heard of them; ``tasks`` has one for each.
+
+        ``ruled`` are the versions asked that a rule has fixed.
+        """
         try:
             outcomes = await answering
         except Exception as error:
             self._counts.failed(tasks)
+            if ruled:
+                self.comparisons.failed(ruled, error)
             if self._tracing is not None:
                 self._tracing.failed(request, error, caller.spent)
             raise

@@ -21,6 +21,7 @@ from service.store.catalogue import Catalogue, Served
 from service.web.budget import Budget
 from service.web.caller import Caller
 from service.web.outcomes import Outcomes
+from service.web.picture import STICKY, Picture, version_for
 from service.web.prediction import Answers
 from service.web.problems import bad_request, respond
 from service.web.routes.bodies import Memory, exchange, receive
@@ -101,13 +102,20 @@ class BatchCalls:
                 caller.seconds = min(asked.seconds, settings.max_deadline_s)
                 caller.restart()
             await catalogue.catch_up()
-            served = await catalogue.resolve(task, version)
+            sticky = request.headers.get(STICKY)
+            picture = Picture.of(sticky, *asked.files) if catalogue.repository.ruled else None
+            served = await version_for(catalogue, task, version, picture)
             self._check_rows(asked, served)
             await self._answers.check_room([served.digest] * len(asked.files), caller)
             if len(asked.files) > 1:
                 self._answers.admit(caller, len(asked.files) - 1)
             answering = self._answers.predict_each(asked.files, served, asked.top_k, asked.score, caller)
-            return asked, await self._calls.told(request, [task] * len(asked.files), caller, answering)
+            ruled = [served] if served.rule is not None else []
+            outcomes = await self._calls.told(request, [task] * len(asked.files), caller, answering, ruled)
+            if ruled:
+                own = [(Picture.of(sticky, file), file) for file in asked.files]
+                self._calls.comparisons.answered(outcomes, own)
+            return asked, outcomes
 
     async def _read(self, request: Request, memory: Memory, read: Callable[[bytes], A], caller: Caller) -> A:
         encoding, bounds = request.headers.get("content-encoding"), self.bounds

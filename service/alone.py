@@ -53,10 +53,11 @@ def alone(settings: Settings) -> Iterator[Alone]:
                 log.warning("recovery: %s", sentence)
             pixels = PixelMemory.private(pixel_rows(settings), engine.facts.layout.input_size)
             declared = DeclaredTasks(settings.source_wait_s)
+            elsewhere = declared if settings.tasks_file else None
             with (
                 followed(settings, repository),
                 front_end(
-                    settings, engine, repository, pixels, Counts(), _ledger(repository), metrics, elsewhere=declared
+                    settings, engine, repository, pixels, Counts(), _ledger(repository), metrics, elsewhere=elsewhere
                 ) as front,
                 ExitStack() as stack,
             ):

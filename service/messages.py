@@ -22,8 +22,8 @@ ALIVE = "alive"
 JOB = "job"
 """Told by a front end: there is another training to carry out."""
 DECLARED, BRING, BROUGHT = "declared", "bring", "brought"
-"""Told between front ends and the process of sources: which tasks have a source (None asks for it); that one is wanted;
-that it is here, or why not: its name, and an error as ``Failed`` has it."""
+"""Told between front ends and the process of sources: which tasks have a source, and which of them are pinned (None
+asks for it); that one is wanted; that it is here, or why not: its name, and an error as ``Failed`` has it."""
 VERSIONS = "versions"
 """Told by a front end: how versions did that a rule names; asked by one: how a task's have done at all front ends."""
 RESIDENTS = "residents"

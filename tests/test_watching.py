@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -208,23 +207,34 @@ def test_a_restart_takes_nothing_twice_and_undoes_nothing(kit: Kit, tmp_path: Pa
         assert until(lambda: server.active("new") == 1 and server.active("touched") == 2)
         assert (server.active("changed"), server.versions("changed")) == (2, [1, 2])
         assert server.active("deleted") is None
-    shutil.rmtree(data / "sources")  # a server that never saw the folder
+    shutil.rmtree(data / "sources")  # as a server that never saw the folder
     with watched(kit, data, folder) as server:
-        assert until(lambda: server.active("deleted") == 2)
+        server.drop("last.safetensors", first)
+        assert until(lambda: server.active("last") == 1)
         assert (server.active("changed"), server.versions("changed")) == (2, [1, 2])
+        assert server.active("deleted") is None  # it was, after its file had come
         assert (server.versions("new"), server.versions("touched")) == ([1], [2])
 
 
-def test_a_file_that_is_older_than_the_active_version_is_staged(kit: Kit, tmp_path: Path) -> None:
+def test_what_others_did_after_a_file_came_is_not_undone(kit: Kit, tmp_path: Path) -> None:
     data, folder = tmp_path / "data", tmp_path / "folder"
     folder.mkdir()
     (folder / "late.safetensors").write_bytes(kit.file(12)[0])
-    assert until(lambda: int((folder / "late.safetensors").stat().st_ctime) < int(time.time()))
+    (folder / "back.safetensors").write_bytes(kit.file(12)[0])
     with watched(kit, data, tmp_path / "empty") as server:
         server.home.put("late", kit.file(13)[0]).raise_for_status()
+        for seed in (13, 14):
+            server.home.put("back", kit.file(seed)[0]).raise_for_status()
+        (folder / "now.safetensors").write_bytes(kit.file(12)[0])
+        server.home.put("now", kit.file(13)[0]).raise_for_status()
+        os.utime(folder / "now.safetensors")
+        server.home.client.post("/v1/tasks/back/versions/1/activate").raise_for_status()
     with watched(kit, data, folder) as server:
-        assert until(lambda: server.versions("late") == [1, 2])
-        assert server.active("late") == 1
+        assert until(lambda: all(len(server.versions(name)) > 1 for name in ("late", "now")))
+        assert until(lambda: server.versions("back") == [1, 2, 3])
+        assert (server.active("late"), server.active("back"), server.active("now")) == (1, 1, 2)
+        last = server.home.front.catalogue.repository.past.of("now", None, 1).events[0]
+        assert (last.what, last.by.origin, last.by.key) == ("published", "sources", None)
 
 
 def test_two_servers_on_one_store_watch_one_folder(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

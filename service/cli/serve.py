@@ -108,6 +108,10 @@ def serve(
     )  # fmt: skip
     with one_line_errors():
         _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
+        if settings.tasks_file:
+            from service.sources.declared import read_tasks_file
+
+            read_tasks_file(settings)  # what is wrong with it is told now, not after the backbone is loaded
         _make_room_for_files(settings)
         listener = _listen(settings)
         logs.configure(settings.log_level, settings.log_format)

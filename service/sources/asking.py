@@ -29,6 +29,7 @@ class DeclaredTasks:
     def __init__(self, wait_s: float) -> None:
         """A request waits so long."""
         self.names: frozenset[str] = frozenset()
+        self.pinned: tuple[str, ...] = ()
         self._wait_s = wait_s
         self._waiting: dict[str, Future[AdaptError | None]] = {}
         self._send: Callable[[Told], None] = lambda _: None
@@ -41,7 +42,8 @@ class DeclaredTasks:
     def heard(self, message: Told) -> None:
         """What that process tells."""
         if message.name == DECLARED:
-            self.names = frozenset(message.value)
+            names, pinned = message.value
+            self.names, self.pinned = frozenset(names), tuple(pinned)
             for task in list(self._waiting):  # a process that was started again has not heard of them
                 self._send(Told(BRING, task))
         elif message.name == BROUGHT:

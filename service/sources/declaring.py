@@ -78,7 +78,8 @@ class Declaring:
 
     def tell(self) -> None:
         """Let front ends know which tasks there are."""
-        self._send(Told(DECLARED, list(self._file.tasks)))
+        pinned = [name for name, one in self._file.tasks.items() if one.pinned]
+        self._send(Told(DECLARED, [list(self._file.tasks), pinned]))
 
     async def _look(self) -> None:
         """Read the file again if it is another one."""

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SOURCES = Actor(None, "sources")
 """Who makes these changes, for the history."""
+RECENT = 20
+"""Of a task's changes: among them one is looked for that somebody else made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,10 @@ class Taking:
         return self._version(task, digest)
 
     async def take(self, offer: Offer, staging: Staging) -> None:
-        """Make it a version, and active unless the active one is newer than the offer. Raises what is wrong with it."""
+        """Make it a version, and active unless the task was changed after it was offered; not if it was deleted since.
+
+        Raises what is wrong with the file.
+        """
         try:
             digest = await asyncio.to_thread(staging.finish)
             known = await self.known(offer.task, digest)
@@ -76,12 +81,17 @@ class Taking:
                 self._metrics.uploaded("same")
                 await self.have(offer, known)
                 return
-            info, active = await self._publish(offer, staging, digest)
+            newest = await self._is_newest(offer)
+            if not newest and not self.catalogue.has(offer.task):
+                log.info("%s: '%s' was deleted after it came there, and stays so; touch it to have it back",
+                         offer.origin, offer.task)  # fmt: skip
+                return
+            info = await self._publish(offer.task, staging, digest, activate=newest)
         except AdaptError as error:
             self._metrics.uploaded("refused" if is_final(error) else "failed")
             raise
         self._metrics.uploaded("created")
-        state = "active" if active else "staged, since the active version is newer"
+        state = "active" if newest else "staged, since the task was changed after it came there"
         log.info("%s: version %d of '%s' is published and %s", offer.origin, info.number, info.task, state)
 
     async def have(self, offer: Offer, known: VersionInfo) -> None:
@@ -90,30 +100,43 @@ class Taking:
         active = self.catalogue.active(task)
         if active == number:
             log.info("%s: '%s' has it already, as version %d, which is active", offer.origin, task, number)
-        elif offer.changed and self._is_newest(offer):
+        elif offer.changed and await self._is_newest(offer):
             await self.catalogue.run(lambda: self.catalogue.activate(task, number, SOURCES))
             log.info("%s: version %d of '%s' had it already, and is active", offer.origin, number, task)
         else:
             log.info("%s: '%s' has it already, as version %d; version %s stays active", offer.origin, task, number,
                      active)  # fmt: skip
 
-    async def _publish(self, offer: Offer, staging: Staging, digest: str) -> tuple[VersionInfo, bool]:
-        catalogue, task = self.catalogue, offer.task
+    async def _publish(self, task: str, staging: Staging, digest: str, *, activate: bool) -> VersionInfo:
+        catalogue = self.catalogue
         header: Header = await asyncio.to_thread(lambda: catalogue.check(staging.path))
         try:
             deadline = time.monotonic() + self._settings.upload_timeout_s
             await self._engine.try_file(str(staging.path), digest, task, deadline)
-            active = self._is_newest(offer)
-            info, _ = await catalogue.run(lambda: catalogue.publish(staging, task, header, activate=active, by=SOURCES))
+            info, _ = await catalogue.run(
+                lambda: catalogue.publish(staging, task, header, activate=activate, by=SOURCES)
+            )
         except BaseException:
             catalogue.release(digest)
             raise
-        return info, active
+        return info
 
-    def _is_newest(self, offer: Offer) -> bool:
-        """Whether it was offered after the active version came: what somebody activated meanwhile stays."""
-        active = self.catalogue.active(offer.task)
-        return active is None or offer.put >= _seconds(self.catalogue.repository.version(offer.task, active).created)
+    async def _is_newest(self, offer: Offer) -> bool:
+        """Whether it was offered after all that others did to the task: what they activated or deleted stays so."""
+        return offer.put >= await self.catalogue.run(lambda: self._last_change(offer.task))
+
+    def _last_change(self, task: str) -> float:
+        """When anybody else changed it last, in seconds since 1970; 0 for nobody. Blocks."""
+        repository = self.catalogue.repository
+        try:
+            events = repository.past.of(task, None, RECENT).events
+        except UnknownTask:
+            return 0.0
+        others = [event.time for event in events if event.by.origin != SOURCES.origin]
+        active = self.catalogue.active(task)
+        if not events and active is not None:  # from before there was a history
+            others = [repository.version(task, active).created]
+        return _seconds(others[0]) if others else 0.0
 
     def _version(self, task: str, digest: str) -> VersionInfo | None:
         try:
@@ -128,9 +151,9 @@ def is_final(error: AdaptError) -> bool:
     return status_of(error) < 500 and status_of(error) != 429
 
 
-def _seconds(created: str) -> float:
+def _seconds(moment: str) -> float:
     """Since 1970; 0 for what cannot be read."""
     try:
-        return datetime.fromisoformat(created).timestamp()
+        return datetime.fromisoformat(moment).timestamp()
     except ValueError:
         return 0.0

@@ -62,6 +62,11 @@ class Elsewhere(Protocol):
     @property
     def names(self) -> Collection[str]: ...
 
+    @property
+    def pinned(self) -> Sequence[str]:
+        """Those that are to stay on the device once they are here."""
+        ...
+
     async def bring(self, task: str) -> None:
         """Have it here. Raises what keeps it away."""
         ...

@@ -86,7 +86,7 @@ def front_end(
             repository, facts.layout, file_limits(settings, facts.rank), engine.forget,
             cache_bytes=settings.config_cache_bytes, elsewhere=elsewhere,
         )  # fmt: skip
-        pins = Pins(settings, engine, catalogue)
+        pins = Pins(settings, engine, catalogue, elsewhere)
         decoding = Pool(
             "decode", workers=decode_workers(settings),
             max_waiting=settings.max_decodes_waiting, setting="max_decodes_waiting", weights=keys.weights,

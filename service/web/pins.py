@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from adapters.errors import AdaptError, NoRoom
 from adapters.limits import variable
@@ -18,7 +18,7 @@ from service.engine.interface import Link
 from service.messages import Item
 from service.settings import Settings
 from service.share_settings import pinned_of
-from service.store.catalogue import Catalogue
+from service.store.catalogue import Catalogue, Elsewhere
 from service.store.manifest import TaskInfo, VersionInfo
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,11 @@ BRING_S = 30.0
 class Pins:
     """``settle`` before anybody is served, then ``follow`` as long as somebody is."""
 
-    def __init__(self, settings: Settings, engine: Link, catalogue: Catalogue) -> None:
-        """Raises NoRoom where the slots could not hold them all."""
-        self._names = pinned_of(settings.pinned_tasks)
+    def __init__(
+        self, settings: Settings, engine: Link, catalogue: Catalogue, elsewhere: Elsewhere | None = None
+    ) -> None:
+        """``elsewhere`` may have more of them, and others later. Raises NoRoom where the slots could not hold them."""
+        self._fixed, self._elsewhere = pinned_of(settings.pinned_tasks), elsewhere
         self._engine, self._catalogue = engine, catalogue
         self._told: Mapping[str, str] = {}
         self._known: Mapping[str, TaskInfo] = {}
@@ -45,6 +47,11 @@ class Pins:
                 field="pinned_tasks", limit=slots - 1, value=len(self._names),
             )  # fmt: skip
 
+    @property
+    def _names(self) -> Sequence[str]:
+        more = self._elsewhere.pinned if self._elsewhere is not None else ()
+        return tuple(dict.fromkeys((*self._fixed, *more)))
+
     async def settle(self) -> None:
         """All that are there are on the device now. Raises NoRoom; what else is wrong is in the log."""
         await self._catalogue.catch_up()
@@ -52,7 +59,7 @@ class Pins:
         await self._pin()
 
     async def _pin(self) -> None:
-        if not self._names:
+        if not self._names and not self._told:
             return
         self._told = wanted = self._wanted()
         items = []

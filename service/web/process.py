@@ -146,10 +146,11 @@ class _Process:
         fleet, metrics = Fleet(engines), Metrics(owner)
         pixels = self._pixels(fleet.facts.layout.input_size)
         added = partial(channel.send, Told(JOB, None))
-        if settings.tasks_file:
-            self._declared.connect(channel.send)
+        elsewhere = self._declared if settings.tasks_file else None
+        if elsewhere is not None:
+            elsewhere.connect(channel.send)
         with front_end(
-            settings, fleet, repository, pixels, self._counts, self._ledger, metrics, added, self._declared
+            settings, fleet, repository, pixels, self._counts, self._ledger, metrics, added, elsewhere
         ) as front:
             listener = socket.socket(fileno=told["listener"])
             connections = cells_of(memory.mapped(told["connections"]))

@@ -50,6 +50,7 @@ from adaptserve_client.errors import (
     WrongModalityError,
 )
 from adaptserve_client.examples import Addition, Feedback, LabelledExample
+from adaptserve_client.history import Change
 from adaptserve_client.jobs import TrainedVersion, Training
 from adaptserve_client.version import __version__
 
@@ -64,6 +65,7 @@ __all__ = [
     "BatchOutcome",
     "BrokenAdapterError",
     "BrokenMediaError",
+    "Change",
     "Classification",
     "Client",
     "ConflictError",

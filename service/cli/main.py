@@ -14,6 +14,7 @@ from service.cli import keys
 from service.cli.client import predict, push
 from service.cli.console import out
 from service.cli.evaluate import evaluate
+from service.cli.history import history
 from service.cli.import_ import app as import_app
 from service.cli.inspect import inspect
 from service.cli.serve import serve
@@ -33,7 +34,8 @@ app = typer.Typer(
     Start with `adaptserve serve`: it comes up on a small shipped backbone with demo tasks.
     `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it, about whole folders too.
     `adaptserve train DATA --out FILE` makes one from labelled pictures or clips, `adaptserve evaluate DATA --task NAME`
-    scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share.
+    scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share, `adaptserve
+    history` tells who changed what.
 
     Exit codes: 0 done, 1 it did not work (one line on stderr says why), 2 the command line is wrong, 3 a server's
     device was lost: start it again.
@@ -44,6 +46,7 @@ app.command()(inspect)
 app.command()(push)
 app.command()(predict)
 app.command()(top)
+app.command()(history)
 app.command()(train)
 app.command()(evaluate)
 app.add_typer(import_app, name="import")

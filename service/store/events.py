@@ -131,7 +131,8 @@ def difference(old: TaskInfo, new: TaskInfo) -> Difference:
     """What was done; "changed" where lists alone tell of it."""
     added = [info for number, info in new.versions.items() if number not in old.versions]
     gone = [info for number, info in old.versions.items() if number not in new.versions]
-    before = {} if old.active is None else {"before": old.active}
+    ended = {} if old.traffic is None or new.traffic is not None else {"traffic_ended": weights_text(old.traffic)}
+    before = ended if old.active is None else {"before": old.active} | ended
     if added:
         active = new.active == added[-1].number
         return Difference("published" if active else "staged", added[-1], before if active else {})
@@ -141,10 +142,9 @@ def difference(old: TaskInfo, new: TaskInfo) -> Difference:
     if gone:
         return Difference("version_deleted", gone[-1])
     if new.active != old.active:
-        ended = before | ({} if old.traffic is None else {"traffic_ended": weights_text(old.traffic)})
         if new.active is None:
-            return Difference("deactivated", None, ended)
-        return Difference("activated", new.versions[new.active], ended)
+            return Difference("deactivated", None, before)
+        return Difference("activated", new.versions[new.active], before)
     return _ruled(old, new) or Difference("changed")
 
 

@@ -197,24 +197,19 @@ class Repository(Sole, View):
                 self._reserve.fill()
             return self._tasks[name]
 
-    def _let_go(self, old: TaskInfo | None) -> None:
+    def _let_go(self, old: TaskInfo) -> None:
         """Remove the files of versions that the task has no more."""
-        if old is None or not old.versions:
-            return
         kept = self._tasks[old.name].versions
-        if not kept:
+        if old.versions and not kept:
             aside = self._files.move_away(old.name)
             if aside is not None:
                 with suppress(RuntimeError):  # the server stops; the next start removes them
                     self._removal = self._remover.submit(self._remove, old.name, aside)
-            return
-        for number in old.versions.keys() - kept.keys():
+        for number in old.versions.keys() - kept.keys() if kept else ():
             try:
                 self.path(old.name, number).unlink(missing_ok=True)
             except OSError as error:
-                log.warning(
-                    "version %d of '%s' is deleted, but its file is left (%s)", number, old.name, error.strerror
-                )
+                log.warning("deleted version %d of '%s' leaves its file (%s)", number, old.name, error.strerror)
 
     def _remove(self, name: str, folder: Path) -> None:
         """The files of a deleted task, however many; what a stop leaves of them the next start removes."""

@@ -18,6 +18,7 @@ from service.cli.history import history
 from service.cli.import_ import app as import_app
 from service.cli.inspect import inspect
 from service.cli.serve import serve
+from service.cli.sources import app as sources_app
 from service.cli.store import app as store_app
 from service.cli.top import top
 from service.cli.train import train
@@ -35,7 +36,7 @@ app = typer.Typer(
     `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it, about whole folders too.
     `adaptserve train DATA --out FILE` makes one from labelled pictures or clips, `adaptserve evaluate DATA --task NAME`
     scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share, `adaptserve
-    history` tells who changed what.
+    history` tells who changed what, `adaptserve sources check` what is wrong with a file of tasks.
 
     Exit codes: 0 done, 1 it did not work (one line on stderr says why), 2 the command line is wrong, 3 a server's
     device was lost: start it again.
@@ -52,6 +53,7 @@ app.command()(evaluate)
 app.add_typer(import_app, name="import")
 app.add_typer(keys.app, name="keys")
 app.add_typer(store_app, name="store")
+app.add_typer(sources_app, name="sources")
 
 
 def _show_version(wanted: bool) -> None:

@@ -21,13 +21,15 @@ import yaml
 
 from adapters.config import is_task_name
 from adapters.limits import variable
-from service.errors import BadTasksFile
+from service.errors import BadTasksFile, SourceFailed
 from service.settings import Settings
 from service.source_address import SourceAddress, allowed_of, is_allowed, source_of
 
 MAX_BYTES: Final = 4 * 2**20
 FIELDS: Final = ("name", "source", "version", "sha256", "pinned", "load")
 SHOWN: Final = 20
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""In C where PyYAML has it, which bounds the depth too."""
 Load = Literal["start", "first-use"]
 
 
@@ -44,6 +46,11 @@ class Declaration:
     @property
     def key(self) -> str:
         return f"{self.source.text} {self.source.version} {self.sha256}"
+
+    def check(self, digest: str) -> None:
+        """Whether a file is the one that is pinned. Raises SourceFailed."""
+        if self.sha256 not in ("", digest):
+            raise SourceFailed(f"the file's sha256 is {digest}, and {self.sha256} is declared; correct one of them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ def read_tasks_file(settings: Settings) -> TasksFile:
 
     reader = _Reader(settings, wrong)
     try:
-        tasks = reader.read(yaml.compose(content.decode(), Loader=yaml.SafeLoader))
+        tasks = reader.read(yaml.compose(content.decode(), Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise _bad([f"{path}:{line}: it is not YAML: {error.problem or error.context}"]) from error

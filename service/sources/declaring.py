@@ -166,8 +166,7 @@ class Declaring:
         with await asyncio.to_thread(taking.staging) as staging:
             await asyncio.to_thread(self._fetcher.fetch, one.source, staging)
             digest = await asyncio.to_thread(staging.finish)
-            if one.sha256 not in ("", digest):
-                raise SourceFailed(f"the file's sha256 is {digest}, and {one.sha256} is declared; correct one of them")
+            one.check(digest)
             offer = Offer(offer.task, offer.origin, offer.put, changed and told["digest"] != digest)
             await taking.take(offer, staging)
         return digest

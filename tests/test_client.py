@@ -301,6 +301,23 @@ def test_a_batch_of_nothing_and_for_no_task(client: Either) -> None:
         client.batch([], task="pets", deadline=3)
 
 
+def test_priorities(client: Either, of_made: Callable[..., Either]) -> None:
+    assert client.predict(photograph(), task="pets", priority=9).version == 1
+    assert [one.error for one in client.batch([("a", photograph())], task="pets", priority=0)] == [None]
+    with pytest.raises(BadRequestError, match="X-Priority"):
+        client.predict(photograph(), task="pets", priority=10)
+    asked: list[str | None] = []
+
+    def made(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers.get("x-priority"))
+        return httpx.Response(403, json={"detail": "no"})
+
+    for options in ({}, {"priority": 3}, {"priority": None}):
+        with pytest.raises(ForbiddenError):
+            of_made(made, 0).predict_many(photograph(), tasks=["pets"], **options)
+    assert asked == [None, "3", None]
+
+
 def test_whoever_stops_early_leaves_nothing_running(home: House) -> None:
     with Client(home.url) as client:
         made = client.batch((("x", photograph(n)) for n in range(200)), task="pets", max_items=8)

@@ -6,6 +6,7 @@ The store is ``tests.s3``, with its faults; ``tests/test_torture_store.py`` does
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from adaptserve_client import Client
+from service.cli.main import app
 from tests.houses import House, Kit, house, photograph, problem, until
 from tests.s3 import Bucket, options, s3
 
@@ -151,6 +154,15 @@ def test_examples_are_the_servers_own_and_lie_beside_the_mirror(shared: Shared) 
     assert a.client.get("/v1/tasks/taught/examples").json()["counts"] == {"cat": 1}
     assert b.client.get("/v1/tasks/taught/examples").json()["counts"] == {}
     assert a.client.delete("/v1/tasks/taught").status_code == 204
+
+
+def test_the_age_of_the_view_is_told(shared: Shared) -> None:
+    _, a, _ = shared
+    told = a.client.get("/v1/stats").json()["store"]
+    assert told["age_s"] < 5
+    assert told["generation"] == a.front.catalogue.repository.store_seen
+    done = CliRunner().invoke(app, ["top", "--once", "--url", a.url, "--interval", "0.1"])
+    assert re.search(r"^store: answered \d\.\d s ago, known up to change \d+$", done.output, re.MULTILINE), done.output
 
 
 def age(home: House) -> float:

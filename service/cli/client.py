@@ -95,6 +95,12 @@ def predict(
             help="How long the answer for one file is worth waiting for.  [default: the server's]",
         ),
     ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            "--priority", min=0, max=9, help="How urgent it is among what this key asks.  [default: the server's, 5]"
+        ),
+    ] = None,
     key: Key = None,
 ) -> None:
     """Ask a running server's task what it sees in a picture or clip, or in many.
@@ -117,13 +123,17 @@ def predict(
         if deadline is not None:
             complain("--deadline is for one file; of many, each has the server's own (ADAPTSERVE_DEADLINE_S)")
             raise typer.Exit(USAGE)
-        predict_all(paths, task, url, key, file, form, top_k=top_k or 1, version=version, resume=resume)
+        predict_all(
+            paths, task, url, key, file, form, top_k=top_k or 1, version=version, resume=resume, priority=priority
+        )
         return
     options: PredictOptions = {"top_k": top_k or TOP_K}
     if version is not None:
         options["version"] = version
     if deadline is not None:
         options["deadline"] = deadline
+    if priority is not None:
+        options["priority"] = priority
     with one_line_errors(), Client(url, key, retries=0) as client:
         answer = client.predict(paths[0], task=task, **options)
     _show(answer)

@@ -18,7 +18,7 @@ import typer
 
 from adapters.training.folders import files_in
 from adapters.training.progress import Teller, telling
-from adaptserve_client import AdaptServeError, Client
+from adaptserve_client import AdaptServeError, BatchOptions, Client
 from service.cli.console import complain, one_line_errors, out
 from service.cli.rows import CsvRows, Form, JsonRows, Rows, Run, WrongFiles, reason, rows_in
 from service.exits import FAILED, INTERRUPTED, USAGE
@@ -53,6 +53,7 @@ def predict_all(
     top_k: int,
     version: int | None,
     resume: bool,
+    priority: int | None = None,
 ) -> None:
     """Ask about all of them, and write rows to ``file`` or stdout. Ends the command with its exit code."""
     if resume and file is None:
@@ -70,7 +71,10 @@ def predict_all(
                 raise WrongFiles(f"{file} has rows of other files alone; name the files as they were named for it")
             if others:
                 complain(_left_out(others), "note")
-            labelling = _Labelling(client, run, rows, top_k, file, len(files) - len(todo))
+            options: BatchOptions = {"top_k": top_k, "version": run.version}
+            if priority is not None:
+                options["priority"] = priority
+            labelling = _Labelling(client, run, rows, options, file, len(files) - len(todo))
             labelling.work(todo)
     if labelling.failed:
         raise typer.Exit(FAILED)
@@ -146,7 +150,7 @@ class _Labelling:
     client: Client
     run: Run
     rows: Rows
-    top_k: int
+    options: BatchOptions
     file: Path | None
     there: int
     labelled: int = 0
@@ -170,7 +174,7 @@ class _Labelling:
 
     def _ask(self, todo: Sequence[str], teller: Teller, began: float) -> None:
         run, total = self.run, self.there + len(todo)
-        for outcome in self.client.batch(todo, task=run.task, version=run.version, top_k=self.top_k):
+        for outcome in self.client.batch(todo, task=run.task, **self.options):
             self.rows.write(outcome)
             if outcome.error is None:
                 self.labelled += 1

@@ -136,8 +136,16 @@ def _server(before: Stats, now: Stats, url: str) -> str:
         f"{url} {'ready' if now['ready'] else 'NOT READY'}: {rate:.1f} requests/s, {now['queue_rows']} rows in the "
         f"queue, {(rows['total'] - earlier['total']) / max(batches, 1):.1f} rows a batch\n"
         f"slots: {slots.get('used', 0) + slots.get('pinned', 0)} used, {slots.get('free', 0)} free; "
-        f"device memory {now['device_memory_bytes'] / 2**20:.0f} MiB"
+        f"device memory {now['device_memory_bytes'] / 2**20:.0f} MiB{_store(now.get('store'))}"
     )
+
+
+def _store(told: Mapping[str, Any] | None) -> str:
+    """How old the view of the shared store is; nothing where the server has a folder of its own."""
+    if told is None:
+        return ""
+    heard = "has not answered yet" if told["age_s"] is None else f"answered {told['age_s']:.1f} s ago"
+    return f"\nstore: {heard}, known up to change {told['generation']}"
 
 
 def _stages(before: Stats, now: Stats) -> str:

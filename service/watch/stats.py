@@ -59,6 +59,13 @@ class Requests(_Part):
     by_code: dict[str, int] = Field(description="by HTTP status", examples=[{"200": 3}])
 
 
+class StoreStats(_Part):
+    """The store that several servers share, as this one knows it."""
+
+    age_s: float | None = Field(description="since it last answered; null: it has not since the start", examples=[0.2])
+    generation: int = Field(description="its last change that is known here", examples=[41])
+
+
 class Stats(_Part):
     """Counters grow from the server's start on: take the differences of two answers. Times are in seconds."""
 
@@ -73,6 +80,7 @@ class Stats(_Part):
     device_memory_bytes: int
     loads: dict[str, int] = Field(description="adapters brought into a tier")
     evictions: dict[str, int] = Field(description="adapters put out of a tier")
+    store: StoreStats | None = Field(None, description="null: the server has a folder of its own")
     tasks: list[TaskStats] = Field(description="those that were asked most, first; at most `limit`")
 
 

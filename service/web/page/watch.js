@@ -97,7 +97,8 @@ class Board {
     const slots = Object.entries(now.slots).map(([state, number]) => `${count(number)} ${state}`).join(", ");
     const facts = [["Requests", count(now.requests.total)], ["Waiting", `${count(now.queue_rows)} rows`], ["Slots on the device", slots || "–"],
       ["Adapters in memory", bytes(now.host_cache_bytes)], now.device_memory_bytes > 0 && ["Device memory", bytes(now.device_memory_bytes)],
-      ["Loads", Object.entries(now.loads).map(([tier, number]) => `${compact(number)} ${tier}`).join(", ") || "0"]].filter(Boolean);
+      ["Loads", Object.entries(now.loads).map(([tier, number]) => `${compact(number)} ${tier}`).join(", ") || "0"],
+      now.store && ["Store answered", now.store.age_s === null ? "not yet" : `${now.store.age_s.toFixed(1)} s ago`]].filter(Boolean);
     this.now.replaceChildren(...facts.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))));
     this.drawBatch(point);
     this.drawTasks(point);

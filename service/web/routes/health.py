@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from math import isfinite
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -17,7 +18,7 @@ from adapters.errors import AdaptError
 from adapters.version import installed_version
 from service.engine.interface import Link
 from service.watch.metrics import MAX_TASK_LABELS, Snapshot
-from service.watch.stats import Stats
+from service.watch.stats import Stats, StoreStats
 from service.web.routes.common import TheCatalogue, TheEngine, TheMetrics, problems
 from service.web.schemas import Live, Ready
 
@@ -57,6 +58,7 @@ async def metrics(engine: TheEngine, catalogue: TheCatalogue, metrics: TheMetric
 @router.get("/v1/stats", response_model=Stats, responses=problems(400, 401, 403))
 async def stats(
     engine: TheEngine,
+    catalogue: TheCatalogue,
     metrics: TheMetrics,
     limit: Annotated[int, Query(ge=0, le=MAX_TASK_LABELS, description="the most tasks to tell of")] = 100,
 ) -> Response:
@@ -64,9 +66,16 @@ async def stats(
 
     `adaptserve top` and the page show it.
     """
-    now = await _now(engine)
-    content = await asyncio.to_thread(lambda: metrics.stats(now, limit).model_dump_json())
-    return Response(content, media_type="application/json")
+    now, repository = await _now(engine), catalogue.repository
+    store = None
+    if repository.follows:
+        age = repository.store_age
+        store = StoreStats(age_s=round(age, 3) if isfinite(age) else None, generation=repository.store_seen)
+
+    def told() -> str:
+        return metrics.stats(now, limit).model_copy(update={"store": store}).model_dump_json()
+
+    return Response(await asyncio.to_thread(told), media_type="application/json")
 
 
 async def _now(engine: Link) -> Snapshot:

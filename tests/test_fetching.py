@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,6 +182,19 @@ def test_a_registry_that_asks_for_credentials(way: str, tmp_path: Path, caplog: 
         assert other.credentials == [""]
         for secret in ("hunter2", basic, "for-repository"):
             assert secret not in refused + caplog.text
+
+
+def test_no_line_of_the_log_has_an_address_that_is_signed() -> None:
+    with served(Place(lambda path, headers: Answer(content=CONTENT))) as place:
+        code = f"""
+from service.watch import logs
+logs.configure("debug", "text")
+from service.sources.fetching import client, stream
+with client(5.0) as http:
+    print(sum(map(len, stream(http, "http://{place.host}/a?X-Amz-Signature=hunter2", {{}}, 10_000))))
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, "hunter2" in done.stderr) == (f"{len(CONTENT)}\n", False)
 
 
 def test_an_anonymous_token(tmp_path: Path) -> None:

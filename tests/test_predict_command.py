@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from adaptserve_client import BatchOutcome, Classification, ScoredLabel
+from adaptserve_client import BatchOutcome, Classification, ScoredLabel, calls
 from adaptserve_client.errors import problem_of
 from service.cli import folder
 from service.cli.main import app
@@ -59,6 +59,17 @@ def run(home: House, *more: str | Path, task: str = "pets") -> Result:
 def rows(path: str = "labels.csv") -> list[dict[str, str]]:
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_priority_goes_along(home: House, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    real = calls.asked
+    monkeypatch.setattr(calls, "asked", lambda options: said.append(options.get("priority")) or real(options))
+    for what in (photos / "a/00.jpeg", photos / "a"):
+        for more in ((), ("--priority", "9")):
+            run(home, what, *more)
+    assert said == [None, 9, None, 9]
+    assert run(home, photos, "--priority", "10").exit_code == 2
 
 
 def test_a_folder_with_a_bad_file(home: House, photos: Path) -> None:

@@ -94,6 +94,15 @@ def test_the_same_bytes_again_change_nothing(server: Watched) -> None:
     assert (server.active("same"), server.versions("same")) == (2, [1, 2])
 
 
+def test_a_file_that_comes_brings_back_what_the_task_had_before(server: Watched) -> None:
+    first, second = (server.kit.file(seed)[0] for seed in (17, 18))
+    for content in (first, second):
+        server.home.put("former", content).raise_for_status()
+    server.drop("former.safetensors", first)
+    assert until(lambda: server.active("former") == 1)
+    assert server.versions("former") == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

@@ -173,6 +173,7 @@ class Declaring:
 
     def _failed(self, one: Declaration, error: AdaptError) -> SourceFailed:
         """Remember it, for whoever asks meanwhile."""
+        self._taking.failed(error)
         pause = self._settings.source_retry_s
         log.error("task '%s' is not brought in from %s: %s; it is tried again in %g s", one.name, one.source,
                   error.message, pause)  # fmt: skip

@@ -61,6 +61,10 @@ class Taking:
         finally:
             staging.discard()
 
+    def failed(self, error: AdaptError) -> None:
+        """Count what was offered and is not taken."""
+        self._metrics.uploaded("refused" if is_final(error) else "failed")
+
     async def known(self, task: str, digest: str) -> VersionInfo | None:
         """The task's version with those bytes, as the store has it this moment."""
         await self.catalogue.catch_up()
@@ -74,22 +78,18 @@ class Taking:
 
         Raises what is wrong with the file.
         """
-        try:
-            digest = await asyncio.to_thread(staging.finish)
-            known = await self.known(offer.task, digest)
-            if known is not None:
-                self._metrics.uploaded("same")
-                await self.have(offer, known)
-                return
-            newest = await self._is_newest(offer)
-            if not newest and not self.catalogue.has(offer.task):
-                log.info("%s: '%s' was deleted after it came there, and stays so; touch it to have it back",
-                         offer.origin, offer.task)  # fmt: skip
-                return
-            info = await self._publish(offer.task, staging, digest, activate=newest)
-        except AdaptError as error:
-            self._metrics.uploaded("refused" if is_final(error) else "failed")
-            raise
+        digest = await asyncio.to_thread(staging.finish)
+        known = await self.known(offer.task, digest)
+        if known is not None:
+            self._metrics.uploaded("same")
+            await self.have(offer, known)
+            return
+        newest = await self._is_newest(offer)
+        if not newest and not self.catalogue.has(offer.task):
+            log.info("%s: '%s' was deleted after it came there, and stays so; touch it to have it back",
+                     offer.origin, offer.task)  # fmt: skip
+            return
+        info = await self._publish(offer.task, staging, digest, activate=newest)
         self._metrics.uploaded("created")
         state = "active" if newest else "staged, since the task was changed after it came there"
         log.info("%s: version %d of '%s' is published and %s", offer.origin, info.number, info.task, state)
@@ -104,8 +104,7 @@ class Taking:
             await self.catalogue.run(lambda: self.catalogue.activate(task, number, SOURCES))
             log.info("%s: version %d of '%s' had it already, and is active", offer.origin, number, task)
         else:
-            log.info("%s: '%s' has it already, as version %d; version %s stays active", offer.origin, task, number,
-                     active)  # fmt: skip
+            log.info("%s: '%s' has it already, as version %d; nothing changes", offer.origin, task, number)
 
     async def _publish(self, task: str, staging: Staging, digest: str, *, activate: bool) -> VersionInfo:
         catalogue = self.catalogue

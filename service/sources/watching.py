@@ -36,6 +36,7 @@ class Watching:
         self._done: dict[str, State] = {}  # taken or refused as they are
         self._again: dict[str, float] = {}  # when a file that was not at fault is tried once more
         self._waiting: dict[str, State] = {}
+        self._first: frozenset[str] | None = None  # what lay there when this server first looked
         self._wake = asyncio.Event()
         self._quiet = self._crowded = False
 
@@ -65,6 +66,8 @@ class Watching:
             log.warning("the watched folder %s can be read again", self._path)
             self._quiet = False
         self._tell_crowd(look)
+        if self._first is None:
+            self._first = frozenset(look.files)
         self._done = {name: state for name, state in self._done.items() if name in look.files}
         now = time.monotonic()
         for name, state in look.files.items():
@@ -131,12 +134,13 @@ class Watching:
             moved = known is not None and digest == before and known[:2] == state[:2]
             if not moved:  # to another disk, with its time: it was taken there
                 put = state.changed_ns / 1e9
-                changed = before not in ("", digest)
+                changed = before != digest if before else name not in (self._first or ())
                 await taking.take(Offer(task, f"{self._settings.watch_folder}/{name}", put, changed), staging)
         return digest
 
     async def _failed(self, name: str, state: State, error: AdaptError) -> None:
         """Say it beside the file. One that is at fault is left alone until it changes, all others are tried again."""
+        self._taking.failed(error)
         sentence = error.message
         if is_final(error):
             self._done[name] = state

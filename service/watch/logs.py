@@ -63,6 +63,8 @@ def configure(level: str, form: str) -> None:
     # What no line tells, no line need look up.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("timm").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2"):  # they tell of addresses, some of which are signed
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.INFO)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what a client sent
     # Pillow warns of damaged metadata with the file's own numbers: a line, and memory, for each new one that comes.

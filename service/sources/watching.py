@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 
 from adapters.errors import AdaptError
@@ -37,8 +38,9 @@ class Watching:
         self._again: dict[str, float] = {}  # when a file that was not at fault is tried once more
         self._waiting: dict[str, State] = {}
         self._first: frozenset[str] | None = None  # what lay there when this server first looked
+        self._told: set[str] = set()  # beside which an error stands
         self._wake = asyncio.Event()
-        self._quiet = self._crowded = False
+        self._quiet = self._crowded = self._settled = False
 
     async def run(self) -> None:
         """For ever."""
@@ -60,16 +62,21 @@ class Watching:
                     "the watched folder %s cannot be read (%s); nothing is taken from it until it can", self._path,
                     error.strerror,
                 )  # fmt: skip
-            self._quiet, self._before = True, {}
+            self._quiet, self._settled, self._before = True, False, {}
             return
         if self._quiet:
             log.warning("the watched folder %s can be read again", self._path)
             self._quiet = False
         self._tell_crowd(look)
+        self._told = set(look.told)
         if self._first is None:
             self._first = frozenset(look.files)
+        now, same = time.monotonic(), look.files == self._before and look.told <= look.files.keys()
+        if self._settled and same and min(self._again.values(), default=inf) > now:
+            return  # thousands of files cost little as long as nothing happens
+        self._settled = same
         self._done = {name: state for name, state in self._done.items() if name in look.files}
-        now = time.monotonic()
+        self._again = {name: when for name, when in self._again.items() if name in look.files}
         for name, state in look.files.items():
             at_rest = self._before.get(name) == state
             if at_rest and self._done.get(name) != state and self._again.get(name, 0.0) <= now:
@@ -96,7 +103,7 @@ class Watching:
                 await self._wake.wait()
             name = next(iter(self._waiting))
             state = self._waiting.pop(name)
-            self._again[name] = float("inf")  # it is being taken
+            self._again[name] = inf  # it is being taken
             try:
                 await self._take(name, state)
             except AdaptError as error:
@@ -118,11 +125,13 @@ class Watching:
             digest = await self._bytes(name, task, state, before, known)
             if digest is None:
                 self._again.pop(name, None)
+                self._settled = False
                 return
             self._record.put(name, [*state, digest])
         self._done[name] = state
         self._again.pop(name, None)
-        await asyncio.to_thread(self._folder.clear, name)
+        if name in self._told:
+            await asyncio.to_thread(self._folder.clear, name)
 
     async def _bytes(self, name: str, task: str, state: State, before: str, known: State | None) -> str | None:
         """Their digest, once the task has them; None where they changed while they were read."""
@@ -151,3 +160,4 @@ class Watching:
             sentence += f". It is tried again in {pause:g} s"
         log.error("%s in the watched folder is not taken: %s", shown(name), sentence)
         await asyncio.to_thread(self._folder.tell, name, sentence)
+        self._told.add(name)

@@ -23,7 +23,7 @@ from service.watch.versions import VersionKey, VersionNews, VersionTallies, verd
 log = logging.getLogger(__name__)
 
 GUARDIAN = Actor(origin="guard")
-AGAIN_S = 1.0
+AGAIN_S = 5.0
 """After so long a roll-back that failed is tried again."""
 
 

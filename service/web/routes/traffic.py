@@ -49,6 +49,8 @@ from service.web.traffic_schemas import (
 router = APIRouter(tags=["safe change"])
 
 MAX_BODY_BYTES = 16 * 1024
+ALL = 100
+"""What is told as the active version's weight where it shares with nobody."""
 Asked = TypeVar("Asked", bound=BaseModel)
 PATH, SHADOW = "/v1/tasks/{task}/traffic", "/v1/tasks/{task}/shadow"
 
@@ -128,7 +130,7 @@ async def agreement(
     number = version if version is not None else _looked_at(info)
     found = newest(await ledger.known(task), number)
     since = _since(info, number)
-    if found is None or (since is not None and found.since != since):
+    if found is None or (found.since != since and (since is not None or not found.counts.compared)):
         if since is None:
             catalogue.repository.version(task, number)  # there is one
             raise UnknownVersion(
@@ -207,7 +209,7 @@ def _since(info: TaskInfo, number: int) -> str | None:
 
 def _state(info: TaskInfo, known: list[VersionNews]) -> TrafficAnswer:
     traffic, shadow, last = info.traffic, info.shadow, info.rolled_back
-    weights = weights_text(traffic) or ({} if info.active is None else {str(info.active): 1})
+    weights = weights_text(traffic) or ({} if info.active is None else {str(info.active): ALL})
     rules = {rule.since for rule in (traffic, shadow) if rule is not None}
     numbers = dict.fromkeys([*map(int, weights), *([shadow.version] if shadow is not None else [])])
     counted = {one.version: one.counts for one in known if one.since in rules}

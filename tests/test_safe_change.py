@@ -241,7 +241,7 @@ def test_what_fails_beside_an_answer_does_not_reach_it(
         assert dropped("busy") == before + 2
 
 
-def test_a_version_that_answers_wrong_on_purpose_loses_its_traffic(home: House, kit: Kit) -> None:
+def test_a_version_that_answers_wrong_on_purpose_loses_its_traffic(home: House, kit: Kit, halved: list[int]) -> None:
     """With no word about a guard."""
     put(home, "wrong", kit.file(1)[0], permuted(kit, 1))
     assert direct(home.client, "wrong", {"1": 20, "2": 80})["guard"]["min_agreement"] == 0.7
@@ -257,6 +257,9 @@ def test_a_version_that_answers_wrong_on_purpose_loses_its_traffic(home: House, 
     assert set(versions(home, "wrong")) == {1}
     differing = home.client.get("/v1/tasks/wrong/agreement").json()
     assert (differing["version"], differing["agreement"]) == (2, 0.0), "one can still see why"
+    scraped = home.client.get("/metrics").text.splitlines()
+    assert 'adaptserve_roll_backs_total{task="wrong"} 1.0' in scraped
+    assert 'adaptserve_traffic_share{task="half",version="2"} 0.5' in scraped
     assert home.client.delete("/v1/tasks/wrong/versions/2").status_code == 204
     assert direct(home.client, "wrong", {"1": 1})["rolled_back"] is None
 
@@ -299,7 +302,7 @@ def test_what_cannot_be_is_refused_in_words(home: House, halved: list[int]) -> N
     problem(home.client.delete("/v1/tasks/nosuch/traffic"), 404)
     for body, status in (({"version": 2}, 409), ({"version": 9}, 404), ({"version": 2, "share": 2}, 400), ({}, 400)):
         problem(home.client.put("/v1/tasks/half/shadow", json=body), status)
-    problem(home.client.get("/v1/tasks/other/agreement"), 400)
+    problem(home.client.get("/v1/tasks/other/agreement"), 404)
     problem(home.client.delete("/v1/tasks/half/versions/2"), 409)
     assert versions(home, "half") == halved, "none of that has changed anything"
 

@@ -51,6 +51,7 @@ from adaptserve_client.errors import (
 )
 from adaptserve_client.examples import Addition, Feedback, LabelledExample
 from adaptserve_client.jobs import TrainedVersion, Training
+from adaptserve_client.traffic import TaskTraffic, VersionAgreement, VersionReport
 from adaptserve_client.version import __version__
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "ServerError",
     "ServerInfo",
     "Task",
+    "TaskTraffic",
     "TimedOutError",
     "TooLargeError",
     "TrainedVersion",
@@ -94,6 +96,8 @@ __all__ = [
     "UnsupportedError",
     "Upload",
     "Version",
+    "VersionAgreement",
+    "VersionReport",
     "Window",
     "WrongBaseError",
     "WrongModalityError",

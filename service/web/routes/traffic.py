@@ -185,7 +185,7 @@ async def _revise(
 
 
 def _looked_at(info: TaskInfo) -> int:
-    """Raises BadRequest where it is not clear which."""
+    """Raises UnknownVersion where there is none, BadRequest where there are several."""
     if info.shadow is not None:
         return info.shadow.version
     others = [number for number in (info.traffic.weights if info.traffic is not None else ()) if number != info.active]
@@ -193,8 +193,13 @@ def _looked_at(info: TaskInfo) -> int:
         return others[0]
     if info.rolled_back is not None and not others:
         return info.rolled_back.version
-    raise BadRequest(
-        f"say with ?version= which version of '{info.name}' is meant: {len(others)} are compared", field="version"
+    if others:
+        raise BadRequest(
+            f"{len(others)} versions share the traffic; say with ?version= which is meant", field="version"
+        )
+    raise UnknownVersion(
+        f"no version of '{info.name}' is compared; give one a share of the traffic, or make it the shadow",
+        task=info.name,
     )
 
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from service.engine.local import LocalEngine, local_engine
 from service.engine.pixels import PixelMemory
@@ -23,7 +24,7 @@ from service.store.repository import Repository
 from service.usage import USAGE, prepare_table
 from service.watch.counts import Counts
 from service.watch.metrics import Metrics
-from service.watch.versions import Ledger, VersionNews
+from service.watch.versions import Ledger
 from service.web.app import FrontEnd, front_end
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def _ledger(repository: Repository) -> Ledger:
     """Whoever counts looks after the versions too."""
     guardian = Guardian(repository)
 
-    async def known(task: str) -> list[VersionNews]:
-        return guardian.of(task)
+    async def ask(about: str | None) -> Any:
+        return guardian.answer(about)
 
-    return Ledger(guardian.heard, known)
+    return Ledger(guardian.heard, ask)

@@ -217,7 +217,7 @@ class Supervisor:
             for keeper in self._keepers:
                 keeper.wake()
         elif isinstance(message, Call):
-            answer = self._guardian.of if message.name == VERSIONS else self._counts.now
+            answer = self._guardian.answer if message.name == VERSIONS else self._counts.now
             one.channel.send(Reply(message.number, answer(message.arguments[0])))
 
     async def _replace(self, one: Child) -> None:

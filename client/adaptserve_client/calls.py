@@ -35,7 +35,8 @@ class BatchOptions(TypedDict, total=False):
 
     ``top_k``: labels in the answer, best first. ``version``: another than the active one. ``min_score``: leave out
     labels below it. ``abstain``: the best score from which the answer counts as ``accepted``. ``embedding``: the task's
-    pooled vector, too. Of a clip: ``start`` and ``end``, and ``window`` and ``stride``, in seconds.
+    pooled vector, too. ``sticky``: what is equal here goes to one version, where several share the task's traffic. Of a
+    clip: ``start`` and ``end``, and ``window`` and ``stride``, in seconds.
     """
 
     top_k: int
@@ -43,6 +44,7 @@ class BatchOptions(TypedDict, total=False):
     min_score: float
     abstain: float
     embedding: bool
+    sticky: str
     start: float
     end: float
     window: float
@@ -134,9 +136,11 @@ def asked(options: BatchOptions) -> dict[str, Any]:
     params = {
         name: str(value).lower() if isinstance(value, bool) else value
         for name, value in given.items()
-        if value is not None and name != "deadline"
+        if value is not None and name not in ("deadline", "sticky")
     }
-    headers, timeout = {}, None
+    headers, timeout = dict[str, str](), None
+    if given.get("sticky") is not None:
+        headers["X-AdaptServe-Sticky"] = str(given["sticky"])
     deadline = given.get("deadline")
     if deadline is not None:
         if not 0 < deadline < math.inf:

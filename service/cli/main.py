@@ -20,6 +20,7 @@ from service.cli.inspect import inspect
 from service.cli.serve import serve
 from service.cli.store import app as store_app
 from service.cli.top import top
+from service.cli.traffic import agreement, shadow, traffic
 from service.cli.train import train
 
 app = typer.Typer(
@@ -36,6 +37,8 @@ app = typer.Typer(
     `adaptserve train DATA --out FILE` makes one from labelled pictures or clips, `adaptserve evaluate DATA --task NAME`
     scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share, `adaptserve
     history` tells who changed what.
+    scores it as it is served. `adaptserve traffic` lets a new version answer a part of what is asked, and takes that
+    back from one that does badly. `adaptserve store` checks, moves and tidies what several servers share.
 
     Exit codes: 0 done, 1 it did not work (one line on stderr says why), 2 the command line is wrong, 3 a server's
     device was lost: start it again.
@@ -47,6 +50,9 @@ app.command()(push)
 app.command()(predict)
 app.command()(top)
 app.command()(history)
+app.command()(traffic)
+app.command()(shadow)
+app.command()(agreement)
 app.command()(train)
 app.command()(evaluate)
 app.add_typer(import_app, name="import")

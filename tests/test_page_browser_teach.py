@@ -1,0 +1,112 @@
+"""The page in a real browser: a task that is taught, from files and from the camera."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import CHROMIUM, Browser
+from tests.houses import House, photograph
+from tests.page_driving import fill, go, has, sample, scans, shown
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
+
+
+def job_of(task: str, step: int) -> dict[str, Any]:
+    """A training as /v1/jobs tells of it, at its start, with a head published, and over."""
+    made = {
+        "version": 1, "digest": "0" * 64, "method": "linear", "accuracy": 0.9, "balanced_accuracy": 0.9, "held_out": 12,
+        "active": True, "verdict": "the first", "report": "/v1/jobs/j/reports/1",
+    }  # fmt: skip
+    curve = [round(0.5 + 0.1 * i, 2) for i in range(step)]
+    return {
+        "id": "j", "task": task, "method": "auto", "state": "done" if step > 3 else "running",
+        "stage": "features" if step < 2 else "adapter", "progress": min(1.0, step / 4), "seconds_left": 4.0 - step,
+        "epoch": step, "epochs": 4, "curves": {"train_loss": curve, "held_out_loss": curve, "accuracy": curve},
+        "published": [made] if step >= 2 else [], "verdict": "The head stays." if step > 3 else None, "problem": None,
+        "examples": {"cat": 2, "dog": 2}, "created": "2026-11-26T06:00:00Z", "started": "2026-11-26T06:00:01Z",
+        "ended": None,
+    }  # fmt: skip
+
+
+REPORT = """<!doctype html><title>x</title><style>body { color: red }</style><h1>90% on 12</h1>
+<script>window.stolen = 1</script><img src="https://elsewhere.example/x.png" onerror="window.stolen = 2">
+<a href="javascript:0">b</a><table><tr><td onclick="window.stolen = 3" style="background:red">cell</td></tr></table>
+<svg viewBox="0 0 9 9"><circle r="3"/></svg>"""
+
+
+def test_a_task_is_taught_from_boxes_of_pictures(served: House, tmp_path: Path) -> None:
+    """Examples are the server's; the training is a made-up one, so that each of its states is seen."""
+    with ExitStack() as stack:
+        browser = stack.enter_context(Browser())
+        browser.look(1280, 900)
+        page = stack.enter_context(shown(browser, served.url))
+        steps = iter(range(1, 100))
+        page.fake("POST", "/v1/tasks/animals/training", lambda _: job_of("animals", 0))
+        page.fake("GET", "/v1/jobs/j/reports/1", lambda _: REPORT)
+        page.fake("GET", "/v1/jobs/j", lambda _: job_of("animals", next(steps)))
+        page.fake("GET", "/v1/jobs?", lambda _: {"jobs": [], "count": 0, "next": None})
+        go(page, "teach", "#task-name")
+        page.type("#task-name", "animals")
+        page.click("form .primary")
+        page.until("document.querySelectorAll('.box').length === 2")
+        assert page.run("document.querySelector('.large').disabled"), "nothing to learn from yet"
+        for number, label in enumerate(("cat", "dog <b>"), 1):
+            box = f".box:nth-child({number})"
+            page.type(f"{box} input[type=text]", label)
+            files = [tmp_path / f"{number}-{one}.jpg" for one in range(2)]
+            for seed, file in enumerate(files):
+                file.write_bytes(photograph(10 * number + seed))
+            page.choose(f"{box} input[type=file]", *map(str, files))
+            page.until(f"document.querySelectorAll('{box} button.thumb img[src]').length === 2")
+        assert served.client.get("/v1/tasks/animals/examples").json()["counts"] == {"cat": 2, "dog <b>": 2}
+        page.until("!document.querySelector('.large').disabled")
+        page.click(".box:nth-child(1) button.thumb")
+        page.until("document.querySelector('.large').disabled")
+        page.choose(".box:nth-child(1) input[type=file]", str(tmp_path / "1-0.jpg"), str(tmp_path / "1-1.jpg"))
+        page.until("!document.querySelector('.large').disabled")
+        page.click(".large")
+        page.until(has(".made", "90.0 %"))
+        page.until(has(".verdict-line", "The head stays."))
+        assert page.run("document.querySelector('.curve.main').getAttribute('d').includes('L')")
+        assert page.run("document.querySelector('.large').innerText") == "Teach again"
+        page.click(".made summary")
+        page.until(has(".report td", "cell"))
+        assert page.run("document.querySelectorAll('.report svg circle').length") == 1
+        assert page.run("window.stolen ?? null") is None
+        assert page.run("document.querySelector('.report :is(script, style, [onclick], [href])')") is None
+        page.click(".box:nth-child(2) .danger")
+        page.click(".box:nth-child(2) .danger")
+        page.until("document.querySelectorAll('.box').length === 1")
+        assert served.client.get("/v1/tasks/animals/examples").json()["counts"] == {"cat": 2}
+
+
+@pytest.mark.torture
+def test_sixty_pictures_of_three_labels_become_a_task_that_is_right(page: Browser, tmp_path: Path) -> None:
+    """The whole of it, for real: boxes, one press, and an answer about a picture that was in none of them."""
+    folders = scans(tmp_path, {3: "three", 5: "five", 8: "eight"}, 21)
+    go(page, "teach/numerals", ".box")
+    fill(page, folders, 20)
+    page.click(".large")
+    page.until("document.querySelector('.made') !== null", 600)
+    page.until("!document.querySelector('.teach > :last-child .drop').disabled")
+    for label, folder in folders.items():
+        page.choose(".teach > :last-child input[type=file]", str(folder / "20.png"))
+        page.until(has(".teach .answer .verdict", label))
+    page.click(".training .danger")
+    page.until("document.querySelector('.large').innerText === 'Teach again'")
+
+
+def test_a_wrong_answer_becomes_an_example(page: Browser, served: House) -> None:
+    sample(page, "digits-9.png")
+    page.click("[data-task=digits] .wrong")
+    page.until("document.querySelectorAll('[data-task=digits] form .chips button').length === 9")
+    page.run(
+        "[...document.querySelectorAll('[data-task=digits] form .chips button')].find(b => b.innerText === '5').click()"
+    )
+    page.until(has("[data-task=digits]", "Kept as an example of “5”"))
+    assert served.client.get("/v1/tasks/digits/examples").json()["counts"] == {"5": 1}
+    served.client.delete("/v1/tasks/digits/examples").raise_for_status()

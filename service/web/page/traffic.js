@@ -3,7 +3,7 @@
 import { get, may, send } from "./api.js";
 import { count, failure, h, ms, percent, plural, say, sized, table, when } from "./dom.js";
 
-const EVERY_MS = 3000;
+const EVERY_MS = 2000;
 const HEADS = ["Version", "Weight", ">Share", ">Requests", ">Errors", ">p50", ">p99", ">Agrees"];
 
 /** The section, and what ends its looks; `repaint` shows the whole task anew. */

@@ -110,3 +110,56 @@ def test_a_wrong_answer_becomes_an_example(page: Browser, served: House) -> None
     page.until(has("[data-task=digits]", "Kept as an example of “5”"))
     assert served.client.get("/v1/tasks/digits/examples").json()["counts"] == {"5": 1}
     served.client.delete("/v1/tasks/digits/examples").raise_for_status()
+
+
+def test_the_camera_gives_a_picture_to_try(page: Browser) -> None:
+    """Chromium's made-up camera; the button opens it, takes the picture, and lets it go."""
+    shoot = "document.querySelector('.stage .line button:last-child')"
+    page.until(f"{shoot}?.innerText === 'Camera'")
+    page.run(f"{shoot}.click()")
+    page.until("document.querySelector('.drop video')?.videoWidth > 0")
+    page.until(f"{shoot}.innerText === 'Take the picture'")
+    page.run(f"{shoot}.click()")
+    page.until("document.querySelectorAll('.answer:not(.waiting)').length === 3")
+    assert page.run("document.querySelector('.drop img').naturalWidth") > 100
+    assert page.run("document.querySelector('.drop video')") is None
+    assert page.run(f"{shoot}.innerText") == "Camera"
+
+
+@pytest.mark.parametrize("how", ["pointer", "key"])
+def test_the_button_that_is_held_fills_a_box_from_the_camera(page: Browser, served: House, how: str) -> None:
+    down, up = {
+        "pointer": ("new PointerEvent('pointerdown')", "new PointerEvent('pointerup')"),
+        "key": ("new KeyboardEvent('keydown', { key: ' ' })", "new KeyboardEvent('keyup', { key: ' ' })"),
+    }[how]
+    hold = "document.querySelector('.box .hold')"
+    go(page, f"teach/held-{how}", ".box .hold")
+    page.run(f"{hold}.dispatchEvent({down})")
+    page.until(has(".box", "Name the label first"))
+    page.type(".box input[type=text]", "green")
+    page.run(f"{hold}.dispatchEvent({down})")
+    page.until(f"parseInt({hold}.innerText) >= 4")
+    assert page.run("document.querySelector('.box .live video').videoWidth") > 0
+    page.run(f"{hold}.dispatchEvent({up})")
+    thumbs = "[...document.querySelectorAll('.box button.thumb img')]"
+    page.until(f"{thumbs}.length >= 3 && {thumbs}.every(image => image.naturalWidth > 0)")
+    path = f"/v1/tasks/held-{how}/examples"
+    shots = served.client.get(path).json()["counts"]["green"]
+    assert page.run("Number(document.querySelector('.box .soft').innerText)") == shots >= 3
+    assert page.run("document.querySelector('.box .live').hidden")
+    served.client.delete(path).raise_for_status()
+
+
+def test_a_task_looks_through_the_camera_until_it_is_told_to_stop(page: Browser) -> None:
+    go(page, "teach/digits", ".teach > :last-child .drop")
+    live = "[...document.querySelectorAll('.teach button')].find(b => b.innerText.includes('camera'))"
+    page.until(f"{live} && !{live}.disabled")
+    page.run(f"{live}.click()")
+    page.until("document.querySelector('.teach .answer .verdict') !== null")
+    page.run("void (window.first = document.querySelector('.teach .answer'))")
+    page.until("document.querySelector('.teach .answer') !== window.first")
+    page.run(f"{live}.click()")
+    page.until(f"{live}.innerText === 'Try the camera'")
+    asked = len(page.asked)
+    page.run("new Promise(done => setTimeout(done, 600))")
+    assert len(page.asked) == asked, "it has stopped asking"

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from service.keys import create, dump
+from service.store.demo import DEMO
 from tests.browser import CHROMIUM, Browser
-from tests.houses import Kit, house, photograph
+from tests.houses import House, Kit, house, photograph
 from tests.page_driving import AXE, REFUSED, go, has, sample, shown, text
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
 
-VIEWS = ["try", "teach", "teach/new", "tasks", "tasks/digits", "upload", "watch", "keys"]
+VIEWS = ["try", "teach", "teach/new", "tasks", "tasks/digits", "tasks/shared", "upload", "watch", "keys"]
 
 
-@pytest.mark.parametrize("view", ["try", "teach", "teach/new", "tasks", "tasks/digits", "upload", "watch"])
-def test_nothing_is_wider_than_a_phone(page: Browser, view: str) -> None:
+@pytest.mark.parametrize("view", VIEWS)
+def test_nothing_is_wider_than_a_phone(shared: House, page: Browser, view: str) -> None:
     page.look(360, 740)
     go(page, view, "main h1")
     page.until("document.querySelector('main').childElementCount > 0")
@@ -30,10 +31,26 @@ def test_nothing_is_wider_than_a_phone(page: Browser, view: str) -> None:
     page.look(1280, 900)
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core (AXE_CORE=.../axe.min.js, from npm)")
+@pytest.fixture(scope="module")
+def shared(served: House) -> House:
+    """With a task whose traffic is shared, that has a shadow, and whose versions do not agree."""
+    for file in ("digits", "digit-collage", "animal-or-vehicle"):
+        content = (DEMO / "tasks" / f"{file}.safetensors").read_bytes()
+        query = {"activate": file == "digits"}
+        served.client.put("/v1/tasks/shared/adapter", content=content, params=query).raise_for_status()
+    rule = {"weights": {"1": 1, "2": 1}, "guard": None}
+    served.client.put("/v1/tasks/shared/traffic", json=rule).raise_for_status()
+    served.client.put("/v1/tasks/shared/shadow", json={"version": 3, "share": 1}).raise_for_status()
+    for number in range(6):
+        served.client.post("/v1/tasks/shared/predict", content=photograph(number)).raise_for_status()
+    return served
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core, which `make test` installs where npm is (or AXE_CORE=…)")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_axe_finds_nothing_serious(page: Browser, dark: bool) -> None:
-    page.look(1280, 900, dark=dark)
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["wide", "phone"])
+def test_axe_finds_nothing_serious(shared: House, page: Browser, size: tuple[int, int], dark: bool) -> None:
+    page.look(*size, dark=dark)
     page.run(AXE.read_text() + "; 0")
     found = {}
     for view in VIEWS:
@@ -42,6 +59,12 @@ def test_axe_finds_nothing_serious(page: Browser, dark: bool) -> None:
             sample(page, "moving-digit-left.mp4")
             page.until(has("[data-task=moving-digit] .verdict", "left"))
             page.click(".wrong")
+        if view == "tasks/shared":
+            page.until("document.querySelector('.agreement summary') !== null")
+            page.click(".agreement summary")
+        if view == "upload":
+            page.choose("input[accept='.safetensors']", str(DEMO / "tasks" / "digits.safetensors"))
+            page.until("document.querySelector('.columns') !== null")
         told = page.run("axe.run(document, {resultTypes: ['violations']})"
                         ".then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact))"
                         ".map(v => [v.id, v.nodes.map(n => n.html.slice(0, 200))]))")  # fmt: skip

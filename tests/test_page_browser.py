@@ -14,7 +14,7 @@ import pytest
 from service.store.demo import DEMO
 from tests.browser import CHROMIUM, Browser
 from tests.houses import Process, photograph
-from tests.page_driving import REFUSED, go, has, load, sample, text
+from tests.page_driving import REFUSED, fill, go, has, load, sample, scans, text
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
 
@@ -148,3 +148,19 @@ def test_dark_and_light_by_the_system_and_by_the_switch(page: Browser) -> None:
     assert page.run(paper) == light, "the choice is kept"
     page.run("localStorage.clear()")
     page.look(1280, 900)
+
+
+@pytest.mark.torture
+def test_sixty_pictures_of_three_labels_become_a_task_that_is_right(page: Browser, tmp_path: Path) -> None:
+    """The whole of it, for real: boxes, one press, and an answer about a picture that was in none of them."""
+    folders = scans(tmp_path, {3: "three", 5: "five", 8: "eight"}, 21)
+    go(page, "teach/numerals", ".box")
+    fill(page, folders, 20)
+    page.click(".large")
+    page.until("document.querySelector('.made') !== null", 600)
+    page.until("!document.querySelector('.teach > :last-child .drop').disabled")
+    for label, folder in folders.items():
+        page.choose(".teach > :last-child input[type=file]", str(folder / "20.png"))
+        page.until(has(".teach .answer .verdict", label))
+    page.click(".training .danger")
+    page.until("document.querySelector('.large').innerText === 'Teach again'")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.browser import CHROMIUM, Browser
 from tests.houses import House, photograph
-from tests.page_driving import fill, go, has, sample, scans, shown
+from tests.page_driving import go, has, sample, shown
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
 
@@ -82,22 +82,6 @@ def test_a_task_is_taught_from_boxes_of_pictures(served: House, tmp_path: Path) 
         page.click(".box:nth-child(2) .danger")
         page.until("document.querySelectorAll('.box').length === 1")
         assert served.client.get("/v1/tasks/animals/examples").json()["counts"] == {"cat": 2}
-
-
-@pytest.mark.torture
-def test_sixty_pictures_of_three_labels_become_a_task_that_is_right(page: Browser, tmp_path: Path) -> None:
-    """The whole of it, for real: boxes, one press, and an answer about a picture that was in none of them."""
-    folders = scans(tmp_path, {3: "three", 5: "five", 8: "eight"}, 21)
-    go(page, "teach/numerals", ".box")
-    fill(page, folders, 20)
-    page.click(".large")
-    page.until("document.querySelector('.made') !== null", 600)
-    page.until("!document.querySelector('.teach > :last-child .drop').disabled")
-    for label, folder in folders.items():
-        page.choose(".teach > :last-child input[type=file]", str(folder / "20.png"))
-        page.until(has(".teach .answer .verdict", label))
-    page.click(".training .danger")
-    page.until("document.querySelector('.large').innerText === 'Teach again'")
 
 
 def test_a_wrong_answer_becomes_an_example(page: Browser, served: House) -> None:

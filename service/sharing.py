@@ -56,3 +56,7 @@ class StoreSettings(BaseModel):
     history_file_bytes: int = Field(
         4 * 2**20, ge=4096, description="A file of the history that has so many bytes is followed by the next one."
     )
+    max_history_bytes: int = Field(
+        2**30, ge=4096,
+        description="Bytes of a data folder's history, some three million changes; beyond it, the oldest file goes.",
+    )  # fmt: skip

@@ -23,6 +23,7 @@ from service.store.mirror import Mirror
 from service.store.objects import Mark, Objects, open_objects
 from service.store.truth import Truth
 from tests.houses import until
+from tests.replaying import check_history
 from tests.s3 import Bucket, Fault, options, s3
 
 URL = "s3://bucket/tasks"
@@ -345,6 +346,7 @@ def test_nothing_acknowledged_is_lost_whatever_fails(
         alive = {name: task for name, task in found.items() if task is not None and task.versions}
         for one in servers:
             assert until(lambda: {task.name: task for task in one.mirror.tasks()} == alive)  # noqa: B023
+        check_history(servers[0].mirror.past, {name: task for name, task in found.items() if task is not None})
 
 
 def check(found: dict[str, TaskInfo | None], accounts: list[Account], bucket: Bucket) -> None:

@@ -21,6 +21,7 @@ from adapters.errors import AdaptError
 from service.errors import Conflict, StorageFailed, StorageFull, StorageReadOnly, UnknownTask, UnknownVersion
 from service.store import recovery, staging
 from service.store.repository import Repository
+from tests.replaying import check_history
 
 STORAGE = (StorageFailed, StorageFull, StorageReadOnly)
 CALLS = ("mkdir", "chmod", "replace", "unlink", "rmdir", "fsync", "open")
@@ -162,6 +163,7 @@ def check_restart(repository: Repository, copy: Path) -> None:
     again = restarted(repository, copy)
     assert state(again) == state(repository)
     check_whole(again)
+    check_history(again.past, again._tasks)
     again.close()
 
 

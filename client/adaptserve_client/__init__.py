@@ -50,6 +50,7 @@ from adaptserve_client.errors import (
     WrongModalityError,
 )
 from adaptserve_client.examples import Addition, Feedback, LabelledExample
+from adaptserve_client.history import Change
 from adaptserve_client.jobs import TrainedVersion, Training
 from adaptserve_client.traffic import TaskTraffic, VersionAgreement, VersionReport
 from adaptserve_client.version import __version__
@@ -65,6 +66,7 @@ __all__ = [
     "BatchOutcome",
     "BrokenAdapterError",
     "BrokenMediaError",
+    "Change",
     "Classification",
     "Client",
     "ConflictError",

@@ -21,6 +21,7 @@ from adaptserve_client.errors import (
     translated,
 )
 from adaptserve_client.examples import AsyncExampleMethods
+from adaptserve_client.history import AsyncHistoryMethods
 from adaptserve_client.jobs import AsyncJobMethods
 from adaptserve_client.portions import MAX_BYTES, MAX_ITEMS, Item, Loaded, Portion, Terms, portions
 from adaptserve_client.retries import Attempts
@@ -36,7 +37,7 @@ T = TypeVar("T")
 Outcomes = asyncio.Queue[BatchOutcome | BaseException | None]
 
 
-class AsyncClient(AsyncExampleMethods, AsyncJobMethods, AsyncTrafficMethods):
+class AsyncClient(AsyncExampleMethods, AsyncJobMethods, AsyncTrafficMethods, AsyncHistoryMethods):
     """Asks one server from asyncio; arguments, answers and errors are those of ``Client``. Files are read in threads.
 
     async with AsyncClient("http://127.0.0.1:8000") as client:
@@ -53,10 +54,13 @@ class AsyncClient(AsyncExampleMethods, AsyncJobMethods, AsyncTrafficMethods):
         timeout: float = TIMEOUT_S,
         retries: int = RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
+        user_agent: str | None = None,
     ) -> None:
         self.url = calls.address_of(url)
         self._timeout, self._retries = timeout, retries
-        self._http = httpx.AsyncClient(base_url=self.url, headers=calls.headers_of(api_key), transport=transport)
+        self._http = httpx.AsyncClient(
+            base_url=self.url, headers=calls.headers_of(api_key, user_agent), transport=transport
+        )
         self._http.event_hooks = {"response": [self._remember]}
 
     async def __aenter__(self) -> Self:

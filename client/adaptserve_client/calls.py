@@ -103,9 +103,9 @@ def remember(headers: httpx.Headers, response: httpx.Response) -> None:
         headers[GENERATION] = told
 
 
-def headers_of(api_key: str | None) -> dict[str, str]:
+def headers_of(api_key: str | None, user_agent: str | None = None) -> dict[str, str]:
     """What every request carries."""
-    found = {"User-Agent": f"adaptserve-client/{__version__}"}
+    found = {"User-Agent": user_agent or f"adaptserve-client/{__version__}"}
     key = api_key or next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
     if key:
         found["Authorization"] = f"Bearer {key.strip()}"

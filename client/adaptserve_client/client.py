@@ -23,6 +23,7 @@ from adaptserve_client.errors import (
     translated,
 )
 from adaptserve_client.examples import ExampleMethods
+from adaptserve_client.history import HistoryMethods
 from adaptserve_client.jobs import JobMethods
 from adaptserve_client.portions import MAX_BYTES, MAX_ITEMS, Item, Loaded, Portion, Terms, portions
 from adaptserve_client.retries import Attempts
@@ -41,7 +42,7 @@ RETRIES = 4
 CONCURRENCY = 2
 
 
-class Client(ExampleMethods, JobMethods, TrafficMethods):
+class Client(ExampleMethods, JobMethods, TrafficMethods, HistoryMethods):
     """Asks one server. Threads may share it; close it, or use it in a ``with`` statement.
 
         with Client("http://127.0.0.1:8000") as client:
@@ -62,10 +63,11 @@ class Client(ExampleMethods, JobMethods, TrafficMethods):
         timeout: float = TIMEOUT_S,
         retries: int = RETRIES,
         transport: httpx.BaseTransport | None = None,
+        user_agent: str | None = None,
     ) -> None:
         self.url = calls.address_of(url)
         self._timeout, self._retries = timeout, retries
-        self._http = httpx.Client(base_url=self.url, headers=calls.headers_of(api_key), transport=transport)
+        self._http = httpx.Client(base_url=self.url, headers=calls.headers_of(api_key, user_agent), transport=transport)
         self._http.event_hooks = {"response": [partial(calls.remember, self._http.headers)]}
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from adapters.header import read_header
 from adapters.limits import OWN_FILE
+from adapters.version import installed_version
 from adaptserve_client import Classification, Client, PredictOptions, Upload
 from adaptserve_client.calls import DEFAULT_URL, KEY_VARIABLES, URL_VARIABLE
 from service.cli.console import complain, one_line_errors, out
@@ -22,6 +23,8 @@ from service.cli.folder import many, predict_all
 from service.cli.rows import Form
 from service.exits import USAGE
 
+AGENT = f"adaptserve-cli/{installed_version()}"
+"""By which the server's history knows what came from here."""
 TOP_K = 5
 """Labels that are shown of one picture or clip."""
 
@@ -51,7 +54,7 @@ def push(
     """
     with one_line_errors():
         name = task or read_header(file, OWN_FILE).config.task
-        with Client(to, key, retries=0) as client:
+        with Client(to, key, retries=0, user_agent=AGENT) as client:
             made = _upload(client, file, name, activate)
     state = "active" if made.active else "staged"
     known = "" if made.new else " (the server had it already)"

@@ -14,6 +14,7 @@ from service.cli import keys
 from service.cli.client import predict, push
 from service.cli.console import out
 from service.cli.evaluate import evaluate
+from service.cli.history import history
 from service.cli.import_ import app as import_app
 from service.cli.inspect import inspect
 from service.cli.serve import serve
@@ -36,6 +37,8 @@ app = typer.Typer(
     `adaptserve train DATA --out FILE` makes one from labelled pictures or clips, `adaptserve evaluate DATA --task NAME`
     scores it as it is served. `adaptserve traffic` lets a new version answer a part of what is asked, and takes that
     back from one that does badly. `adaptserve store` checks, moves and tidies what several servers share.
+    scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share, `adaptserve
+    history` tells who changed what.
 
     Exit codes: 0 done, 1 it did not work (one line on stderr says why), 2 the command line is wrong, 3 a server's
     device was lost: start it again.
@@ -49,6 +52,7 @@ app.command()(top)
 app.command()(traffic)
 app.command()(shadow)
 app.command()(agreement)
+app.command()(history)
 app.command()(train)
 app.command()(evaluate)
 app.add_typer(import_app, name="import")

@@ -36,16 +36,17 @@ Store = Annotated[str, typer.Argument(metavar="STORE", help="A data folder, or s
 
 @app.command()
 def check(store: Store) -> None:
-    """Read every version's file and hold it against its digest; exit 1 if one is missing or damaged.
+    """Hold every version's file against its digest, and every history against its task; exit 1 if one is wrong.
 
     Servers may run meanwhile. They never serve such a file; uploading the same file again mends it.
 
     Example:  adaptserve store check s3://bucket/tasks
     """
     from service.store import care
+    from service.store.stock import stock
 
     with one_line_errors():
-        total, problems = _show("checking", care.check(care.stock(store)))
+        total, problems = _show("checking", care.check(stock(store)))
     out().print(f"{total} files checked, {problems} wrong", markup=False)
     if problems:
         raise typer.Exit(FAILED)
@@ -66,12 +67,13 @@ def copy(
     from service.store import care
     from service.store.locks import FolderLock
     from service.store.objects import is_remote
+    from service.store.stock import stock
 
     if source == target:
         complain("FROM and TO are the same store")
         raise typer.Exit(USAGE)
     with one_line_errors():
-        of, to = care.stock(source), care.stock(target, make=True)
+        of, to = stock(source), stock(target, make=True)
         with nullcontext() if is_remote(target) else FolderLock(Path(target)):
             total, problems = _show("copying", care.copy(of, to))
     out().print(f"{total - problems} of {total} tasks are in {target}", markup=False)
@@ -84,7 +86,7 @@ def gc(
     store: Store,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
 ) -> None:
-    """Remove files that no task names any more and that are older than a day.
+    """Remove files that no task names any more and that are older than a day, and pack the history.
 
     Deleting a version or a task in a shared store leaves its file there, since other servers may be reading it. Servers
     may run meanwhile. Run it once a day or so. A data folder is tidied by its server when that starts.
@@ -93,10 +95,11 @@ def gc(
     """
     from service.store import care
     from service.store.objects import is_remote
+    from service.store.stock import SharedStock, stock
 
     with one_line_errors():
-        found = care.stock(store, make=not is_remote(store))
-        if not isinstance(found, care.SharedStock):
+        found = stock(store, make=not is_remote(store))
+        if not isinstance(found, SharedStock):
             complain("a data folder is tidied by its server when that starts; gc is for stores that servers share")
             raise typer.Exit(USAGE)
         total, _ = _show("looking" if dry_run else "removing", care.tidy(found.truth, dry=dry_run))

@@ -8,25 +8,24 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from adapters.config import is_task_name
 from adapters.errors import AdaptError
 from service.errors import Conflict, StorageFailed
-from service.store.files import TaskFiles
-from service.store.manifest import TaskInfo, VersionInfo, parse
-from service.store.objects import CHUNK_BYTES, Missing, Preceded, is_remote, open_objects
-from service.store.staging import Staging, disk_errors
+from service.store.manifest import TaskInfo, VersionInfo
+from service.store.objects import Listed, Missing, Preceded
+from service.store.packs import SharedHistory
+from service.store.past import made, wrong
+from service.store.stock import SharedStock, Stock
 from service.store.truth import BLOBS, KEPT_LOG, LOG, Truth
 
 WORKERS: Final = 8
-TIMEOUT_S, RETRIES = 60.0, 5
-"""Of one request: nobody waits for it but whoever typed the command."""
 OLD: Final = timedelta(days=1)
 """What is younger may belong to an upload that is under way, or to a server that is catching up."""
 
@@ -39,106 +38,6 @@ class Step:
     total: int
     problem: str = ""
     line: str = ""
-
-
-class Stock(Protocol):
-    """Tasks and their versions' bytes, wherever they are."""
-
-    def names(self) -> list[str]:
-        """Every task that ever was."""
-        ...
-
-    def task(self, name: str) -> TaskInfo | None:
-        """None where it never was. Raises StorageFailed where it cannot be read."""
-        ...
-
-    def read(self, version: VersionInfo) -> Iterator[bytes]:
-        """The bytes of a version, unchecked. Raises Missing."""
-        ...
-
-    def add(self, task: TaskInfo, files: dict[int, Path]) -> None:
-        """Have a task that never was here. Raises Preceded where it was."""
-        ...
-
-
-class FolderStock:
-    """The data folder of one server; ``add`` is for the holder of its lock."""
-
-    def __init__(self, root: Path) -> None:
-        self._root, self._files = root, TaskFiles(root, "store-copy")
-
-    def names(self) -> list[str]:
-        try:
-            return sorted(folder.name for folder in (self._root / "tasks").iterdir() if is_task_name(folder.name))
-        except FileNotFoundError:
-            return []
-
-    def task(self, name: str) -> TaskInfo | None:
-        try:
-            return parse(name, (self._root / "tasks" / name / "manifest.json").read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise StorageFailed(f"the manifest of task '{name}' cannot be read ({error})", task=name) from error
-
-    def read(self, version: VersionInfo) -> Iterator[bytes]:
-        try:
-            with self._files.path(version.task, version.number).open("rb") as file:
-                while part := file.read(CHUNK_BYTES):
-                    yield part
-        except FileNotFoundError as error:
-            raise Missing from error
-
-    def add(self, task: TaskInfo, files: dict[int, Path]) -> None:
-        with disk_errors():
-            self._files.prepare()
-            if (self._root / "tasks" / task.name).exists():
-                raise Preceded
-            for version in task.versions.values():
-                staging = Staging(self._root / "staging", version.size, "store-copy")
-                with files[version.number].open("rb") as file:
-                    while part := file.read(CHUNK_BYTES):
-                        staging.write(part)
-                staging.finish()
-                self._files.place(staging, version, first=True)
-            (self._root / "tasks" / task.name).mkdir(exist_ok=True)
-            self._files.write_manifest(task)
-
-
-class SharedStock:
-    """A store that several servers share."""
-
-    def __init__(self, truth: Truth) -> None:
-        self.truth = truth
-
-    def names(self) -> list[str]:
-        return sorted(name for name, _ in self.truth.marks())
-
-    def task(self, name: str) -> TaskInfo | None:
-        return self.truth.task(name)
-
-    def read(self, version: VersionInfo) -> Iterator[bytes]:
-        return self.truth.blob(version.digest)
-
-    def add(self, task: TaskInfo, files: dict[int, Path]) -> None:
-        for version in task.versions.values():
-            if not self.truth.has_blob(version.digest):
-                self.truth.put_blob(version.digest, files[version.number])
-        self.truth.write(task)
-
-
-def stock(store: str, *, make: bool = False) -> Stock:
-    """The store of that address, or the data folder of that path. Raises StoreRefused and more.
-
-    A shared store that is none yet becomes one where that is meant by ``make``.
-    """
-    if is_remote(store):
-        truth = Truth(open_objects(store, timeout_s=TIMEOUT_S, retries=RETRIES))
-        truth.identity(make=make)
-        return SharedStock(truth)
-    if not make and not (Path(store) / "tasks").is_dir():
-        raise StorageFailed(f"{store} is no data folder: it has no folder 'tasks'")
-    return FolderStock(Path(store))
 
 
 def check(of: Stock) -> Iterator[Step]:
@@ -191,10 +90,18 @@ def tidy(truth: Truth, *, dry: bool) -> Iterator[Step]:
     ]  # fmt: skip
     probes = [one for one in truth.objects.list("probe") if now - one.modified > OLD]
     total = len(loose) + len(passed) + len(probes)
-    for done, one in enumerate([*loose, *passed, *probes], 1):
+    kept = passed if dry else _packed(truth, passed)
+    for done, one in enumerate(chain(loose, kept, probes), 1):
         if not dry and _is_still(truth, one.key, one.modified):
             truth.objects.delete([one.key])
         yield Step(done, total, line=f"{one.key}, {one.size} bytes" if one in loose else "")
+
+
+def _packed(truth: Truth, passed: Sequence[Listed]) -> Iterator[Listed]:
+    """Each, once the history has its event elsewhere."""
+    numbers = [int(one.key.rpartition("/")[2]) for one in passed]
+    for one, _ in zip(passed, SharedHistory(truth).pack(numbers), strict=True):
+        yield one
 
 
 def _is_still(truth: Truth, key: str, modified: datetime) -> bool:
@@ -223,22 +130,23 @@ def _now(truth: Truth) -> datetime:
 
 
 def _all(of: Stock) -> tuple[list[VersionInfo], list[str]]:
-    """Every version, and what is wrong with manifests."""
+    """Every version, and what is wrong with manifests and histories."""
     versions, problems = list[VersionInfo](), list[str]()
     with ThreadPoolExecutor(WORKERS) as pool:
-        for task in pool.map(lambda name: _task(of, name), of.names()):
-            if isinstance(task, str):
-                problems.append(task)
-            elif task is not None:
-                versions += task.versions.values()
+        for task, problem in pool.map(lambda name: _task(of, name), of.names()):
+            versions += task.versions.values() if task is not None else ()
+            problems += [problem] if problem else []
     return versions, problems
 
 
-def _task(of: Stock, name: str) -> TaskInfo | str | None:
+def _task(of: Stock, name: str) -> tuple[TaskInfo | None, str]:
+    """The task, and what is wrong with it."""
     try:
-        return of.task(name)
+        task = of.task(name)
     except StorageFailed as error:
-        return error.message
+        return None, error.message
+    found = wrong(of.announced, task) if task is not None else ""
+    return task, f"task '{name}': {found}" if found else ""
 
 
 def _wrong(of: Stock, version: VersionInfo) -> str:
@@ -281,7 +189,7 @@ def _copied(of: Stock, to: Stock, name: str) -> str:
             if hashed.hexdigest() != version.digest:
                 raise StorageFailed(f"the file of version {number} has other bytes than its digest says", task=name)
         try:
-            to.add(task, files)
+            to.add(task, files, list(made(of.announced, task))[::-1])
         except Preceded as error:
             raise Conflict("somebody published a task of that name this moment", task=name) from error
     return f"{name}: {len(files)} versions"

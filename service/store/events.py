@@ -18,6 +18,8 @@ KEPT_NUMBERS: Final = 16
 """Of a task's changes its manifest names the last ones, and each event those that were the last before it."""
 MOST_LISTED: Final = 20
 """Versions that the event of a deletion lists by number; more are counted."""
+COPIED: Final = "copied"
+"""What is told of a task that came from another store."""
 MOST_WHY: Final = 500
 """Characters of a reason."""
 
@@ -57,6 +59,12 @@ class TaskEvent:
     detail: Mapping[str, Any]
     server: str
     after: tuple[int, ...] = ()
+    part: int = 0
+
+    @property
+    def id(self) -> str:
+        """By which it is known in this store; ``part`` counts those that came with a copied task."""
+        return f"{self.number}.{self.part}" if self.part else str(self.number)
 
     def line(self) -> bytes:
         """As it is kept: one line of JSON, with a line's end."""
@@ -105,7 +113,8 @@ class Cause:
     def event(self, old: TaskInfo, new: TaskInfo, number: int = 0) -> TaskEvent:
         """Of the change that makes ``new`` of ``old``."""
         found = difference(old, new)
-        info, why = found.version, self.why if self.why is None else self.why[:MOST_WHY]
+        info = found.version if self.what != COPIED else None
+        why = self.why if self.why is None else self.why[:MOST_WHY]
         return TaskEvent(
             number, new.name, datetime.now(UTC).isoformat(timespec="milliseconds"), self.what or found.what,
             info.number if info else None, info.digest if info else None, self.by, why,
@@ -122,7 +131,8 @@ def difference(old: TaskInfo, new: TaskInfo) -> Difference:
     """What was done; "changed" where lists alone tell of it."""
     added = [info for number, info in new.versions.items() if number not in old.versions]
     gone = [info for number, info in old.versions.items() if number not in new.versions]
-    before = {} if old.active is None else {"before": old.active}
+    ended = {} if old.traffic is None or new.traffic is not None else {"traffic_ended": weights_text(old.traffic)}
+    before = ended if old.active is None else {"before": old.active} | ended
     if added:
         active = new.active == added[-1].number
         return Difference("published" if active else "staged", added[-1], before if active else {})
@@ -132,10 +142,9 @@ def difference(old: TaskInfo, new: TaskInfo) -> Difference:
     if gone:
         return Difference("version_deleted", gone[-1])
     if new.active != old.active:
-        ended = before | ({} if old.traffic is None else {"traffic_ended": weights_text(old.traffic)})
         if new.active is None:
-            return Difference("deactivated", None, ended)
-        return Difference("activated", new.versions[new.active], ended)
+            return Difference("deactivated", None, before)
+        return Difference("activated", new.versions[new.active], before)
     return _ruled(old, new) or Difference("changed")
 
 

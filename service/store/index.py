@@ -32,6 +32,18 @@ class Index:
         """True once that task, or any, was ever published here, also when it was deleted."""
         return bool(self._tasks or self._sealed) if name is None else name in self._tasks or name in self._sealed
 
+    def ever(self, name: str) -> TaskInfo:
+        """The task, deleted or not. Raises UnknownTask where it never was, or cannot be read."""
+        info = self._tasks.get(name)
+        if info is None:
+            raise UnknownTask(f"there never was a task '{name[:80]}' here; GET /v1/tasks lists them", task=name[:80])
+        return info
+
+    def log_of(self, name: str) -> tuple[int, ...]:
+        """The numbers of its last changes; none of a task that is not known."""
+        info = self._tasks.get(name)
+        return info.log if info is not None else ()
+
     def tasks(self) -> list[TaskInfo]:
         """In the order of their names."""
         found = (self._tasks.get(name) for name in self._names)

@@ -30,6 +30,8 @@ from service.store.changes import Publish, Step
 from service.store.events import SERVER, Actor, Cause
 from service.store.journal import Journal
 from service.store.manifest import NO_VERSIONS, TaskInfo, VersionInfo, parse, render
+from service.store.packs import SharedHistory
+from service.store.past import Past
 from service.store.recovery import Recovered
 from service.store.repository import Repository
 from service.store.staging import Staging, disk_errors, left_by
@@ -66,6 +68,7 @@ class Mirror(Repository):
         """``max_bytes`` bounds the files at hand, ``max_waiting`` what waits for a thread to ask the store."""
         super().__init__(root, journal, max_tasks=max_tasks, max_versions=max_versions, owner=owner, server=server)
         self.truth = truth
+        self.past = Past(SharedHistory(truth, lambda: self.store_seen), self)
         self._seen_here = 0  # what requests made this process see, beyond what the follower has told
         with disk_errors():
             (root / "blobs").mkdir(exist_ok=True)

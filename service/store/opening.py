@@ -34,7 +34,10 @@ def open_repository(settings: Settings, journal: Journal | None = None, owner: s
         "server": settings.server_name,
     }  # fmt: skip
     if not settings.store:
-        return Repository(settings.data_dir, journal, history_file_bytes=settings.history_file_bytes, **bounds)
+        return Repository(
+            settings.data_dir, journal, history_file_bytes=settings.history_file_bytes,
+            max_history_bytes=settings.max_history_bytes, **bounds,
+        )  # fmt: skip
     return Mirror(
         settings.folder, Truth(open_objects(settings.store, timeout_s=settings.store_timeout_s,
         retries=WRITE_RETRIES)), journal, max_bytes=settings.store_cache_bytes,

@@ -31,10 +31,11 @@ from service.errors import StorageFailed
 from service.store.changes import DeleteTask, DeleteVersion, Publish, Step, activated, deactivated, only
 from service.store.events import SERVER, Actor, Cause
 from service.store.files import NotConfirmed, TaskFiles
-from service.store.history import HistoryFiles
+from service.store.history import FILE_BYTES, MAX_BYTES, HistoryFiles
 from service.store.journal import Journal
 from service.store.locks import write_lock
 from service.store.manifest import NO_VERSIONS, About, TaskInfo, VersionInfo
+from service.store.past import Past
 from service.store.recovery import load, recover
 from service.store.sole import Sole
 from service.store.staging import Reserve, Staging, disk_errors
@@ -60,7 +61,8 @@ class Repository(Sole, View):
         *,
         max_tasks: int = 10_000,
         max_versions: int = 1000,
-        history_file_bytes: int = 4 * 2**20,
+        history_file_bytes: int = FILE_BYTES,
+        max_history_bytes: int = MAX_BYTES,
         owner: str = "",
         server: str = "",
     ) -> None:
@@ -74,7 +76,9 @@ class Repository(Sole, View):
         self._remover = ThreadPoolExecutor(1, "remover")
         self._removal: Future[None] | None = None  # the last one; those before it are done when it is
         self._closed = False
-        self._server, self._history = server or platform.node(), HistoryFiles(root, file_bytes=history_file_bytes)
+        self._server = server or platform.node()
+        self._history = HistoryFiles(root, file_bytes=history_file_bytes, max_bytes=max_history_bytes)
+        self.past = Past(self._history, self)
         self._files, self._reserve = TaskFiles(root, owner), Reserve(root, owner)
         with disk_errors():
             self._files.prepare()
@@ -193,24 +197,19 @@ class Repository(Sole, View):
                 self._reserve.fill()
             return self._tasks[name]
 
-    def _let_go(self, old: TaskInfo | None) -> None:
+    def _let_go(self, old: TaskInfo) -> None:
         """Remove the files of versions that the task has no more."""
-        if old is None or not old.versions:
-            return
         kept = self._tasks[old.name].versions
-        if not kept:
+        if old.versions and not kept:
             aside = self._files.move_away(old.name)
             if aside is not None:
                 with suppress(RuntimeError):  # the server stops; the next start removes them
                     self._removal = self._remover.submit(self._remove, old.name, aside)
-            return
-        for number in old.versions.keys() - kept.keys():
+        for number in old.versions.keys() - kept.keys() if kept else ():
             try:
                 self.path(old.name, number).unlink(missing_ok=True)
             except OSError as error:
-                log.warning(
-                    "version %d of '%s' is deleted, but its file is left (%s)", number, old.name, error.strerror
-                )
+                log.warning("deleted version %d of '%s' leaves its file (%s)", number, old.name, error.strerror)
 
     def _remove(self, name: str, folder: Path) -> None:
         """The files of a deleted task, however many; what a stop leaves of them the next start removes."""

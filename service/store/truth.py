@@ -121,7 +121,7 @@ class Truth:
     def announced(self, number: int) -> str | None:
         """The task that change is about, "" for one that nobody can make sense of; None where it is yet to come."""
         try:
-            content, _ = self.objects.get(_entry(number))
+            content, _ = self.objects.get(entry(number))
         except Missing:
             return None
         name = content.partition(b"\n")[0].decode("ascii", "replace")
@@ -135,7 +135,7 @@ class Truth:
         number, misses = after + 1, 0
         while True:
             try:
-                self.objects.create(_entry(number), name.encode() + b"\n" + told)
+                self.objects.create(entry(number), name.encode() + b"\n" + told)
             except Preceded:
                 misses += 1
                 number = number + 1 if misses < 4 else self.last(number) + 1
@@ -196,10 +196,12 @@ class Truth:
                 raise StoreAway(f"other servers change task '{name}' without end; try again in a moment", task=name)
             time.sleep(random.uniform(0, 0.02))  # noqa: S311
 
-    def write(self, task: TaskInfo) -> None:
+    def write(self, task: TaskInfo, cause: Cause) -> None:
         """Have a task as another store has it, where this one has none of that name. Raises Preceded."""
-        number = self.announce(task.name, self.last())
-        self.objects.create(_task(task.name), render(replace(task, log=(number,), mark=None)))
+        new = replace(task, log=(), mark=None)
+        told = cause.event(TaskInfo(task.name, NO_VERSIONS, None, 1), new).line()
+        number = self.announce(task.name, self.last(), told)
+        self.objects.create(_task(task.name), render(numbered(new, number)))
 
     def put_blob(self, digest: str, content: Path) -> None:
         """Have the bytes; those that are there under that digest may be damaged, and are replaced."""
@@ -248,7 +250,7 @@ class Truth:
 
     def _is_taken(self, number: int) -> bool:
         try:
-            self.objects.head(_entry(number))
+            self.objects.head(entry(number))
         except Missing:
             return False
         return True
@@ -263,5 +265,6 @@ def _task(name: str) -> str:
     return f"{TASKS}/{name}.json"
 
 
-def _entry(number: int) -> str:
+def entry(number: int) -> str:
+    """The key of that change of the log."""
     return f"{LOG}/{number:0{NUMBER_DIGITS}}"

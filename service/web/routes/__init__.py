@@ -10,6 +10,7 @@ from service.web.routes import (
     examples,
     feedback,
     health,
+    history,
     jobs,
     key,
     page,
@@ -24,7 +25,7 @@ from service.web.routes.common import problems
 def install(app: FastAPI, root_path: str) -> None:
     """Add every endpoint; ``root_path`` is what a proxy puts before the addresses that the page writes."""
     page.install(app, root_path)
-    for module in (predict, batch, upload, tasks, traffic, download, examples, feedback, jobs):
+    for module in (predict, batch, upload, tasks, traffic, history, download, examples, feedback, jobs):
         app.include_router(module.router, responses=problems(400, 401, 403, 421, 503))
     for module in (health, key):
         app.include_router(module.router, responses=problems(400, 421))

@@ -65,7 +65,7 @@ NEEDS: dict[tuple[str, str], Scope | None] = {
 }
 """The scope of each endpoint, None for open ones. Whatever is not listed needs ``admin``."""
 
-WHOLE_SERVER = {"/metrics", "/v1/stats"}
+WHOLE_SERVER = {"/metrics", "/v1/stats", "/v1/history"}
 """Endpoints that tell of all tasks at once: not for a key that is limited to some."""
 
 ORIGINS = {"adaptserve-cli/": "cli", "adaptserve-client/": "client"}

@@ -37,7 +37,7 @@ T = TypeVar("T")
 Outcomes = asyncio.Queue[BatchOutcome | BaseException | None]
 
 
-class AsyncClient(AsyncExampleMethods, AsyncJobMethods, AsyncHistoryMethods, AsyncTrafficMethods):
+class AsyncClient(AsyncExampleMethods, AsyncJobMethods, AsyncTrafficMethods, AsyncHistoryMethods):
     """Asks one server from asyncio; arguments, answers and errors are those of ``Client``. Files are read in threads.
 
     async with AsyncClient("http://127.0.0.1:8000") as client:

@@ -42,7 +42,7 @@ RETRIES = 4
 CONCURRENCY = 2
 
 
-class Client(ExampleMethods, JobMethods, HistoryMethods, TrafficMethods):
+class Client(ExampleMethods, JobMethods, TrafficMethods, HistoryMethods):
     """Asks one server. Threads may share it; close it, or use it in a ``with`` statement.
 
         with Client("http://127.0.0.1:8000") as client:

@@ -35,10 +35,10 @@ app = typer.Typer(
     Start with `adaptserve serve`: it comes up on a small shipped backbone with demo tasks.
     `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it, about whole folders too.
     `adaptserve train DATA --out FILE` makes one from labelled pictures or clips, `adaptserve evaluate DATA --task NAME`
-    scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share, `adaptserve
-    history` tells who changed what.
     scores it as it is served. `adaptserve traffic` lets a new version answer a part of what is asked, and takes that
     back from one that does badly. `adaptserve store` checks, moves and tidies what several servers share.
+    scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share, `adaptserve
+    history` tells who changed what.
 
     Exit codes: 0 done, 1 it did not work (one line on stderr says why), 2 the command line is wrong, 3 a server's
     device was lost: start it again.
@@ -49,10 +49,10 @@ app.command()(inspect)
 app.command()(push)
 app.command()(predict)
 app.command()(top)
-app.command()(history)
 app.command()(traffic)
 app.command()(shadow)
 app.command()(agreement)
+app.command()(history)
 app.command()(train)
 app.command()(evaluate)
 app.add_typer(import_app, name="import")

@@ -35,6 +35,7 @@ from service.web.routes.common import (
 )
 from service.web.routes.guard import By
 from service.web.traffic_schemas import (
+    BARE,
     AgreementAnswer,
     DisagreementShown,
     LabelAgreement,
@@ -55,10 +56,11 @@ Asked = TypeVar("Asked", bound=BaseModel)
 PATH, SHADOW = "/v1/tasks/{task}/traffic", "/v1/tasks/{task}/shadow"
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
+def _body(model: type[BaseModel], *others: dict[str, Any]) -> dict[str, Any]:
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    either = {"anyOf": [*others, schema]} if others else schema
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": either}}}}
 
 
 @router.get(PATH, responses=problems(404))
@@ -69,7 +71,7 @@ async def traffic(catalogue: TheCatalogue, ledger: TheLedger, task: TaskName) ->
 
 
 @router.put(
-    PATH, openapi_extra=_body(TrafficAsked), responses=problems(400, 404, 408, 409, 413, 422, 429, 503, 504, 507)
+    PATH, openapi_extra=_body(TrafficAsked, BARE), responses=problems(400, 404, 408, 409, 413, 422, 429, 503, 504, 507)
 )
 async def direct(
     request: Request, response: Response, settings: TheSettings, bodies: TheBodies, catalogue: TheCatalogue,

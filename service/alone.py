@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from service.engine.local import LocalEngine, local_engine
 from service.engine.pixels import PixelMemory
@@ -26,7 +27,7 @@ from service.store.repository import Repository
 from service.usage import USAGE, prepare_table
 from service.watch.counts import Counts
 from service.watch.metrics import Metrics
-from service.watch.versions import Ledger, VersionNews
+from service.watch.versions import Ledger
 from service.web.app import FrontEnd, front_end
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def _ledger(repository: Repository) -> Ledger:
     """Whoever counts looks after the versions too."""
     guardian = Guardian(repository)
 
-    async def known(task: str) -> list[VersionNews]:
-        return guardian.of(task)
+    async def ask(about: str | None) -> Any:
+        return guardian.answer(about)
 
-    return Ledger(guardian.heard, known)
+    return Ledger(guardian.heard, ask)

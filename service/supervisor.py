@@ -217,7 +217,7 @@ class Supervisor:
         elif isinstance(message, Told) and self._sources is not None:
             self._sources.heard(one, message)
         elif isinstance(message, Call):
-            answer = self._guardian.of if message.name == VERSIONS else self._counts.now
+            answer = self._guardian.answer if message.name == VERSIONS else self._counts.now
             one.channel.send(Reply(message.number, answer(message.arguments[0])))
 
     async def _replace(self, one: Child) -> None:

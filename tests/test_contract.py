@@ -38,6 +38,9 @@ OPERATIONS = [
     "GET /v1/tasks/{task}/uncertain", "GET /v1/tasks/{task}/uncertain/{key}/thumbnail",
     "POST /v1/tasks/{task}/training", "GET /v1/jobs", "GET /v1/jobs/{job}", "DELETE /v1/jobs/{job}",
     "GET /v1/jobs/{job}/reports/{version}",
+    "GET /v1/tasks/{task}/traffic", "PUT /v1/tasks/{task}/traffic", "DELETE /v1/tasks/{task}/traffic",
+    "PUT /v1/tasks/{task}/shadow", "DELETE /v1/tasks/{task}/shadow", "GET /v1/tasks/{task}/agreement",
+    "GET /v1/tasks/{task}/history", "GET /v1/history",
     "GET /livez", "GET /readyz", "GET /metrics", "GET /v1/stats", "GET /v1/key", "POST /v1/embed",
 ]  # fmt: skip
 OTHERS = [
@@ -127,6 +130,9 @@ class Contract:
         fine = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
         wrong = operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
         kept = self.home.client.get("/v1/tasks/digits/versions").json()["versions"]
+        self._active, *self._idle = sorted((one["version"] for one in kept), key=lambda n: not self._is_active(kept, n))
+        if label.endswith("/agreement"):
+            self.home.client.put("/v1/tasks/digits/shadow", json={"version": self._idle[0]}).raise_for_status()
         real = {
             "task": st.sampled_from(TASKS),
             "part": st.sampled_from([{}, {}, {}, {"start": 0.1}, {"window": 0.2}]),
@@ -152,15 +158,30 @@ class Contract:
             case.query.update(real["part"])
         if "task" in case.query:
             case.query["task"] = [real["task"]]
+        if case.path.endswith(("/traffic", "/shadow", "/agreement")):
+            case.path_parameters["task"] = "digits"
+        if case.path.endswith("/agreement"):
+            case.query["version"] = self._idle[0]
         if case.media_type == "application/json":
             if case.path.endswith("/training"):
                 case.path_parameters["task"] = "digits"
-            case.body = _json(case.path, base64.b64encode(self._bodies[real["body"]]).decode())
+            case.body = self._ruled(case.path) or _json(
+                case.path, base64.b64encode(self._bodies[real["body"]]).decode()
+            )
         elif case.media_type not in (None, "multipart/form-data"):
             case.body = self._bodies[real["body"]]
             if case.path.endswith("/batch"):
                 case.body = archive([("a", case.body), ("b", b"")], "zip")
         return case, (*UNFIT, negative_data_rejection)
+
+    def _ruled(self, path: str) -> dict[str, Any] | None:
+        if path.endswith("/traffic"):
+            return {str(self._active): 95, str(self._idle[0]): 5}
+        return {"version": self._idle[0]} if path.endswith("/shadow") else None
+
+    @staticmethod
+    def _is_active(kept: list[dict[str, Any]], number: int) -> bool:
+        return any(one["version"] == number and one["active"] for one in kept)
 
 
 def _json(path: str, text: str) -> dict[str, Any]:

@@ -140,6 +140,6 @@ def test_the_document_has_both_calls_whole(home: House) -> None:
     call = document["paths"]["/v1/tasks/{task}/predict"]["post"]
     assert {p["name"] for p in call["parameters"]} == {
         "task", "top_k", "version", "min_score", "abstain", "embedding", "start", "end", "window", "stride",
-        "sampled", "X-Deadline-Ms", "X-Priority",
+        "sampled", "X-Deadline-Ms", "X-Priority", "X-AdaptServe-Sticky",
     }  # fmt: skip
     assert "PredictAnswer" in str(call["responses"]["200"])

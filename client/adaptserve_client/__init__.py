@@ -52,6 +52,7 @@ from adaptserve_client.errors import (
 from adaptserve_client.examples import Addition, Feedback, LabelledExample
 from adaptserve_client.history import Change
 from adaptserve_client.jobs import TrainedVersion, Training
+from adaptserve_client.traffic import TaskTraffic, VersionAgreement, VersionReport
 from adaptserve_client.version import __version__
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "ServerError",
     "ServerInfo",
     "Task",
+    "TaskTraffic",
     "TimedOutError",
     "TooLargeError",
     "TrainedVersion",
@@ -96,6 +98,8 @@ __all__ = [
     "UnsupportedError",
     "Upload",
     "Version",
+    "VersionAgreement",
+    "VersionReport",
     "Window",
     "WrongBaseError",
     "WrongModalityError",

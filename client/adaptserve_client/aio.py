@@ -26,6 +26,7 @@ from adaptserve_client.jobs import AsyncJobMethods
 from adaptserve_client.portions import MAX_BYTES, MAX_ITEMS, Item, Loaded, Portion, Terms, portions
 from adaptserve_client.retries import Attempts
 from adaptserve_client.sources import File, Stream, content_of, name_of, stream_of
+from adaptserve_client.traffic import AsyncTrafficMethods
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,7 +37,7 @@ T = TypeVar("T")
 Outcomes = asyncio.Queue[BatchOutcome | BaseException | None]
 
 
-class AsyncClient(AsyncExampleMethods, AsyncJobMethods, AsyncHistoryMethods):
+class AsyncClient(AsyncExampleMethods, AsyncJobMethods, AsyncTrafficMethods, AsyncHistoryMethods):
     """Asks one server from asyncio; arguments, answers and errors are those of ``Client``. Files are read in threads.
 
     async with AsyncClient("http://127.0.0.1:8000") as client:

@@ -35,8 +35,9 @@ class BatchOptions(TypedDict, total=False):
 
     ``top_k``: labels in the answer, best first. ``version``: another than the active one. ``min_score``: leave out
     labels below it. ``abstain``: the best score from which the answer counts as ``accepted``. ``embedding``: the task's
-    pooled vector, too. Of a clip: ``start`` and ``end``, and ``window`` and ``stride``, in seconds. ``priority``: how
-    urgent it is among what this key asks, 0 to 9; the server has 5 for what does not say.
+    pooled vector, too. ``sticky``: what is equal here goes to one version, where several share the task's traffic.
+    ``priority``: how urgent it is among what this key asks, 0 to 9; the server has 5 for what does not say. Of a clip:
+    ``start`` and ``end``, and ``window`` and ``stride``, in seconds.
     """
 
     top_k: int
@@ -44,6 +45,7 @@ class BatchOptions(TypedDict, total=False):
     min_score: float
     abstain: float
     embedding: bool
+    sticky: str
     start: float
     end: float
     window: float
@@ -136,12 +138,14 @@ def asked(options: BatchOptions) -> dict[str, Any]:
     params = {
         name: str(value).lower() if isinstance(value, bool) else value
         for name, value in given.items()
-        if value is not None and name not in ("deadline", "priority")
+        if value is not None and name not in ("deadline", "priority", "sticky")
     }
-    headers, timeout = {}, None
-    deadline, priority = given.get("deadline"), given.get("priority")
-    if priority is not None:
-        headers["X-Priority"] = str(int(priority))
+    headers, timeout = dict[str, str](), None
+    if given.get("sticky") is not None:
+        headers["X-AdaptServe-Sticky"] = str(given["sticky"])
+    if given.get("priority") is not None:
+        headers["X-Priority"] = str(int(given["priority"]))
+    deadline = given.get("deadline")
     if deadline is not None:
         if not 0 < deadline < math.inf:
             raise ValueError(f"deadline is a number of seconds above 0, not {deadline}")

@@ -28,6 +28,7 @@ from adaptserve_client.jobs import JobMethods
 from adaptserve_client.portions import MAX_BYTES, MAX_ITEMS, Item, Loaded, Portion, Terms, portions
 from adaptserve_client.retries import Attempts
 from adaptserve_client.sources import File, Stream, content_of, name_of, stream_of
+from adaptserve_client.traffic import TrafficMethods
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,7 +42,7 @@ RETRIES = 4
 CONCURRENCY = 2
 
 
-class Client(ExampleMethods, JobMethods, HistoryMethods):
+class Client(ExampleMethods, JobMethods, TrafficMethods, HistoryMethods):
     """Asks one server. Threads may share it; close it, or use it in a ``with`` statement.
 
         with Client("http://127.0.0.1:8000") as client:

@@ -21,6 +21,7 @@ from service.cli.serve import serve
 from service.cli.sources import app as sources_app
 from service.cli.store import app as store_app
 from service.cli.top import top
+from service.cli.traffic import agreement, shadow, traffic
 from service.cli.train import train
 
 app = typer.Typer(
@@ -35,6 +36,8 @@ app = typer.Typer(
     Start with `adaptserve serve`: it comes up on a small shipped backbone with demo tasks.
     `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it, about whole folders too.
     `adaptserve train DATA --out FILE` makes one from labelled pictures or clips, `adaptserve evaluate DATA --task NAME`
+    scores it as it is served. `adaptserve traffic` lets a new version answer a part of what is asked, and takes that
+    back from one that does badly. `adaptserve store` checks, moves and tidies what several servers share.
     scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share, `adaptserve
     history` tells who changed what, `adaptserve sources check` what is wrong with a file of tasks.
 
@@ -47,6 +50,9 @@ app.command()(inspect)
 app.command()(push)
 app.command()(predict)
 app.command()(top)
+app.command()(traffic)
+app.command()(shadow)
+app.command()(agreement)
 app.command()(history)
 app.command()(train)
 app.command()(evaluate)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
@@ -16,7 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from service.watch.stats import Stats, stats_of
-from service.watch.version_metrics import OTHER, VersionMetrics
+from service.watch.version_metrics import OTHER, VersionMetrics, version_gauges
 
 MAX_TASK_LABELS = 1000
 UNKNOWN = "_unknown"
@@ -31,6 +31,7 @@ class Snapshot:
     """What is held now; ``loads`` and ``evictions`` count since start, per tier, and so do hits.
 
     ``store_*``: how old the view of a store that servers share is, in seconds, and up to which change it goes.
+    ``traffic``: task, version, and its share of the task's requests, where several share them; ``roll_backs`` by task.
     """
 
     queue_rows: int
@@ -43,6 +44,8 @@ class Snapshot:
     prefix_cache_hits: int = 0
     store_age_s: float = 0.0
     store_generation: int = 0
+    traffic: Sequence[tuple[str, int, float]] = ()
+    roll_backs: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def nothing(cls) -> Self:
@@ -240,6 +243,7 @@ class _Gauges(Collector):
         yield _gauge(
             "adaptserve_store_generation", "The shared store's last change that is known here.", now.store_generation
         )
+        yield from version_gauges(now.traffic, now.roll_backs)
         yield _gauge("adaptserve_ready", "1 when the last forward pass succeeded lately.", int(now.ready))
         info = GaugeMetricFamily("adaptserve_build_info", "What runs here; always 1.", labels=list(self._build))
         info.add_metric(list(self._build.values()), 1)

@@ -5,7 +5,10 @@ It is told what happened, as ``service.watch.metrics`` is, of which it is a part
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
 from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 MAX_VERSION_LABELS = 1000
 """Pairs of a task and a version; all others together."""
@@ -62,3 +65,22 @@ class VersionMetrics:
                 return OTHER, OTHER
             self._labels.add(labels)
         return labels
+
+
+def version_gauges(
+    traffic: Sequence[tuple[str, int, float]], roll_backs: Mapping[str, int]
+) -> Iterator[Metric]:  # fmt: skip
+    """What is so now: the share of each version of those tasks whose requests several share, and roll-backs so far."""
+    shares = GaugeMetricFamily(
+        "adaptserve_traffic_share", "Share of a task's requests that a version answers, where several share them.",
+        labels=["task", "version"],
+    )  # fmt: skip
+    for task, version, share in traffic[:MAX_VERSION_LABELS]:
+        shares.add_metric([task, str(version)], share)
+    yield shares
+    family = CounterMetricFamily(
+        "adaptserve_roll_backs", "New versions that lost their traffic for what they did, by task.", labels=["task"]
+    )
+    for task, count in roll_backs.items():
+        family.add_metric([task], count)
+    yield family

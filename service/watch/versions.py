@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -193,10 +193,8 @@ class VersionTallies:
 class Ledger:
     """What one front end sees, told soon to whoever adds up; for its event loop's thread."""
 
-    def __init__(
-        self, send: Callable[[list[VersionNews]], None], ask: Callable[[str], Awaitable[list[VersionNews]]]
-    ) -> None:
-        """``ask`` for all that anybody has told of a task."""
+    def __init__(self, send: Callable[[list[VersionNews]], None], ask: Callable[[str | None], Awaitable[Any]]) -> None:
+        """``ask`` the one who adds up: for the list of VersionNews of a task, or, without one, for all roll-backs."""
         self._send, self._ask = send, ask
         self._news: dict[VersionKey, VersionNews] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -204,7 +202,11 @@ class Ledger:
     async def known(self, task: str) -> list[VersionNews]:
         """All that any front end has seen of a task's versions, under each rule that they had lately."""
         self.tell()
-        return await self._ask(task)
+        return msgspec.convert(await self._ask(task), list[VersionNews])
+
+    async def roll_backs(self) -> dict[str, int]:
+        """How often each task was rolled back at this server."""
+        return msgspec.convert(await self._ask(None), dict[str, int])
 
     def tell(self) -> None:
         """Hand over what was counted since the last time."""

@@ -10,11 +10,11 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters.errors import AdapterError, AdaptError
-from service.errors import BadScores, ClientGone, Draining, QueueFull, status_of
+from service.errors import BadScores, ClientGone, Draining, QueueFull, UnknownVersion, status_of
 from service.settings import Settings
 from service.store.catalogue import Catalogue, Served
 from service.store.changes import precisely_now
@@ -49,7 +49,7 @@ class _Second:
 
 
 class Comparisons:
-    """For the event loop's thread. Nothing here raises."""
+    """For the event loop's thread."""
 
     def __init__(
         self, settings: Settings, catalogue: Catalogue, answers: Answers, count: Count, metrics: VersionMetrics,
@@ -68,8 +68,31 @@ class Comparisons:
         """Under way."""
         return self._rows
 
+    async def version_for(self, task: str, version: int | None, picture: Picture | None) -> Served:
+        """What answers: the version asked for, else as the task's rule has it. Raises as ``Catalogue.resolve``.
+
+        Without a ``picture`` there was no rule when the request came.
+        """
+        catalogue = self._catalogue
+        rule = catalogue.repository.ruled.get(task) if version is None and picture is not None else None
+        if rule is None or rule.active is None or picture is None:
+            return await catalogue.resolve(task, version)
+        number = rule.active
+        if rule.traffic is not None:
+            number = rule.traffic.version_of(task, await picture.key())
+        try:
+            return replace(await catalogue.resolve(task, number), rule=rule)
+        except UnknownVersion:  # the rule has ended this moment, and somebody has deleted it
+            return await catalogue.resolve(task)
+        except AdaptError as error:
+            self._count_failure(rule, number, error)
+            raise
+
     def answered(self, outcomes: Outcomes, pictures: Sequence[tuple[Picture, bytes | None]]) -> None:
-        """Count, and ask again. ``pictures``: of each outcome, with the bytes where they are at hand, or one of all."""
+        """Count, and ask again; never raises.
+
+        ``pictures``: of each outcome, with the bytes where they are at hand, or one of all.
+        """
         for place, outcome in enumerate(outcomes.results):
             served, rule = outcome.served, outcome.served.rule
             if rule is None:
@@ -82,7 +105,7 @@ class Comparisons:
                 self._begin(second, outcome, picture, body)
 
     def failed(self, ruled: Sequence[Served], error: Exception) -> None:
-        """Count those that an error speaks against: the version that it names, or all that were asked."""
+        """Count those that an error speaks against: the version that it names, or all that were asked; never raises."""
         if not _is_a_versions(error):
             return
         named = error.facts.get("task") if isinstance(error, AdaptError) else None
@@ -112,7 +135,8 @@ class Comparisons:
         if seen is None:  # parts of a clip were asked for
             return
         rows, size = len(seen.pixels), len(body or b"")
-        if self._rows + rows > self._most_rows or self._bytes + size > self._most_bytes:
+        full = self._rows + rows > self._most_rows or self._bytes + size > self._most_bytes
+        if full or self._answers.is_busy:
             self._metrics.dropped("busy")
             return
         self._rows += rows

@@ -142,6 +142,11 @@ class Decoder:
 
         return self._pool.submit(job, left, asker)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether anything waits for a worker."""
+        return self._pool.held > self._pool.workers
+
     def alike(self, one: AdapterConfig, other: AdapterConfig) -> bool:
         """Whether both see the same of any body."""
         if self._prepare(one.input).preprocess is not self._prepare(other.input).preprocess:

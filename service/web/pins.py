@@ -56,9 +56,6 @@ class Pins:
         """All that are there are on the device now. Raises NoRoom; what else is wrong is in the log."""
         await self._catalogue.catch_up()
         await self._bring_ruled()
-        await self._pin()
-
-    async def _pin(self) -> None:
         if not self._names and not self._told:
             return
         self._told = wanted = self._wanted()
@@ -84,9 +81,10 @@ class Pins:
             await asyncio.sleep(LOOK_S)
             try:
                 await self._catalogue.catch_up()
-                await self._bring_ruled()
                 if self._wanted() != self._told:
-                    await self._pin()
+                    await self.settle()
+                else:
+                    await self._bring_ruled()
             except AdaptError as error:
                 log.warning("a pinned task is not on the device: %s", error.message)
             except Exception:

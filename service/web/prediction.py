@@ -35,6 +35,7 @@ Named = Callable[[AdaptError, int], AdaptError]
 """Makes of an error, and of the place of what failed, the error to raise."""
 
 IDLE = Asker(priority=0)
+MOMENT_S = 0.05
 LARGE_HEAD = 4096
 """Classes from which scores are computed off the event loop."""
 
@@ -118,6 +119,11 @@ class Answers:
         if served.rule is not None:
             results = [replace(outcome, seen=what) for outcome, what in zip(results, seen, strict=True)]
         return Outcomes(results, max(sum(one.seconds for one in part) for part in parts), decoded_ns)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anybody waits for a decoder, or for the device for longer than a moment."""
+        return self._decoder.is_behind or self._engine.backlog_s > MOMENT_S
 
     def alike(self, one: Served, other: Served) -> bool:
         """Whether two versions see the same of any body."""

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import msgspec
 import uvloop
 
 from adapters.config import Size
@@ -31,7 +30,7 @@ from service.store.journal import Journal
 from service.store.opening import open_repository
 from service.watch.counts import Count, Counts
 from service.watch.metrics import Metrics
-from service.watch.versions import Ledger, VersionNews
+from service.watch.versions import Ledger
 from service.web.accepting import Share
 from service.web.app import FrontEnd, front_end
 from service.web.server import Server, server_config
@@ -109,10 +108,7 @@ class SharedCounts:
 def shared_ledger(supervision: Supervision) -> Ledger:
     """Of all front ends together; the supervisor adds up, and looks after the versions."""
 
-    async def known(task: str) -> list[VersionNews]:
-        return msgspec.convert(await supervision.ask(VERSIONS, task), list[VersionNews])
-
-    return Ledger(lambda news: supervision.send(Told(VERSIONS, news)), known)
+    return Ledger(lambda news: supervision.send(Told(VERSIONS, news)), partial(supervision.ask, VERSIONS))
 
 
 class _Server(Server):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from service.store.traffic import GUARD, MAX_WEIGHT, MAX_WEIGHTED, Guard
 
@@ -16,12 +16,26 @@ Weights = Annotated[
 ]
 
 
+_WEIGHTS: dict[str, Any] = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[1-9][0-9]{0,8}$"},
+    "additionalProperties": {"type": "integer", "minimum": 1, "maximum": MAX_WEIGHT},
+    "minProperties": 1,
+    "maxProperties": MAX_WEIGHTED,
+    "examples": [{"1": 95, "2": 5}],
+}
+BARE = {"title": "Weights", "description": "Versions by their weights."} | _WEIGHTS
+"""A ``TrafficAsked`` without a guard, shorter."""
+
+
 class TrafficAsked(BaseModel):
     """Versions by their weights, or that as `weights` beside a `guard`. A guard that is not said stays as it was."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [{"1": 95, "2": 5}]})
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weights: Weights = Field(description="any positive numbers; the active version must be among them")
+    weights: Annotated[Weights, WithJsonSchema(_WEIGHTS)] = Field(
+        description="any positive numbers; the active version must be among them"
+    )
     guard: Guard | None = Field(GUARD, description="null: the weights stay, whatever the new version does")
 
     @model_validator(mode="before")

@@ -31,12 +31,12 @@ from service.web.batches import BatchOrder, BatchPlace, BatchRunner
 from service.web.caller import Caller
 from service.web.middleware import PROGRESS
 from service.web.outcomes import Extras, Outcomes
-from service.web.picture import STICKY, Picture, sha256, version_for
+from service.web.picture import Picture, sha256
 from service.web.prediction import Answers
 from service.web.problems import document, plain_document
 from service.web.routes.batch_body import GZIP, TAR, ZIP, BatchBody
 from service.web.routes.bodies import exchange, receive
-from service.web.routes.callers import TheAsker
+from service.web.routes.callers import Sticky, TheAsker
 from service.web.routes.common import TaskName, problems
 from service.web.routes.parameters import declared
 from service.web.routes.predict import TOP_K, Calls, TheExtras, TopK, Version, wire
@@ -83,7 +83,7 @@ DeadlineMs = Annotated[
 class BatchCall:
     """One call from its body to its last line."""
 
-    def __init__(self, request: Request, task: str) -> None:
+    def __init__(self, request: Request, task: str, sticky: str | None) -> None:
         state = request.app.state
         self.settings: Settings = state.settings
         self.catalogue: Catalogue = state.catalogue
@@ -93,7 +93,7 @@ class BatchCall:
         self._metrics: Metrics = state.metrics
         self._tracing: Tracing | None = state.tracing
         self._calls: Calls = state.calls
-        self._request, self._task = request, task
+        self._request, self._task, self._sticky = request, task, sticky
         self._request_id: str = request.state.request_id
         self.progress = request.scope["state"][PROGRESS] = BatchProgress()
 
@@ -140,11 +140,9 @@ class BatchCall:
         self, index: int, name: str, read: Callable[[], bytes], top_k: int, caller: Caller, extras: Extras
     ) -> bytes:
         """One entry, by the version that its own bytes, or the header of all, are for; the rule may have ended."""
-        picture = Picture(
-            self._request.headers.get(STICKY), lambda: self._answers.unpack(lambda: sha256([read()]), caller)
-        )
-        served = [await version_for(self.catalogue, self._task, None, picture)]
+        picture = Picture(self._sticky, lambda: self._answers.unpack(lambda: sha256([read()]), caller))
         comparisons = self._calls.comparisons
+        served = [await comparisons.version_for(self._task, None, picture)]
         try:
             outcomes = await self._answers.predict(read, served, top_k, caller, extras)
         except AdaptError as error:
@@ -222,14 +220,14 @@ class _Streamed(Lines):
 @router.post(PATH, openapi_extra=_BODY, responses=_RESPONSES, response_class=Lines)
 async def batch(
     request: Request, task: TaskName, asker: TheAsker, extras: TheExtras, top_k: TopK = TOP_K,
-    version: Version = None, deadline_ms: DeadlineMs = None,
+    version: Version = None, deadline_ms: DeadlineMs = None, sticky: Sticky = None,
 ) -> Response:  # fmt: skip
     """Classify many pictures or clips: a line of JSON for each, in order, sent as soon as it is there.
 
     An item that cannot be answered is a line with its problem. One version answers for all, unless several share the
     task's traffic.
     """
-    call = BatchCall(request, task)
+    call = BatchCall(request, task, sticky)
     caller = Caller(_seconds(call.settings, deadline_ms), asker)
     await call.catalogue.find(task, version)
     place = await call.batches.enter()

@@ -15,6 +15,7 @@ from service.keys import EVERYBODY, MAX_PRIORITY, Key
 from service.messages import NOBODY, Asker
 from service.settings import Settings
 from service.web.caller import Caller
+from service.web.picture import MAX_STICKY, STICKY
 
 DeadlineMs = Annotated[
     int | SkipJsonSchema[None],
@@ -22,6 +23,16 @@ DeadlineMs = Annotated[
         alias="X-Deadline-Ms",
         ge=1,
         description="milliseconds that this answer is worth waiting for, once the body is sent",
+    ),
+]
+
+
+Sticky = Annotated[
+    str | SkipJsonSchema[None],
+    Header(
+        alias=STICKY,
+        max_length=MAX_STICKY,
+        description="whatever is equal here goes to one version, where several share a task's traffic: a user, say",
     ),
 ]
 
@@ -55,7 +66,10 @@ def asker_of(key: Key, priority: int | None = None) -> Asker:
     return Asker("" if key is EVERYBODY else key.name, priority)
 
 
-async def caller(request: Request, asker: TheAsker, deadline_ms: DeadlineMs = None) -> Caller:
+async def caller(
+    request: Request, asker: TheAsker, deadline_ms: DeadlineMs = None,
+    sticky: Sticky = None,  # noqa: ARG001  checked here, and read where several versions may answer
+) -> Caller:  # fmt: skip
     """Who waits for the answer. Raises BadRequest or Forbidden."""
     return Caller(deadline_seconds(request.app.state.settings, deadline_ms), asker)
 

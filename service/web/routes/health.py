@@ -6,6 +6,7 @@ It does not know how health is found out.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from math import isfinite
@@ -17,9 +18,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from adapters.errors import AdaptError
 from adapters.version import installed_version
 from service.engine.interface import Link
+from service.store.manifest import TaskInfo
 from service.watch.metrics import MAX_TASK_LABELS, Snapshot
 from service.watch.stats import Stats, StoreStats
-from service.web.routes.common import TheCatalogue, TheEngine, TheMetrics, problems
+from service.web.routes.common import TheCatalogue, TheEngine, TheLedger, TheMetrics, problems
 from service.web.schemas import Live, Ready
 
 router = APIRouter(tags=["operate"])
@@ -42,11 +44,16 @@ async def readyz(engine: TheEngine) -> Ready:
 
 
 @router.get("/metrics", response_class=Response, responses=problems(401, 403) | {200: {"content": {"text/plain": {}}}})
-async def metrics(engine: TheEngine, catalogue: TheCatalogue, metrics: TheMetrics) -> Response:
+async def metrics(
+    engine: TheEngine, catalogue: TheCatalogue, metrics: TheMetrics, ledger: TheLedger
+) -> Response:  # fmt: skip
     """Prometheus' text format."""
     now, layout = await _now(engine), engine.facts.layout
     store = catalogue.repository
-    now = replace(now, store_age_s=store.store_age, store_generation=store.store_seen)
+    now = replace(
+        now, store_age_s=store.store_age, store_generation=store.store_seen,
+        traffic=_shares(list(store.ruled.values())), roll_backs=await ledger.roll_backs(),
+    )  # fmt: skip
     build = {
         "version": installed_version(), "backbone": layout.model, "fingerprint": layout.fingerprint,
         "device": engine.facts.device,
@@ -76,6 +83,16 @@ async def stats(
         return metrics.stats(now, limit).model_copy(update={"store": store}).model_dump_json()
 
     return Response(await asyncio.to_thread(told), media_type="application/json")
+
+
+def _shares(ruled: Sequence[TaskInfo]) -> list[tuple[str, int, float]]:
+    """Of each version that has a part of a task's traffic."""
+    return [
+        (task.name, number, weight / sum(task.traffic.weights.values()))
+        for task in ruled
+        if task.traffic is not None
+        for number, weight in task.traffic.weights.items()
+    ]
 
 
 async def _now(engine: Link) -> Snapshot:

@@ -21,6 +21,7 @@ from service.settings import Settings
 from service.web.caller import Caller
 from service.web.door import hosts_of
 from service.web.middleware import given_up, unforeseen
+from service.web.picture import MAX_STICKY, STICKY
 from service.web.problems import respond
 from service.web.protocol import CROWDED
 from service.web.routes.callers import asker_of, deadline_seconds
@@ -36,7 +37,8 @@ _DEADLINE, _PRIORITY = re.compile(_NUMBER), re.compile(rb"[0-9]")
 _UNUSUAL = frozenset((b"origin", b"sec-fetch-site"))
 _GENERATION = GENERATION.lower().encode()
 _HEEDED = _UNUSUAL | frozenset(b"host authorization x-api-key x-deadline-ms x-priority content-type".split())
-_HEEDED |= {_GENERATION}
+_STICKY = STICKY.lower().encode()
+_HEEDED |= {_GENERATION, _STICKY}
 MAX_HOSTS = 256
 """Forms of this server's own names that are remembered, as they came in Host headers."""
 
@@ -111,7 +113,9 @@ class Plain:
         if not _UNUSUAL.isdisjoint(heeded) or not self._is_ours(heeded.get(b"host")):
             return None
         deadline, priority = heeded.get(b"x-deadline-ms"), heeded.get(b"x-priority")
-        well_formed = _is(_DEADLINE, deadline) and _is(_PRIORITY, priority)
+        well_formed = (
+            _is(_DEADLINE, deadline) and _is(_PRIORITY, priority) and len(heeded.get(_STICKY, b"")) <= MAX_STICKY
+        )
         if not (well_formed and self._sees(heeded.get(_GENERATION))):
             return None
         one: str | None = path[1]

@@ -25,7 +25,7 @@ from service.web.budget import Budget
 from service.web.caller import Caller
 from service.web.comparisons import Comparisons
 from service.web.outcomes import PLAIN, Extras, Outcome, Outcomes
-from service.web.picture import STICKY, Picture, version_for
+from service.web.picture import STICKY, Picture
 from service.web.prediction import Answers
 from service.web.recorder import Recorder
 from service.web.routes.bodies import Memory, exchange, receive
@@ -133,7 +133,7 @@ class Calls:
             await catalogue.catch_up()
             body, recorder = memory.take(), self._recorder
             picture = Picture.of(request.headers.get(STICKY), body) if catalogue.repository.ruled else None
-            versions = [await version_for(catalogue, task, version, picture) for task, version in asked]
+            versions = [await self.comparisons.version_for(task, version, picture) for task, version in asked]
             ruled = [served for served in versions if served.rule is not None]
             await self._answers.check_room([served.digest for served in versions], caller)
             answering = self._answers.predict(body, versions, top_k, caller, extras)

@@ -187,7 +187,7 @@ def _delete_task(catalogue: Catalogue, examples: Examples, recents: Recents | No
 
 @router.delete("/v1/tasks/{task}/versions/{version}", status_code=204, responses=problems(400, 404, 409, 503, 507))
 async def delete_version(catalogue: TheCatalogue, response: Response, task: TaskName, version: Number, by: By) -> None:
-    """Remove a version that is not the active one."""
+    """Remove a version that is not the active one, has no part of the traffic and is not the shadow."""
     await catalogue.run(lambda: catalogue.delete_version(task, version, by))
     tell_generation(response, catalogue, task)
 

@@ -35,6 +35,7 @@ from service.web.routes.common import (
 )
 from service.web.routes.guard import By
 from service.web.traffic_schemas import (
+    BARE,
     AgreementAnswer,
     DisagreementShown,
     LabelAgreement,
@@ -49,14 +50,17 @@ from service.web.traffic_schemas import (
 router = APIRouter(tags=["safe change"])
 
 MAX_BODY_BYTES = 16 * 1024
+ALL = 100
+"""What is told as the active version's weight where it shares with nobody."""
 Asked = TypeVar("Asked", bound=BaseModel)
 PATH, SHADOW = "/v1/tasks/{task}/traffic", "/v1/tasks/{task}/shadow"
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
+def _body(model: type[BaseModel], *others: dict[str, Any]) -> dict[str, Any]:
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    either = {"anyOf": [*others, schema]} if others else schema
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": either}}}}
 
 
 @router.get(PATH, responses=problems(404))
@@ -67,7 +71,7 @@ async def traffic(catalogue: TheCatalogue, ledger: TheLedger, task: TaskName) ->
 
 
 @router.put(
-    PATH, openapi_extra=_body(TrafficAsked), responses=problems(400, 404, 408, 409, 413, 422, 429, 503, 504, 507)
+    PATH, openapi_extra=_body(TrafficAsked, BARE), responses=problems(400, 404, 408, 409, 413, 422, 429, 503, 504, 507)
 )
 async def direct(
     request: Request, response: Response, settings: TheSettings, bodies: TheBodies, catalogue: TheCatalogue,
@@ -128,7 +132,7 @@ async def agreement(
     number = version if version is not None else _looked_at(info)
     found = newest(await ledger.known(task), number)
     since = _since(info, number)
-    if found is None or (since is not None and found.since != since):
+    if found is None or (found.since != since and (since is not None or not found.counts.compared)):
         if since is None:
             catalogue.repository.version(task, number)  # there is one
             raise UnknownVersion(
@@ -183,7 +187,7 @@ async def _revise(
 
 
 def _looked_at(info: TaskInfo) -> int:
-    """Raises BadRequest where it is not clear which."""
+    """Raises UnknownVersion where there is none, BadRequest where there are several."""
     if info.shadow is not None:
         return info.shadow.version
     others = [number for number in (info.traffic.weights if info.traffic is not None else ()) if number != info.active]
@@ -191,8 +195,13 @@ def _looked_at(info: TaskInfo) -> int:
         return others[0]
     if info.rolled_back is not None and not others:
         return info.rolled_back.version
-    raise BadRequest(
-        f"say with ?version= which version of '{info.name}' is meant: {len(others)} are compared", field="version"
+    if others:
+        raise BadRequest(
+            f"{len(others)} versions share the traffic; say with ?version= which is meant", field="version"
+        )
+    raise UnknownVersion(
+        f"no version of '{info.name}' is compared; give one a share of the traffic, or make it the shadow",
+        task=info.name,
     )
 
 
@@ -207,7 +216,7 @@ def _since(info: TaskInfo, number: int) -> str | None:
 
 def _state(info: TaskInfo, known: list[VersionNews]) -> TrafficAnswer:
     traffic, shadow, last = info.traffic, info.shadow, info.rolled_back
-    weights = weights_text(traffic) or ({} if info.active is None else {str(info.active): 1})
+    weights = weights_text(traffic) or ({} if info.active is None else {str(info.active): ALL})
     rules = {rule.since for rule in (traffic, shadow) if rule is not None}
     numbers = dict.fromkeys([*map(int, weights), *([shadow.version] if shadow is not None else [])])
     counted = {one.version: one.counts for one in known if one.since in rules}

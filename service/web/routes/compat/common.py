@@ -21,7 +21,7 @@ from service.store.catalogue import Catalogue, Served
 from service.web.budget import Budget
 from service.web.caller import Caller
 from service.web.outcomes import Outcomes
-from service.web.picture import STICKY, Picture, version_for
+from service.web.picture import STICKY, Picture
 from service.web.prediction import Answers
 from service.web.problems import bad_request, respond
 from service.web.routes.bodies import Memory, exchange, receive
@@ -104,7 +104,7 @@ class BatchCalls:
             await catalogue.catch_up()
             sticky = request.headers.get(STICKY)
             picture = Picture.of(sticky, *asked.files) if catalogue.repository.ruled else None
-            served = await version_for(catalogue, task, version, picture)
+            served = await self._calls.comparisons.version_for(task, version, picture)
             self._check_rows(asked, served)
             await self._answers.check_room([served.digest] * len(asked.files), caller)
             if len(asked.files) > 1:

@@ -92,7 +92,7 @@ def source_of(text: str, version: str = "") -> SourceAddress:
 def _path(text: str, version: str) -> SourceAddress:
     parts = text.split("/")
     if text.startswith(("/", "~")) or ".." in parts or "\\" in text:
-        raise ValueError("a path is within the folder of this file, and goes down from there, like adapters/cats.st")
+        raise ValueError("a path is within the folder of the tasks file, like adapters/cats.safetensors")
     if version:
         raise ValueError("a path has no version; leave it out, or pin the file with sha256")
     return SourceAddress(text, "", "", text)

@@ -62,7 +62,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._guards: set[asyncio.Task[None]] = set()
         self._keepers: list[Keeper] = []
-        self._sources = SourcesKeeper(self._source, self._tell) if settings.has_sources else None
+        self._sources = SourcesKeeper(settings, self._source, self._tell) if settings.has_sources else None
         self._failure: asyncio.Future[None] | None = None
 
     async def run(self, said: Callable[[Facts, Sequence[str]], None], begin_stop: Callable[[], None]) -> int:

@@ -6,11 +6,13 @@ import base64
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,8 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert "has no file c.safetensors; it has a.saf" in refusal(tmp_path, "hf://org/two/c.safetensors")
         assert "no revision v3" in refusal(tmp_path, "hf://org/two/a.safetensors@v3")
         assert "has no org/three that this server may read" in refusal(tmp_path, "hf://org/three")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert "HF_HUB_OFFLINE" in refusal(tmp_path, "hf://org/one")
         assert set(place.credentials) == {""}
 
 
@@ -119,6 +123,29 @@ def test_bounds_of_bytes_and_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert "does not answer in time" in refusal(tmp_path, "hf://org/one", source_timeout_s=0.2)
         made.stall.set()
     assert "cannot be asked" in refusal(tmp_path, "hf://org/one")
+
+
+def test_a_source_that_dribbles_ends_in_time(tmp_path: Path) -> None:
+    """Each byte comes in time, all of them never do."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stop = threading.Event()
+
+        def dribble() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n")
+                while not stop.wait(0.02):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        began = time.monotonic()
+        said = refusal(tmp_path, f"oci://127.0.0.1:{listener.getsockname()[1]}/a:b", source_timeout_s=0.4)
+        assert said == "the file did not come within 0.4 s (source_timeout_s)"
+        assert time.monotonic() - began < 5
+        stop.set()
+        thread.join()
 
 
 def test_an_object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -189,9 +216,11 @@ def test_no_line_of_the_log_has_an_address_that_is_signed() -> None:
         code = f"""
 from service.watch import logs
 logs.configure("debug", "text")
-from service.sources.fetching import client, stream
-with client(5.0) as http:
-    print(sum(map(len, stream(http, "http://{place.host}/a?X-Amz-Signature=hunter2", {{}}, 10_000))))
+import time
+from service.sources.fetching import FetchBounds, client, stream
+bounds = FetchBounds(10_000, 5.0, time.monotonic() + 5.0)
+with client(bounds) as http:
+    print(sum(map(len, stream(http, "http://{place.host}/a?X-Amz-Signature=hunter2", {{}}, bounds))))
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert (done.stdout, "hunter2" in done.stderr) == (f"{len(CONTENT)}\n", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from service.sources import folder
 from tests.houses import House, Kit, house, photograph, problem, until
 from tests.s3 import options, s3
 
@@ -179,6 +181,31 @@ def test_links_folders_and_pipes(server: Watched) -> None:
         shutil.rmtree(left)
     for name in ("out", "dead", "pipe", "inner"):
         (folder / f"{name}.safetensors").unlink()
+
+
+def test_a_folder_that_takes_nothing_and_a_file_that_cannot_be_read(
+    server: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def forbid(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "replacing", refuse)
+        path = server.drop("quiet.safetensors", b"junk")
+        assert until(lambda: "quiet.safetensors in the watched folder is not taken" in caplog.text)
+        server.drop("after-quiet.safetensors", server.kit.file(19)[0])
+        assert until(lambda: server.active("after-quiet") == 1)
+        assert not server.told("quiet.safetensors")
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_open", forbid)
+        path = server.drop("closed.safetensors", server.kit.file(19)[0])
+        assert until(lambda: "cannot be read (Permission denied); let the server" in server.told("closed.safetensors"))
+    os.utime(path)
+    assert until(lambda: server.active("closed") == 1)
 
 
 def test_a_file_beyond_the_bound_is_not_read(server: Watched) -> None:

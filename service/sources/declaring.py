@@ -19,9 +19,10 @@ from service.pool import heard
 from service.settings import Settings
 from service.sources.asking import failure
 from service.sources.declared import Declaration, TasksFile, read_tasks_file
-from service.sources.fetching import Fetcher
+from service.sources.fetching import WORD_S, Fetcher
 from service.sources.record import Record
-from service.sources.taking import Offer, Taking
+from service.sources.taking import SOON_S, Offer, Taking, is_final
+from service.store.repository import Staging
 
 log = logging.getLogger(__name__)
 
@@ -163,18 +164,29 @@ class Declaring:
         if known is not None:
             await taking.have(offer, known)
             return one.sha256
-        with await asyncio.to_thread(taking.staging) as staging:
-            await asyncio.to_thread(self._fetcher.fetch, one.source, staging)
+        async with taking.staging() as staging:
+            await self._fetched(one, staging)
             digest = await asyncio.to_thread(staging.finish)
             one.check(digest)
             offer = Offer(offer.task, offer.origin, offer.put, changed and told["digest"] != digest)
             await taking.take(offer, staging)
         return digest
 
+    async def _fetched(self, one: Declaration, staging: Staging) -> None:
+        """Its bytes, or SourceFailed in time, whatever the libraries in between wait for."""
+        seconds = self._settings.source_timeout_s
+        try:
+            async with asyncio.timeout(seconds + WORD_S):
+                await asyncio.to_thread(self._fetcher.fetch, one.source, staging)
+        except TimeoutError:
+            raise SourceFailed(f"the file did not come within {seconds:g} s (source_timeout_s)") from None
+
     def _failed(self, one: Declaration, error: AdaptError) -> SourceFailed:
         """Remember it, for whoever asks meanwhile."""
         self._taking.failed(error)
         pause = self._settings.source_retry_s
+        if not is_final(error) and not isinstance(error, SourceFailed):
+            pause = min(SOON_S, pause)  # neither the source's fault nor the file's
         log.error("task '%s' is not brought in from %s: %s; it is tried again in %g s", one.name, one.source,
                   error.message, pause)  # fmt: skip
         told = f"task '{one.name}' is declared and cannot be brought in: {error.message}"

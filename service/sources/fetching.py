@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -27,6 +28,33 @@ WORD_S: Final = 10.0
 MOST_REDIRECTS: Final = 5
 
 
+@dataclass(frozen=True)
+class FetchBounds:
+    """Of one fetch: bytes of the file, seconds in all, and when they are over on the monotonic clock."""
+
+    max_bytes: int
+    seconds: float
+    end: float
+
+    @property
+    def word_s(self) -> float:
+        """How long one answer's next bytes may take."""
+        return min(WORD_S, self.seconds)
+
+    def check_time(self) -> None:
+        """Raises SourceFailed once they are over."""
+        if time.monotonic() > self.end:
+            raise SourceFailed(f"the file did not come within {self.seconds:g} s (source_timeout_s)")
+
+    def check_size(self, size: int) -> None:
+        """Whether a file of that size may come. Raises AdapterTooLarge."""
+        if size > self.max_bytes:
+            raise AdapterTooLarge(
+                f"the file has {size} bytes, the limit is {self.max_bytes} (max_adapter_bytes)",
+                field="max_adapter_bytes", limit=self.max_bytes, value=size,
+            )  # fmt: skip
+
+
 class Fetcher:
     """``fetch`` blocks. ``folder`` is where paths begin."""
 
@@ -35,26 +63,25 @@ class Fetcher:
 
     def fetch(self, source: SourceAddress, staging: Staging) -> None:
         """Write the source's file. Raises SourceFailed, AdapterTooLarge or a storage error."""
-        end = time.monotonic() + self._seconds
-        for chunk in self._parts(source):
-            if time.monotonic() > end:
-                raise SourceFailed(f"the file did not come within {self._seconds:g} s (source_timeout_s)")
+        bounds = FetchBounds(self._limit, self._seconds, time.monotonic() + self._seconds)
+        for chunk in self._parts(source, bounds):
+            bounds.check_time()
             staging.write(chunk)
 
-    def _parts(self, source: SourceAddress) -> Iterator[bytes]:
+    def _parts(self, source: SourceAddress, bounds: FetchBounds) -> Iterator[bytes]:
         if not source.scheme:
             return self._path(source)
         if source.scheme in OBJECTS:
-            return self._object(source)
+            return _object(source, bounds)
         if source.scheme == "https":
-            return self._https(source)
+            return _https(source, bounds)
         if source.scheme == "hf":
             from service.sources.hub import hub_file  # a third of a second
 
-            return hub_file(source, min(WORD_S, self._seconds), self._limit)
+            return hub_file(source, bounds)
         from service.sources.registry import registry_file
 
-        return registry_file(source, min(WORD_S, self._seconds), self._limit)
+        return registry_file(source, bounds)
 
     def _path(self, source: SourceAddress) -> Iterator[bytes]:
         path = self._folder / source.path
@@ -71,31 +98,35 @@ class Fetcher:
         except OSError as error:
             raise SourceFailed(f"{source.path} cannot be read ({error.strerror})") from error
 
-    def _object(self, source: SourceAddress) -> Iterator[bytes]:
-        folder, _, name = source.path.rpartition("/")
-        where = f"{source.scheme}://{source.host}/{folder}".rstrip("/")
-        try:
-            objects = open_objects(where, timeout_s=min(WORD_S, self._seconds), retries=2)
-            refuse_large(objects.head(name).size, self._limit)
-            yield from objects.stream(name)
-        except Missing as error:
-            raise SourceFailed(f"there is no object {source.path} in {source.scheme}://{source.host}") from error
-        except (StoreAway, StoreRefused) as error:
-            raise SourceFailed(error.message) from error
 
-    def _https(self, source: SourceAddress) -> Iterator[bytes]:
-        with said("the host"), client(min(WORD_S, self._seconds)) as http:
-            yield from stream(http, source.text, {}, self._limit, host=source.host)
+def _object(source: SourceAddress, bounds: FetchBounds) -> Iterator[bytes]:
+    folder, _, name = source.path.rpartition("/")
+    where = f"{source.scheme}://{source.host}/{folder}".rstrip("/")
+    try:
+        objects = open_objects(where, timeout_s=bounds.word_s, retries=2)
+        bounds.check_size(objects.head(name).size)
+        yield from objects.stream(name)
+    except Missing as error:
+        raise SourceFailed(f"there is no object {source.path} in {source.scheme}://{source.host}") from error
+    except (StoreAway, StoreRefused) as error:
+        raise SourceFailed(error.message) from error
+
+
+def _https(source: SourceAddress, bounds: FetchBounds) -> Iterator[bytes]:
+    with said("the host"), client(bounds) as http:
+        yield from stream(http, source.text, {}, bounds, host=source.host)
 
 
 @contextmanager
-def client(seconds: float) -> Iterator[httpx.Client]:
-    """For one fetch; ``seconds`` bound each wait. It heeds proxies of the environment, and sends no one's password."""
-    with httpx.Client(timeout=seconds, follow_redirects=False, trust_env=True) as made:
+def client(bounds: FetchBounds) -> Iterator[httpx.Client]:
+    """For one fetch. It heeds proxies and certificates of the environment, and sends no one's password."""
+    with httpx.Client(timeout=bounds.word_s, follow_redirects=False, trust_env=True) as made:
         yield made
 
 
-def stream(http: httpx.Client, url: str, headers: dict[str, str], limit: int, host: str = "") -> Iterator[bytes]:
+def stream(
+    http: httpx.Client, url: str, headers: dict[str, str], bounds: FetchBounds, host: str = ""
+) -> Iterator[bytes]:
     """The body at an address, in parts. With ``host`` redirects stay there; ``headers`` never go to another one."""
     asked = urlsplit(url)
     for _ in range(MOST_REDIRECTS + 1):
@@ -103,8 +134,8 @@ def stream(http: httpx.Client, url: str, headers: dict[str, str], limit: int, ho
             if not answer.has_redirect_location:
                 check_status(answer)
                 length = answer.headers.get("content-length", "")
-                refuse_large(int(length) if length.isdecimal() else 0, limit)
-                yield from answer.iter_raw(CHUNK)
+                bounds.check_size(int(length) if length.isdecimal() else 0)
+                yield from answer.iter_raw()  # as it comes, so that the time is looked at
                 return
             to = urlsplit(str(answer.next_request.url if answer.next_request else ""))
         if asked.scheme == "https" != to.scheme or to.scheme not in ("http", "https"):
@@ -130,15 +161,6 @@ def check_status(answer: httpx.Response) -> None:
     }  # fmt: skip
     if answer.status_code != 200:
         raise SourceFailed(words.get(answer.status_code, f"it answers with status {answer.status_code}"))
-
-
-def refuse_large(size: int, limit: int) -> None:
-    """Before it is read. Raises AdapterTooLarge."""
-    if size > limit:
-        raise AdapterTooLarge(
-            f"the file has {size} bytes, the limit is {limit} (max_adapter_bytes)", field="max_adapter_bytes",
-            limit=limit, value=size,
-        )  # fmt: skip
 
 
 @contextmanager

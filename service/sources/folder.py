@@ -106,7 +106,7 @@ class WatchedFolder:
             (self.path / f"{name}{ERROR}").unlink(missing_ok=True)
 
     def _opened(self, name: str) -> int:
-        path, flags = self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+        path = self.path / name
         if path.is_symlink():
             inside, path = self.path.resolve(), path.resolve()
             if not path.is_relative_to(inside):
@@ -116,7 +116,7 @@ class WatchedFolder:
         else:
             self._check(name, path.lstat())  # a device would do something when it is opened
         try:
-            return os.open(path, flags)
+            return _open(path)
         except PermissionError as error:
             raise NotAnAdapter(
                 f"{shown(name)} cannot be read ({error.strerror}); let the server's user read it, then touch it"
@@ -155,6 +155,10 @@ def shown(name: str) -> str:
     """A file's name for people, whatever bytes it is of."""
     text = name.encode("utf-8", "replace").decode("utf-8")
     return "".join(character if character.isprintable() else "?" for character in text)[:100]
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
 def _leads(path: str) -> bool:

@@ -21,28 +21,28 @@ from huggingface_hub.errors import (
 
 from service.errors import SourceFailed
 from service.source_address import SourceAddress
-from service.sources.fetching import client, refuse_large, said, stream
+from service.sources.fetching import FetchBounds, client, said, stream
 
 SUFFIX = ".safetensors"
 SHOWN = 5
 
 
-def hub_file(source: SourceAddress, seconds: float, limit: int) -> Iterator[bytes]:
+def hub_file(source: SourceAddress, bounds: FetchBounds) -> Iterator[bytes]:
     """The bytes of the file at one commit. Raises SourceFailed or AdapterTooLarge."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     name, _, file = source.path.partition("/")
     repository = f"{source.host}/{name}"
     with _words(repository, source.version):
         found = HfApi(endpoint=endpoint).model_info(
-            repository, revision=source.version or None, timeout=seconds, files_metadata=True
+            repository, revision=source.version or None, timeout=bounds.word_s, files_metadata=True
         )
     files = {one.rfilename: one.size or 0 for one in found.siblings or ()}
     chosen = _chosen(repository, list(files), file)
-    refuse_large(files[chosen], limit)
+    bounds.check_size(files[chosen])
     url = hf_hub_url(repository, chosen, revision=found.sha, endpoint=endpoint)
-    with said("the hub"), client(seconds) as http:
+    with said("the hub"), client(bounds) as http:
         token = get_token()
-        yield from stream(http, url, {"Authorization": f"Bearer {token}"} if token else {}, limit)
+        yield from stream(http, url, {"Authorization": f"Bearer {token}"} if token else {}, bounds)
 
 
 def _chosen(repository: str, files: list[str], file: str) -> str:

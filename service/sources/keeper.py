@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from adapters.errors import AdaptError
-from service.family import Child, has_said, how_ended
+from service.family import Child, Ended, has_said, how_ended
 from service.messages import Message, Told
+from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +22,19 @@ NAME = "sources"
 PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
 """After each time that it ended, longer in a row."""
 STEADY_S = 60.0
+LONGEST_START_S = 120.0
+"""Beyond the time that it has for sources; then the server begins without it."""
 
 
 class SourcesKeeper:
     """Whoever cancels what ``begin`` gives ends the process too."""
 
-    def __init__(self, start: Callable[[], Awaitable[Child]], tell: Callable[[Message], None]) -> None:
+    def __init__(
+        self, settings: Settings, start: Callable[[], Awaitable[Child]], tell: Callable[[Message], None]
+    ) -> None:
         """``tell`` reaches every front end."""
         self._start, self._tell = start, tell
+        self._patience_s = settings.source_timeout_s + LONGEST_START_S
         self._child: Child | None = None
 
     async def begin(self) -> Coroutine[Any, Any, None]:
@@ -37,8 +43,12 @@ class SourcesKeeper:
         Raises what keeps it from starting.
         """
         self._child = one = await self._start()
-        await has_said(one)
-        await has_said(one, one.built)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await has_said(one)
+                await has_said(one, one.built)
+        except (Ended, TimeoutError):
+            log.error("the %s process does not get through its start; the server begins without what it brings", NAME)
         return self._run()
 
     async def _run(self) -> None:

@@ -20,7 +20,7 @@ import httpx
 
 from service.errors import SourceFailed
 from service.source_address import SourceAddress
-from service.sources.fetching import check_status, client, no_netrc, refuse_large, said, stream
+from service.sources.fetching import FetchBounds, check_status, client, no_netrc, said, stream
 
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -33,17 +33,18 @@ MAX_DOCUMENT: Final = 4 * 2**20
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-def registry_file(source: SourceAddress, seconds: float, limit: int) -> Iterator[bytes]:
+def registry_file(source: SourceAddress, bounds: FetchBounds) -> Iterator[bytes]:
     """The bytes of the one safetensors layer. Raises SourceFailed or AdapterTooLarge."""
-    with said("the registry"), client(seconds) as http:
-        registry = _Registry(http, source)
+    with said("the registry"), client(bounds) as http:
+        registry = _Registry(http, source, bounds)
         layer = _layer(registry.manifest(source.version), source)
         digest = str(layer.get("digest", ""))
         if not _DIGEST.fullmatch(digest):
             raise SourceFailed("the layer has no sha256 digest")
-        refuse_large(int(layer.get("size") or 0), limit)
+        size = layer.get("size")
+        bounds.check_size(size if isinstance(size, int) else 0)
         hashed = hashlib.sha256()
-        for chunk in stream(http, registry.address("blobs", digest), registry.headers, limit):
+        for chunk in stream(http, registry.address("blobs", digest), registry.headers, bounds):
             hashed.update(chunk)
             yield chunk
         if f"sha256:{hashed.hexdigest()}" != digest:
@@ -53,8 +54,8 @@ def registry_file(source: SourceAddress, seconds: float, limit: int) -> Iterator
 class _Registry:
     """One repository of a registry, asked with whatever it wants for a pull."""
 
-    def __init__(self, http: httpx.Client, source: SourceAddress) -> None:
-        self._http, self._source = http, source
+    def __init__(self, http: httpx.Client, source: SourceAddress, bounds: FetchBounds) -> None:
+        self._http, self._source, self._bounds = http, source, bounds
         scheme = "http" if _is_local(source.host) else "https"  # as container tools have it
         host = "registry-1.docker.io" if source.host == "docker.io" else source.host
         self._base = f"{scheme}://{host}/v2/{source.path}"
@@ -96,6 +97,7 @@ class _Registry:
             content = b""
             for chunk in answer.iter_bytes():
                 content += chunk
+                self._bounds.check_time()
                 if len(content) > MAX_DOCUMENT:
                     raise SourceFailed(f"the registry's answer has more than {MAX_DOCUMENT} bytes")
         return httpx.Response(answer.status_code, headers=answer.headers, content=content, request=answer.request)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SOURCES = Actor(None, "sources")
 """Who makes these changes, for the history."""
+SOON_S = 5.0
+"""After what was not the file's fault: an engine that is being started again, a full disk, a store that is away."""
 RECENT = 20
 """Of a task's changes: among them one is looked for that somebody else made."""
 
@@ -52,14 +54,15 @@ class Taking:
         self.catalogue = catalogue
         self._settings, self._engine, self._metrics = settings, engine, metrics
 
-    @contextmanager
-    def staging(self) -> Iterator[Staging]:
-        """A file to write into, which is gone afterwards unless it was taken. Blocks."""
-        staging = self.catalogue.repository.open_staging(self._settings.max_adapter_bytes)
+    @asynccontextmanager
+    async def staging(self) -> AsyncIterator[Staging]:
+        """A file to write into, which is gone afterwards unless it was taken."""
+        repository, most = self.catalogue.repository, self._settings.max_adapter_bytes
+        staging = await asyncio.to_thread(repository.open_staging, most)
         try:
             yield staging
         finally:
-            staging.discard()
+            await asyncio.to_thread(staging.discard)
 
     def failed(self, error: AdaptError) -> None:
         """Count what was offered and is not taken."""

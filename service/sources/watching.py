@@ -16,7 +16,7 @@ from adapters.errors import AdaptError
 from service.settings import Settings
 from service.sources.folder import Look, State, WatchedFolder, shown, task_of, wrong
 from service.sources.record import Record
-from service.sources.taking import Offer, Taking, is_final
+from service.sources.taking import SOON_S, Offer, Taking, is_final
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Watching:
     async def _bytes(self, name: str, task: str, state: State, before: str, known: State | None) -> str | None:
         """Their digest, once the task has them; None where they changed while they were read."""
         folder, taking = self._folder, self._taking
-        with await asyncio.to_thread(taking.staging) as staging:
+        async with taking.staging() as staging:
             if not await asyncio.to_thread(folder.read, name, state, staging):
                 return None
             digest = await asyncio.to_thread(staging.finish)
@@ -155,7 +155,7 @@ class Watching:
             self._done[name] = state
             self._again.pop(name, None)
         else:
-            pause = self._settings.source_retry_s
+            pause = min(SOON_S, self._settings.source_retry_s)
             self._again[name] = time.monotonic() + pause
             sentence += f". It is tried again in {pause:g} s"
         log.error("%s in the watched folder is not taken: %s", shown(name), sentence)

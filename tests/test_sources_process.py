@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import signal
 from pathlib import Path
+from random import Random
+from threading import Event
 
 import pytest
 from typer.testing import CliRunner
@@ -34,6 +37,7 @@ def test_a_family_with_sources(kit: Kit, tmp_path: Path, monkeypatch: pytest.Mon
             for _ in range(4):  # each connection is one front end's
                 with client_of(server.url) as client:
                     assert client.post(f"/v1/tasks/{task}/predict", content=photograph()).status_code == 200, task
+        assert 'adaptserve_uploads_total{outcome="created"} 2.0' in server.client.get("/metrics").text
         process.kill()
         (folder / "cats.safetensors").write_bytes(content)
         assert until(lambda: server.client.get("/v1/tasks/cats").status_code == 200), server.output
@@ -43,6 +47,40 @@ def test_a_family_with_sources(kit: Kit, tmp_path: Path, monkeypatch: pytest.Mon
         assert server.client.get("/readyz").status_code == 200
         assert server.stop(signal.SIGTERM) == 0
         assert not another.is_running()
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(600)
+def test_files_that_come_while_the_process_is_killed(kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each state of each file is a version once, in its order, and the last one is active."""
+    monkeypatch.setenv("ADAPTSERVE_WATCH_EVERY_S", "0.1")
+    folder, random, contents = tmp_path / "watched", Random(7), [kit.file(seed)[0] for seed in range(60, 66)]
+    folder.mkdir()
+    given = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--data-dir", str(tmp_path / "data")]
+    with Process([*given, "--watch", str(folder), "--threads", "1", "--front-ends", "1"], tmp_path / "log") as server:
+        for content in contents:
+            for task in (f"t{number}" for number in range(10)):
+                (tmp_path / "beside").write_bytes(content)
+                (tmp_path / "beside").replace(folder / f"{task}.safetensors")
+            if random.random() < 0.7:
+                assert until(lambda: bool(server.family(SOURCES)))
+                Event().wait(random.random())
+                for process in server.family(SOURCES):
+                    process.kill()
+            wanted = hashlib.sha256(content).hexdigest()
+
+            def active(task: str, wanted: str = wanted) -> bool:
+                answer = server.client.get(f"/v1/tasks/{task}")
+                return answer.status_code == 200 and answer.json()["digest"] == wanted
+
+            assert until(lambda: all(active(f"t{number}") for number in range(10)), 60), server.output
+        for number in range(10):
+            found = server.client.get(f"/v1/tasks/t{number}/versions").json()["versions"]
+            assert [one["digest"] for one in sorted(found, key=lambda one: one["version"])] == [
+                hashlib.sha256(content).hexdigest() for content in contents
+            ]
+        assert not list(folder.glob("*.error.txt"))
+        assert server.output.count("the sources process was killed by signal 9") >= 2
 
 
 def test_a_tasks_file_with_mistakes_keeps_the_server_from_starting(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def change(served: Process, page: Browser) -> None:
         content = (DEMO / "tasks" / f"{file}.safetensors").read_bytes()
         query = {"activate": file == "digits"}
         served.client.put(f"{path}/adapter", content=content, params=query).raise_for_status()
-    rule = {"weights": {"1": 80, "2": 20}, "guard": None}
+    rule: dict[str, object] = {"weights": {"1": 80, "2": 20}, "guard": None}
     served.client.put(f"{path}/traffic", json=rule).raise_for_status()
     served.client.put(f"{path}/shadow", json={"version": 3, "share": 0.5}).raise_for_status()
     for number in range(40):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.houses import Kit
+    from tests.browser import Browser
+    from tests.houses import House, Kit, Process
 
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # Before torch is imported: all workers together have as many threads as the smallest machine, and starve nobody.
@@ -83,6 +84,36 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
     from tests.houses import Kit  # torch, after the lines above
 
     return Kit(tmp_path_factory.mktemp("kit"))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A server on the demo, in this process, for the tests of the page."""
+    from service.settings import Settings
+    from tests.houses import house
+
+    data = tmp_path_factory.mktemp("data")
+    with house(Settings(data_dir=data, device="cpu", dtype="float32", threads=1, port=0)) as home:
+        yield home
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for a file's tests, whose camera is a made-up one."""
+    from tests.browser import Browser
+
+    with Browser(["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]) as opened:
+        opened.look(1280, 900)
+        yield opened
+
+
+@pytest.fixture
+def page(served: House | Process, browser: Browser) -> Iterator[Browser]:
+    """The page, newly opened; afterwards its console is empty and it has asked nobody else."""
+    from tests.page_driving import shown
+
+    with shown(browser, served.url) as opened:
+        yield opened
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

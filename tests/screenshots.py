@@ -14,7 +14,7 @@ from pathlib import Path
 from service.store.demo import DEMO
 from tests.browser import Browser
 from tests.houses import Process
-from tests.test_page_browser import fill, go, has, load, sample, scans
+from tests.page_driving import fill, go, has, load, sample, scans
 
 OUT = Path(__file__).parent.parent / "docs" / "page"
 WIDE, PHONE = (1280, 860), (390, 844)

@@ -29,21 +29,21 @@ export function word(result, task) {
 
 export function verdict(result, task) {
   const { text, value } = word(result, task);
-  return h("p", { class: "verdict" }, h("span", { class: `word${text.length > 16 ? " long" : ""}` }, text), value !== null && h("span", { class: "score" }, score(value)));
+  return h("p.verdict", h("span", { class: `word${text.length > 16 ? " long" : ""}` }, text), value !== null && h("span.score", score(value)));
 }
 
 export function bars(result, task) {
-  return h("ol", { class: "bars" }, result.predictions.map((one, i) =>
+  return h("ol.bars", result.predictions.map((one, i) =>
     h("li", { class: task?.score === "sigmoid" ? (one.score >= YES ? "yes" : "") : i === 0 ? "first" : "" },
-      h("span", { class: "name", title: one.label }, one.label), h("span", { class: "value" }, score(one.score)),
-      h("span", { class: "track", "aria-hidden": "true" }, sized(h("i"), one.score)))));
+      h("span.name", { title: one.label }, one.label), h("span.value", score(one.score)),
+      h("span.track", { "aria-hidden": "true" }, sized(h("i"), one.score)))));
 }
 
 /** What an answer says beside its labels. */
 export function notes(result) {
   return [
-    result.accepted === false && h("p", { class: "note warn" }, "Below this task's threshold: ask a person."),
-    result.bad_frames > 0 && h("p", { class: "note warn" }, `${result.bad_frames} frames could not be decoded.`),
+    result.accepted === false && h("p.note.warn", "Below this task's threshold: ask a person."),
+    result.bad_frames > 0 && h("p.note.warn", `${result.bad_frames} frames could not be decoded.`),
   ];
 }
 
@@ -52,7 +52,7 @@ export function stages(found) {
   const parts = [["decode", found.stages.decode ?? 0], ["queue", found.stages.queue ?? 0], ["compute", found.stages.compute ?? 0]];
   const rest = Math.max(0, found.took - parts.reduce((sum, [, value]) => sum + value, 0));
   const all = [...parts, ["network and the rest", rest]], total = all.reduce((sum, [, value]) => sum + value, 0) || 1;
-  return h("div", { class: "stages" },
-    h("div", { class: "track", "aria-hidden": "true" }, all.map(([, value], i) => sized(h("i", { class: `k${i}` }), value / total))),
-    h("div", { class: "legend" }, all.map(([name, value], i) => h("span", { class: `key k${i}` }, `${name} ${ms(value)}`))));
+  return h("div.stages",
+    h("div.track", { "aria-hidden": "true" }, all.map(([, value], i) => sized(h("i", { class: `k${i}` }), value / total))),
+    h("div.legend", all.map(([name, value], i) => h("span", { class: `key k${i}` }, `${name} ${ms(value)}`))));
 }

@@ -59,8 +59,12 @@ export async function call(method, path, options) {
 }
 
 export const get = async (path, query, signal) => (await call("GET", path, { query, signal })).data;
-export const send = async (method, path, body) =>
-  (await call(method, path, { body: body && JSON.stringify(body), type: body && "application/json" })).data;
+/** A call that changes something. */
+export async function send(method, path, body) {
+  const { data } = await call(method, path, { body: body && JSON.stringify(body), type: body && "application/json" });
+  dispatchEvent(new Event("changed"));
+  return data;
+}
 export const fetchBlob = async (path) => (await answered("GET", path)).response.blob();
 export const fetchText = async (path) => (await answered("GET", path)).response.text();
 
@@ -100,7 +104,10 @@ export function upload(method, path, { query, body, progress }) {
       let data = {};
       try { data = JSON.parse(request.responseText); } catch { data = { detail: request.responseText.slice(0, 300) }; }
       if (request.status >= 400) reject(new Failure(request.status, data));
-      else resolve({ data, status: request.status });
+      else {
+        dispatchEvent(new Event("changed"));
+        resolve({ data, status: request.status });
+      }
     };
     request.send(body);
   });

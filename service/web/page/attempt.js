@@ -13,10 +13,10 @@ export class Attempt {
     this.name = name;
     this.camera = new Camera();
     this.zone = dropZone((files) => files[0] && this.take(files[0]), { title: "Drop a picture", hint: "one that it has not seen" });
-    this.found = h("div", { class: "stack tight" });
-    this.live = h("button", { type: "button", hidden: !hasCamera(), onclick: () => this.look() }, "Try the camera");
-    this.hint = h("p", { class: "note" });
-    this.node = h("section", { class: "stack tight", "aria-label": "Result" }, h("h2", {}, "Try"), this.zone.node, h("div", { class: "line" }, this.live), this.hint, this.found);
+    this.found = h("div.stack.tight");
+    this.live = h("button", { hidden: !hasCamera(), onclick: () => this.look() }, "Try the camera");
+    this.hint = h("p.note");
+    this.node = h("section.stack.tight", { "aria-label": "Result" }, h("h2", "Try"), this.zone.node, h("div.line", this.live), this.hint, this.found);
   }
 
   /** Something was published: the task may answer now, or otherwise than before. */
@@ -41,9 +41,9 @@ export class Attempt {
     if (!this.task) return;
     try {
       const { results: [result] } = await ask(this.one, [this.name], { kind: this.task.modality });
-      const below = h("div", {});
-      this.found.replaceChildren(h("article", { class: "answer" }, h("h3", {}, "Answer", h("span", {}, `v${result.version}`)), verdict(result, this.task), bars(result, this.task), notes(result),
-        h("div", {}, h("button", { type: "button", class: "quiet wrong", onclick: () => correct(below, this.one, this.task, result) }, "Wrong?")), below));
+      const below = h("div");
+      this.found.replaceChildren(h("article.answer", h("h3", "Answer", h("span", `v${result.version}`)), verdict(result, this.task), bars(result, this.task), notes(result),
+        h("div", h("button.quiet.wrong", { onclick: () => correct(below, this.one, this.task, result) }, "Wrong?")), below));
     } catch (error) { this.found.replaceChildren(failure(error)); }
   }
 

@@ -14,8 +14,8 @@ export function roof(value) {
 /** One chart; `draw(series, options)` puts numbers in. Series: {name, values, kind}, gaps where a value is null. */
 export function lines(title, { form = String, ends = ["", ""], least = 0 } = {}) {
   const drawing = svg("svg", { role: "img", class: "chart" });
-  const legend = h("div", { class: "legend" });
-  const node = h("figure", { class: "plot" }, h("figcaption", { class: "spread" }, h("h3", {}, title), legend), drawing);
+  const legend = h("div.legend");
+  const node = h("figure.plot", h("figcaption.spread", h("h3", title), legend), drawing);
   let last = [];
   const draw = (series, { length, most } = {}) => {
     last = [series, { length, most }];
@@ -56,8 +56,8 @@ const alone = (values) => values.flatMap((value, i) => (value !== null && (value
 
 /** A histogram of counts between bounds, as bars with their bound below. */
 export function bins(title, note) {
-  const place = h("div", { class: "bins", role: "img", "aria-label": `${title}: none yet` });
-  const node = h("figure", { class: "plot" }, h("figcaption", {}, h("h3", {}, title), h("p", { class: "note" }, note)), place);
+  const place = h("div.bins", { role: "img", "aria-label": `${title}: none yet` });
+  const node = h("figure.plot", h("figcaption", h("h3", title), h("p.note", note)), place);
   return {
     node,
     draw(bounds, counts) {
@@ -65,8 +65,8 @@ export function bins(title, note) {
       place.setAttribute("aria-label", `${title}: ${bounds.map((bound, i) => `${counts[i]} of up to ${bound}`).join(", ")}`);
       place.replaceChildren(...bounds.map((bound, i) => {
         const bar = h("i");
-        bar.style.blockSize = `${(100 * counts[i]) / most}%`;
-        return h("div", { class: "bin", title: `${counts[i]} of ${all}` }, h("div", { class: "shaft" }, bar), h("span", {}, bound));
+        bar.style.height = `${(100 * counts[i]) / most}%`;
+        return h("div.bin", { title: `${counts[i]} of ${all}` }, h("div.shaft", bar), h("span", bound));
       }));
     },
   };

@@ -15,7 +15,7 @@ export async function compare(place, one, task) {
     const active = task.version ?? numbers[0];
     const other = numbers.find((number) => number !== active) ?? active;
     const sides = [choice("One version", numbers, active, task.version), choice("The other version", numbers, other, task.version)];
-    const found = h("div", {});
+    const found = h("div");
     const run = async () => {
       try {
         const answers = await Promise.all(sides.map((side) => asked(one, task.task, Number(side.value))));
@@ -23,7 +23,7 @@ export async function compare(place, one, task) {
       } catch (error) { found.replaceChildren(failure(error)); }
     };
     for (const side of sides) side.addEventListener("change", run);
-    place.replaceChildren(h("div", { class: "stack tight compared" }, h("div", { class: "pair" }, sides), found));
+    place.replaceChildren(h("div.stack.tight.compared", h("div.pair", sides), found));
     await run();
   } catch (error) { place.replaceChildren(failure(error)); }
 }
@@ -52,14 +52,14 @@ export function beside([left, right], task) {
   const rows = [...scores].map(([label, pair]) => ({ label, pair, by: (pair[1] ?? 0) - (pair[0] ?? 0) }))
     .sort((a, b) => Math.max(...b.pair.map(Number)) - Math.max(...a.pair.map(Number))).slice(0, 6);
   const same = word(left, task).text === word(right, task).text;
-  return h("div", { class: "stack tight" },
+  return h("div.stack.tight",
     h("p", { class: `note ${same ? "" : "warn"}` }, same ? "Both give the same answer." : "The answers differ."),
-    h("div", { class: "pair" }, verdict(left, task), verdict(right, task)),
-    h("table", { class: "diff" },
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "label"), h("th", { scope: "col" }, `v${left.version}`), h("th", { scope: "col" }, `v${right.version}`), h("th", { scope: "col", class: "num" }, "change"))),
-      h("tbody", {}, rows.map(({ label, pair, by }) => h("tr", { class: Math.abs(by) >= 0.1 ? "differs" : "" },
-        h("th", { scope: "row" }, label), pair.map((value) => h("td", {}, value === null ? "–" : [h("span", {}, score(value)), h("span", { class: "track", "aria-hidden": "true" }, sized(h("i"), value))])),
-        h("td", { class: "num" }, points(by)))))));
+    h("div.pair", verdict(left, task), verdict(right, task)),
+    h("table.diff",
+      h("thead", h("tr", h("th", { scope: "col" }, "label"), h("th", { scope: "col" }, `v${left.version}`), h("th", { scope: "col" }, `v${right.version}`), h("th", { scope: "col", class: "num" }, "change"))),
+      h("tbody", rows.map(({ label, pair, by }) => h("tr", { class: Math.abs(by) >= 0.1 ? "differs" : "" },
+        h("th", { scope: "row" }, label), pair.map((value) => h("td", value === null ? "–" : [h("span", score(value)), h("span.track", { "aria-hidden": "true" }, sized(h("i"), value))])),
+        h("td.num", points(by)))))));
 }
 
 function points(by) {

@@ -5,23 +5,46 @@ export const NAME = "[a-z0-9][a-z0-9._\\-]{0,63}";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-function fill(node, props, children) {
-  for (const [name, value] of Object.entries(props ?? {})) {
+function fill(node, inside) {
+  const props = inside[0]?.constructor === Object ? inside.shift() : {};
+  for (const [name, value] of Object.entries(props)) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name === "value" || name === "checked" || name === "srcObject") node[name] = value;
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...inside.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
 
-export const h = (tag, props, ...children) => fill(document.createElement(tag), props, children);
-export const svg = (tag, props, ...children) => fill(document.createElementNS(SVG, tag), props, children);
+/** `h("p.note.warn", { title }, "text", more)`: classes with the tag, attributes or none, then what is inside. */
+export function h(tag, ...inside) {
+  const [name, ...classes] = tag.split(".");
+  const node = document.createElement(name);
+  if (classes.length) node.className = classes.join(" ");
+  if (inside[0]?.onclick && name === "button") node.type = "button"; // which does not send a form
+  return fill(node, inside);
+}
+export const svg = (tag, ...inside) => fill(document.createElementNS(SVG, tag), inside);
+
+/** A part of a view under its heading. */
+export const section = (title, ...inside) => h("section.stack.tight", h("h2", title), inside);
+
+/** Where a view begins. */
+export const heading = (title, ...lead) => h("div", h("h1", { tabindex: -1 }, title), h("p.lead", lead));
+
+/** Terms and what they are, without those that are null or false. */
+export const facts = (rows) => h("dl.facts", rows.filter(Boolean).map(([term, value]) => h("div", h("dt", term), h("dd", value))));
+
+/** A table that can be wound; a head is its words, `>` before those of numbers. */
+export function table(label, heads, rows) {
+  return h("div.scroll", { tabindex: 0, role: "group", "aria-label": label }, h("table",
+    h("thead", h("tr", heads.map((text) => h(text[0] === ">" ? "th.num" : "th", { scope: "col" }, text.replace(">", ""))))), rows.tagName ? rows : h("tbody", rows)));
+}
 
 /** An element whose width is a share of its track; the policy lets scripts set styles, and markup not. */
 export function sized(node, share) {
-  node.style.inlineSize = `${Math.max(0, Math.min(1, share)) * 100}%`;
+  node.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
   return node;
 }
 
@@ -74,15 +97,16 @@ export function when(text) {
 
 /** A failure where the thing was done; the sentence is the server's. */
 export function failure(error) {
-  return h("div", { class: "failure", role: "alert" },
-    h("p", {}, error.message || String(error)),
-    error.requestId && h("p", { class: "small" }, "Request ", h("code", {}, error.requestId)));
+  return h("div.failure", { role: "alert" },
+    h("p", error.message || String(error)),
+    error.requestId && h("p.small", "Request ", h("code", error.requestId)));
 }
 
 /** A button that asks once more before it does what cannot be undone. */
 export function twice(label, question, act) {
   let timer = 0;
-  const button = h("button", { type: "button", class: "danger quiet" }, label);
+  const button = h("button.danger.quiet", label);
+  button.type = "button";
   const calm = () => { clearTimeout(timer); button.classList.remove("armed"); button.textContent = label; };
   button.addEventListener("click", async () => {
     if (!button.classList.contains("armed")) {

@@ -16,12 +16,12 @@ export class Boxes {
     this.counts = {};
     this.changed = () => {};
     this.camera = new Camera();
-    this.list = h("div", { class: "boxes" });
-    this.told = h("div", {});
-    this.total = h("p", { class: "note", role: "status" });
+    this.list = h("div.boxes");
+    this.told = h("div");
+    this.total = h("p.note", { role: "status" });
     const all = dropZone((files) => this.folders(files), { title: "Drop folders", hint: "one for each label; or a zip of them", accept: ".zip,.tar,image/*,video/*", multiple: true, short: true });
-    const more = h("button", { type: "button", onclick: () => this.box("").focus() }, "Add a label");
-    this.node = h("section", { class: "stack tight", "aria-label": "Examples" }, h("div", { class: "spread" }, h("h2", {}, "Examples"), this.total), this.told, this.list, h("div", { class: "line" }, more), all.node);
+    const more = h("button", { onclick: () => this.box("").focus() }, "Add a label");
+    this.node = h("section.stack.tight", { "aria-label": "Examples" }, h("div.spread", h("h2", "Examples"), this.total), this.told, this.list, h("div.line", more), all.node);
   }
 
   async load() {
@@ -64,8 +64,7 @@ export class Boxes {
 
   /** Files with the folder that each was in; an archive goes as it is. */
   async folders(files) {
-    const groups = Map.groupBy ? Map.groupBy(files, folder) : grouped(files, folder);
-    for (const [label, part] of groups) {
+    for (const [label, part] of Map.groupBy(files, folder)) {
       const archive = part.find((file) => ARCHIVE.test(file.name));
       if (archive) await this.archive(archive);
       else if (!label) this.told.replaceChildren(failure(new Error("These files are in no folder: drop them into the box of a label, or drop folders named as the labels.")));
@@ -86,9 +85,9 @@ export class Boxes {
     this.counts = { ...this.counts, ...answer.counts };
     const words = [answer.duplicates && `${plural(answer.duplicates, "was", "were")} there before`, answer.moved && `${count(answer.moved)} moved here from another label`].filter(Boolean).join(", ");
     this.told.replaceChildren(
-      words ? h("p", { class: "note" }, `Of these files ${words}.`) : "",
-      answer.rejected?.length ? h("details", { class: "failure" }, h("summary", {}, `${plural(answer.rejected.length, "file")} could not be taken`),
-        h("ul", {}, answer.rejected.slice(0, 20).map(({ name, problem }) => h("li", { class: "small" }, h("code", {}, name), " ", problem.detail)))) : "");
+      words ? h("p.note", `Of these files ${words}.`) : "",
+      answer.rejected?.length ? h("details.failure", h("summary", `${plural(answer.rejected.length, "file")} could not be taken`),
+        h("ul", answer.rejected.slice(0, 20).map(({ name, problem }) => h("li.small", h("code", name), " ", problem.detail)))) : "");
     this.toldCounts();
   }
 
@@ -97,28 +96,22 @@ export class Boxes {
 
 const folder = (file) => file.folder ?? file.webkitRelativePath?.split("/").at(-2) ?? "";
 
-function grouped(list, key) {
-  const found = new Map();
-  for (const one of list) found.set(key(one), [...(found.get(key(one)) ?? []), one]);
-  return found;
-}
-
 /** The examples of one label. */
 class Box {
   constructor(boxes, label) {
     this.boxes = boxes;
     this.label = label;
-    this.head = h("div", { class: "spread" });
-    this.pictures = h("div", { class: "thumbs" });
+    this.head = h("div.spread");
+    this.pictures = h("div.thumbs");
     this.progress = h("i");
-    this.bar = h("span", { class: "track", hidden: true, "aria-hidden": "true" }, sized(this.progress, 0));
-    this.error = h("div", {});
-    this.live = h("div", { class: "live", hidden: true });
+    this.bar = h("span.track", { hidden: true, "aria-hidden": "true" }, sized(this.progress, 0));
+    this.error = h("div");
+    this.live = h("div.live", { hidden: true });
     const picker = h("input", { type: "file", multiple: true, accept: "image/*,video/*", hidden: true, tabindex: -1, onchange: () => { this.add([...picker.files]); picker.value = ""; } });
-    this.hold = h("button", { type: "button", class: "hold", hidden: !hasCamera() }, "Hold to record");
+    this.hold = h("button.hold", { hidden: !hasCamera() }, "Hold to record");
     this.holding();
-    this.actions = h("div", { class: "line" }, h("button", { type: "button", onclick: () => this.label ? picker.click() : this.missing() }, "Add pictures"), this.hold, picker);
-    this.node = h("div", { class: "box", role: "group" }, this.head, this.live, this.pictures, this.bar, this.actions, this.error);
+    this.actions = h("div.line", h("button", { onclick: () => this.label ? picker.click() : this.missing() }, "Add pictures"), this.hold, picker);
+    this.node = h("div.box", { role: "group" }, this.head, this.live, this.pictures, this.bar, this.actions, this.error);
     this.node.box = this;
     takesDrops(this.node, (files) => this.add(files));
     this.name(label);
@@ -126,9 +119,9 @@ class Box {
 
   name(label) {
     this.label = label;
-    this.number = h("span", { class: "soft" });
+    this.number = h("span.soft");
     if (label) {
-      this.head.replaceChildren(h("h3", {}, label), h("span", { class: "line" }, this.number, twice("Remove", `Remove all of “${label}”?`, () => this.remove())));
+      this.head.replaceChildren(h("h3", label), h("span.line", this.number, twice("Remove", `Remove all of “${label}”?`, () => this.remove())));
       this.node?.setAttribute("aria-label", `Examples of ${label}`);
       return;
     }
@@ -173,14 +166,14 @@ class Box {
   /** At once, before the server's own thumbnail is there. */
   local(file) {
     const url = URL.createObjectURL(file);
-    if (file.type.startsWith("image/")) this.pictures.append(h("span", { class: "thumb" }, h("img", { src: url, alt: "", onload: () => URL.revokeObjectURL(url) })));
+    if (file.type.startsWith("image/")) this.pictures.append(h("span.thumb", h("img", { src: url, alt: "", onload: () => URL.revokeObjectURL(url) })));
   }
 
   thumbnails(examples) {
     this.pictures.replaceChildren(...examples.map((one) => {
       const image = h("img", { alt: "" });
       picture(one.thumbnail).then((source) => { image.src = source; }, () => image.classList.add("none"));
-      return h("button", { type: "button", class: "thumb", title: "Remove", "aria-label": `Remove this example of ${this.label}`, onclick: (event) => this.drop(one, event.currentTarget) }, image);
+      return h("button.thumb", { title: "Remove", "aria-label": `Remove this example of ${this.label}`, onclick: (event) => this.drop(one, event.currentTarget) }, image);
     }));
   }
 

@@ -10,7 +10,7 @@ export async function correct(place, one, task, result) {
   const said = result.predictions[0]?.label;
   const list = h("datalist", { id: `labels-${task.task}` }, labels.map((label) => h("option", { value: label })));
   const choice = h("input", { type: "text", list: list.id, required: true, "aria-label": `The right label for ${task.task}`, placeholder: "The right label", autocomplete: "off" });
-  const told = h("div", {});
+  const told = h("div");
   const form = h("form", {
     class: "stack tight", onsubmit: async (event) => {
       event.preventDefault();
@@ -19,14 +19,14 @@ export async function correct(place, one, task, result) {
           query: [["label", choice.value]], body: one.blob, type: "application/octet-stream",
         });
         const text = `Kept as an example of “${data.label}”, which has ${count(data.counts[data.label])} now.`;
-        form.replaceWith(h("p", { class: "note", role: "status" }, text, " ", h("a", { href: `#/teach/${task.task}` }, "Teach again")));
+        form.replaceWith(h("p.note", { role: "status" }, text, " ", h("a", { href: `#/teach/${task.task}` }, "Teach again")));
         say(text);
       } catch (error) { told.replaceChildren(failure(error)); }
     },
   },
-  h("p", { class: "note" }, `It said “${said ?? "nothing"}”. What is right?`),
-  labels.length <= 12 && h("div", { class: "chips" }, labels.filter((label) => label !== said).map((label) =>
-    h("button", { type: "submit", class: "small", onclick: () => { choice.value = label; } }, label))),
-  labels.length > 12 && h("div", { class: "line" }, choice, list, h("button", { class: "primary" }, "Keep as an example")), told);
+  h("p.note", `It said “${said ?? "nothing"}”. What is right?`),
+  labels.length <= 12 && h("div.chips", labels.filter((label) => label !== said).map((label) =>
+    h("button.small", { type: "submit", onclick: () => { choice.value = label; } }, label))),
+  labels.length > 12 && h("div.line", choice, list, h("button.primary", "Keep as an example")), told);
   place.replaceChildren(form);
 }

@@ -16,22 +16,22 @@ export class Training {
     this.task = task;
     this.published = () => {};
     this.seen = 0;
-    this.button = h("button", { type: "button", class: "primary large", onclick: () => this.start() }, "Teach");
-    this.hint = h("p", { class: "note" });
+    this.button = h("button.primary.large", { onclick: () => this.start() }, "Teach");
+    this.hint = h("p.note");
     this.method = h("select", { "aria-label": "How it is taught" }, METHODS.map(([value, text]) => h("option", { value }, text)));
     this.progress = h("i");
     this.state = h("p", { role: "status" });
-    this.bar = h("span", { class: "track", role: "progressbar", "aria-label": "Progress of the training", "aria-valuemin": 0, "aria-valuemax": 100 }, sized(this.progress, 0));
-    this.stop = h("button", { type: "button", class: "quiet danger", onclick: () => this.cancel() }, "Stop");
+    this.bar = h("span.track", { role: "progressbar", "aria-label": "Progress of the training", "aria-valuemin": 0, "aria-valuemax": 100 }, sized(this.progress, 0));
+    this.stop = h("button.quiet.danger", { onclick: () => this.cancel() }, "Stop");
     this.loss = lines("Loss", { form: (value) => value.toFixed(2), ends: ["first epoch", "now"] });
     this.accuracy = lines("Held-out accuracy", { form: (value) => percent(value), ends: ["first epoch", "now"] });
-    this.made = h("div", { class: "stack tight" });
-    this.told = h("div", {});
+    this.made = h("div.stack.tight");
+    this.told = h("div");
     this.use = useThis();
-    this.running = h("div", { class: "stack tight", hidden: true }, h("div", { class: "spread tightly" }, this.state, this.stop), this.bar);
-    this.curves = h("div", { class: "stack tight", hidden: true }, this.accuracy.node, this.loss.node);
-    this.node = h("section", { class: "stack tight training", "aria-label": "Training" }, h("h2", {}, "Teach"),
-      h("div", { class: "stack tight" }, this.button, this.hint, h("details", {}, h("summary", { class: "small" }, "How"), h("div", { class: "narrow" }, this.method))), this.told, this.running, this.made, this.curves, this.use.node);
+    this.running = h("div.stack.tight", { hidden: true }, h("div.spread.tightly", this.state, this.stop), this.bar);
+    this.curves = h("div.stack.tight", { hidden: true }, this.accuracy.node, this.loss.node);
+    this.node = h("section.stack.tight.training", { "aria-label": "Training" }, h("h2", "Teach"),
+      h("div.stack.tight", this.button, this.hint, h("details", h("summary.small", "How"), h("div.narrow", this.method))), this.told, this.running, this.made, this.curves, this.use.node);
   }
 
   /** What there is to learn from decides whether it can begin. */
@@ -88,7 +88,7 @@ export class Training {
     this.curves.hidden = !(accuracy.length || train.length);
     this.accuracy.draw([{ name: "held out", values: accuracy, kind: "main" }], { most: 1 });
     this.loss.draw([{ name: "training", values: train, kind: "other" }, { name: "held out", values: held, kind: "main" }]);
-    if (job.published.length !== this.made.childElementCount || !busy) this.made.replaceChildren(...job.published.map((one) => published(one)), !busy && job.verdict ? h("p", { class: "verdict-line" }, job.verdict) : "");
+    if (job.published.length !== this.made.childElementCount || !busy) this.made.replaceChildren(...job.published.map((one) => published(one)), !busy && job.verdict ? h("p.verdict-line", job.verdict) : "");
     if (job.published.length > this.seen) {
       this.seen = job.published.length;
       const last = job.published.at(-1);
@@ -103,9 +103,9 @@ export class Training {
 }
 
 function published(one) {
-  return h("div", { class: "made" },
-    h("p", { class: "verdict" }, h("span", { class: "word" }, percent(one.accuracy, 1)), h("span", { class: `tag${one.active ? " on" : ""}` }, one.active ? `v${one.version} active` : `v${one.version} staged`)),
-    h("p", { class: "note" }, `right, of ${plural(one.held_out, "held-out example")} · ${one.method}`), reported(one, "Report"));
+  return h("div.made",
+    h("p.verdict", h("span.word", percent(one.accuracy, 1)), h("span", { class: `tag${one.active ? " on" : ""}` }, one.active ? `v${one.version} active` : `v${one.version} staged`)),
+    h("p.note", `right, of ${plural(one.held_out, "held-out example")} · ${one.method}`), reported(one, "Report"));
 }
 
 function sentence(job) {

@@ -27,7 +27,7 @@ async function show() {
     if (locked || name === "keys" || !view) made = keys(changed);
     else made = await (await view.load()).view(...rest.slice(0, 1).filter(Boolean).map(named));
   } catch (error) {
-    made = { title: "Failed", node: h("div", { class: "stack" }, h("h1", { tabindex: -1 }, "That did not work"), failure(error)) };
+    made = { title: "Failed", node: h("div.stack", h("h1", { tabindex: -1 }, "That did not work"), failure(error)) };
   }
   if (mine !== turn) { made.leave?.(); return; }
   leave?.();
@@ -37,6 +37,7 @@ async function show() {
   main.dataset.view = [name, ...rest].join("/");
   document.title = `${made.title} · AdaptServe`;
   made.shown?.();
+  foot();
   if (!first) {
     scrollTo(0, 0);
     (main.querySelector("h1") ?? main).focus({ preventScroll: true });
@@ -63,20 +64,20 @@ function mark(name) {
   key.textContent = hasKey() ? `Key: ${caller.name}` : "Key";
 }
 
+/** Anew with each view and each change: tasks come and go. */
 async function foot() {
   const place = document.getElementById("foot");
   try {
     if (caller.required && !caller.name) { place.replaceChildren(); return; }
     const told = await get("/v1/tasks", [["limit", 1]]);
     place.replaceChildren(
-      h("span", {}, told.backbone), h("span", {}, `${count(told.parameters)} parameters`),
-      h("span", {}, `${told.input_size[1]} × ${told.input_size[0]} px`), h("span", {}, told.dtype), h("span", {}, plural(told.count, "task")));
+      h("span", told.backbone), h("span", `${count(told.parameters)} parameters`),
+      h("span", `${told.input_size[1]} × ${told.input_size[0]} px`), h("span", told.dtype), h("span", plural(told.count, "task")));
   } catch { place.replaceChildren(); }
 }
 
 /** Another key, or none. */
 function changed() {
-  foot();
   if (location.hash === "#/try") show(); else location.hash = "#/try";
 }
 
@@ -87,7 +88,6 @@ function theme() {
   const paint = () => {
     button.textContent = dark() ? "Light" : "Dark";
     button.setAttribute("aria-label", dark() ? "Change to light colours" : "Change to dark colours");
-    button.removeAttribute("aria-pressed");
   };
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
@@ -101,12 +101,12 @@ function theme() {
 theme();
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 addEventListener("hashchange", show);
+addEventListener("changed", foot);
 // What is dropped beside a drop zone must not replace the page.
 for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());
 try {
   await identify();
   await show();
-  foot();
 } catch (error) {
   main.replaceChildren(failure(error));
 }

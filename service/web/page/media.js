@@ -27,7 +27,7 @@ export async function sample(name) {
 
 /** The element that shows it; what the browser cannot show, the server may read all the same. */
 export function preview(one) {
-  const strange = () => node.replaceWith(h("span", { class: "hint" }, h("b", {}, one.name), "This browser cannot show it. The server may well read it."));
+  const strange = () => node.replaceWith(h("span.hint", h("b", one.name), "This browser cannot show it. The server may well read it."));
   let node;
   if (one.kinds[0] === "video") {
     node = h("video", { src: one.url, muted: true, loop: true, autoplay: !matchMedia("(prefers-reduced-motion: reduce)").matches, playsinline: true, "aria-label": `The clip ${one.name}` });
@@ -82,11 +82,11 @@ async function dropped(transfer) {
 /** A drop zone that is a button too; `files` gets what came. */
 export function dropZone(files, { title, hint, accept = "image/*,video/*,.mkv,.avi,.ts,.heic,.tiff", multiple = false, short = false }) {
   const picker = h("input", { type: "file", accept, multiple, hidden: true, "aria-hidden": "true", tabindex: -1, onchange: () => { files([...picker.files]); picker.value = ""; } });
-  const rest = h("span", { class: "hint" }, h("b", {}, title), h("span", {}, hint));
-  const zone = h("button", { type: "button", class: `drop${short ? " short" : ""}`, onclick: () => picker.click() }, rest);
+  const rest = h("span.hint", h("b", title), h("span", hint));
+  const zone = h("button", { class: `drop${short ? " short" : ""}`, onclick: () => picker.click() }, rest);
   takesDrops(zone, files);
   return {
-    node: h("div", {}, zone, picker), picker, zone,
+    node: h("div", zone, picker), picker, zone,
     show(one) {
       zone.classList.toggle("filled", Boolean(one));
       zone.replaceChildren(one ? preview(one) : rest);
@@ -141,8 +141,8 @@ const SIDE = 104;
 
 /** A strip of the frames at these seconds, drawn by this browser from the clip where it can show it. */
 export function strip(one, seconds) {
-  const cells = seconds.map((time) => h("figure", {}, h("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" }), h("figcaption", {}, time.toFixed(2))));
-  const node = h("div", { class: "strip", role: "group", "aria-label": `The ${seconds.length} frames that were looked at, by their second` }, cells);
+  const cells = seconds.map((time) => h("figure", h("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" }), h("figcaption", time.toFixed(2))));
+  const node = h("div.strip", { role: "group", "aria-label": `The ${seconds.length} frames that were looked at, by their second` }, cells);
   draw(one, seconds, cells).then(() => node.classList.add("drawn"), () => node.classList.add("blind"));
   return node;
 }

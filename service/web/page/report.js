@@ -1,7 +1,7 @@
 // Reports of trainings, inside the page: the server's HTML, rebuilt from a list of harmless elements.
 
 import { fetchText, get, given } from "./api.js";
-import { failure, h, percent, when } from "./dom.js";
+import { failure, h, percent, section, when } from "./dom.js";
 
 const ELEMENTS = new Set([
   "H1", "H2", "H3", "P", "B", "DIV", "SPAN", "TABLE", "THEAD", "TBODY", "TR", "TD", "TH", "FIGURE", "FIGCAPTION", "IMG", "UL", "OL", "LI", "CODE", "PRE",
@@ -18,13 +18,13 @@ export async function reports(task) {
   const found = await get("/v1/jobs", [["task", task]]).catch(() => null);
   const published = (found?.jobs ?? []).flatMap((job) => job.published.map((one) => ({ ...one, when: job.ended ?? job.started ?? job.created })));
   if (published.length === 0) return null;
-  return h("section", { class: "stack tight" }, h("h2", {}, "Training reports"), published.map((one) => reported(one)));
+  return section("Training reports", published.map((one) => reported(one)));
 }
 
 /** One report, fetched when it is opened. */
 export function reported(one, title = `v${one.version} · ${one.method} · ${percent(one.accuracy, 1)} held out${one.active ? " · active" : ""}`) {
-  const inside = h("div", { class: "report" });
-  const node = h("details", {}, h("summary", {}, title), h("p", { class: "note" }, one.verdict ?? "", " ", one.when && when(one.when)), inside);
+  const inside = h("div.report");
+  const node = h("details", h("summary", title), h("p.note", one.verdict ?? "", " ", one.when && when(one.when)), inside);
   node.addEventListener("toggle", async () => {
     if (!node.open || inside.childElementCount) return;
     try { inside.append(...rebuilt(await fetchText(given(one.report)))); } catch (error) { inside.replaceChildren(failure(error)); }

@@ -11,7 +11,7 @@ export async function view(name) {
   if (name) return (await import("./task.js")).view(name);
   const list = new List();
   const search = h("input", { type: "search", placeholder: "Name begins with …", "aria-label": "Find tasks whose name begins with", value: kept.prefix, autocomplete: "off", spellcheck: "false" });
-  const told = h("p", { class: "small soft", role: "status" });
+  const told = h("p.small.soft", { role: "status" });
   let timer = 0;
   const find = async () => {
     kept.prefix = search.value.trim();
@@ -22,8 +22,8 @@ export async function view(name) {
   await find();
   return {
     title: "Tasks",
-    node: h("div", { class: "stack" },
-      h("div", { class: "spread" }, h("div", {}, h("h1", { tabindex: -1 }, "Tasks"), told), h("div", { class: "find" }, search)), list.node),
+    node: h("div.stack",
+      h("div.spread", h("div", h("h1", { tabindex: -1 }, "Tasks"), told), h("div.find", search)), list.node),
     shown: () => list.shown(),
     leave: () => list.leave(),
   };
@@ -35,12 +35,12 @@ class List {
     this.total = 0;
     this.next = null;
     this.turn = 0;
-    this.body = h("div", { class: "body", role: "rowgroup" });
+    this.body = h("div.body", { role: "rowgroup" });
     const heads = [["Task"], ["Kind"], ["Labels"], ["Version"], ["Accuracy", "num"], ["Share", "num"], ["Where"], ["Requests", "num"], ["Errors", "num"]];
-    this.table = h("div", { class: "list", role: "table", "aria-label": "Tasks" },
-      h("div", { role: "rowgroup" }, h("div", { class: "head", role: "row" }, heads.map(([text, kind]) => h("div", { role: "columnheader", class: kind }, text)))), this.body);
-    this.said = h("div", {});
-    this.node = h("div", {}, this.table, this.said);
+    this.table = h("div.list", { role: "table", "aria-label": "Tasks" },
+      h("div", { role: "rowgroup" }, h("div.head", { role: "row" }, heads.map(([text, kind]) => h("div", { role: "columnheader", class: kind }, text)))), this.body);
+    this.said = h("div");
+    this.node = h("div", this.table, this.said);
     this.paint = this.paint.bind(this);
   }
 
@@ -50,7 +50,7 @@ class List {
     const page = await get("/v1/tasks", [["prefix", prefix]]);
     if (mine !== this.turn) return;
     Object.assign(this, { rows: page.tasks, total: page.count, next: page.next, backbone: page.backbone });
-    this.said.replaceChildren(this.total ? "" : h("p", { class: "empty" }, prefix ? "No task's name begins so." : "No tasks yet."));
+    this.said.replaceChildren(this.total ? "" : h("p.empty", prefix ? "No task's name begins so." : "No tasks yet."));
     this.paint();
   }
 
@@ -88,7 +88,7 @@ class List {
   paint() {
     if (!this.body.isConnected) return;
     const height = parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--row"));
-    this.body.style.blockSize = `${height * this.total}px`;
+    this.body.style.height = `${height * this.total}px`;
     const top = -this.body.getBoundingClientRect().top;
     const first = Math.max(0, Math.floor(top / height) - MARGIN), last = Math.min(this.total, Math.ceil((top + innerHeight) / height) + MARGIN);
     this.table.setAttribute("aria-rowcount", this.total + 1);
@@ -99,12 +99,12 @@ class List {
       if (old && old.task === task) continue;
       const node = item(task, row);
       node.task = task;
-      node.style.insetBlockStart = `${row * height}px`;
+      node.style.top = `${row * height}px`;
       if (old) old.replaceWith(node); else this.place(node, row);
     }
     // A row that has the focus stays until that goes elsewhere.
     for (const node of there.values()) if (!node.contains(document.activeElement)) node.remove();
-    for (const node of this.body.children) node.style.insetBlockStart = `${node.dataset.row * height}px`;
+    for (const node of this.body.children) node.style.top = `${node.dataset.row * height}px`;
     this.reach(last - 1);
   }
 
@@ -120,13 +120,13 @@ function item(task, row) {
   const shell = { class: "item", role: "row", "aria-rowindex": row + 2, "data-row": row };
   if (!task) return h("div", shell, cell("name soft", "…"));
   return h("div", shell,
-    cell("name", h("a", { href: `#/tasks/${task.task}` }, task.task), task.problem && h("span", { class: "bad" }, ` · ${task.problem}`)),
+    cell("name", h("a", { href: `#/tasks/${task.task}` }, task.task), task.problem && h("span.bad", ` · ${task.problem}`)),
     cell("soft hide", task.modality === "video" ? "clip" : task.modality === "image" ? "picture" : "–"),
     cell("labels soft", task.classes === null ? "–" : `${count(task.classes)} · ${task.labels.slice(0, 6).join(", ")}${task.classes > 6 ? " …" : ""}`),
-    cell("hide", task.version === null ? h("span", { class: "soft" }, "none active") : [`v${task.version}`, task.versions > 1 && h("span", { class: "soft" }, ` of ${task.versions}`)]),
+    cell("hide", task.version === null ? h("span.soft", "none active") : [`v${task.version}`, task.versions > 1 && h("span.soft", ` of ${task.versions}`)]),
     cell("num accuracy", percent(task.accuracy, 1)),
     cell("num hide", percent(task.share, 2)),
     cell(`tier where ${task.residency}`, task.residency),
-    cell("num reqs", compact(task.requests.answered + task.requests.failed), h("span", { class: "visually-hidden" }, " requests")),
+    cell("num reqs", compact(task.requests.answered + task.requests.failed), h("span.visually-hidden", " requests")),
     cell(`num hide${task.requests.failed ? " bad" : " soft"}`, compact(task.requests.failed)));
 }

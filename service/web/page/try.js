@@ -3,15 +3,14 @@
 import { caller, get, mayTeach } from "./api.js";
 import { ask, bars, notes, stages, verdict } from "./answer.js";
 import { compare } from "./compare.js";
-import { failure, h, plural, say } from "./dom.js";
+import { failure, h, heading, plural, say } from "./dom.js";
 import { correct } from "./feedback.js";
 import { Camera, dropZone, hasCamera, input, refused, release, sample, strip, takesPastes } from "./media.js";
 import { useThis } from "./use.js";
 
 const CHOSEN = 12; // tasks of a kind that are asked at first
 const SAMPLES = [
-  "digits-9.png", "digit-collage-0-3-7.png", "animal-or-vehicle-animal.png", "animal-or-vehicle-vehicle.png",
-  "moving-digit-left.mp4",
+  "digits-9.png", "digit-collage-0-3-7.png", "animal-or-vehicle-animal.png", "moving-digit-left.mp4",
 ];
 
 /** What was tried last, so that it is there when one comes back. */
@@ -19,8 +18,8 @@ const kept = { one: null, tasks: new Map(), chosen: new Set(), total: 0 };
 
 export async function view(only) {
   await learn(only);
-  const results = h("div", { class: "stack" }), side = h("div", { class: "stack tight" }), tellings = h("div", {});
-  const use = useThis(), chips = h("div", { class: "stack tight" });
+  const results = h("div.stack"), side = h("div.stack.tight"), tellings = h("div");
+  const use = useThis(), chips = h("div.stack.tight");
   const zone = dropZone((files) => files[0] && take(files[0]), { title: "Drop a picture or a clip", hint: "or choose a file, or paste one" });
   const camera = new Camera();
   let running = null;
@@ -43,10 +42,10 @@ export async function view(only) {
     for (const chip of chips.querySelectorAll(".chip")) chip.classList.toggle("aside", !one.kinds.includes(chip.dataset.kind));
     if (groups.length === 0) {
       use.show(null);
-      results.replaceChildren(h("p", { class: "empty" }, nobody(one)));
+      results.replaceChildren(h("p.empty", nobody(one)));
       return;
     }
-    results.replaceChildren(h("div", { class: "answers" }, groups.flatMap(({ names }) => names.map(waiting))));
+    results.replaceChildren(h("div.answers", groups.flatMap(({ names }) => names.map(waiting))));
     const answers = [], failures = [];
     for (const { kind, names } of groups) {
       try { answers.push(await ask(one, names, { kind, signal: mine.signal, sampled: kind === "video" })); } catch (error) {
@@ -57,7 +56,7 @@ export async function view(only) {
     if (mine !== running) return;
     results.replaceChildren(
       ...failures.map(failure),
-      h("div", { class: "answers" }, answers.flatMap((found) => found.results).map((result) => block(result, one))));
+      h("div.answers", answers.flatMap((found) => found.results).map((result) => block(result, one))));
     if (answers.length) {
       tellings.replaceChildren(stages(answers[0]));
       use.show(theCall(one, answers[0]));
@@ -66,24 +65,24 @@ export async function view(only) {
   }
 
   function block(result, one) {
-    const task = kept.tasks.get(result.task), below = h("div", {}), beside = h("div", {});
-    return h("article", { class: "answer", "data-task": result.task },
-      h("h3", {}, h("a", { href: `#/tasks/${result.task}` }, result.task), h("span", {}, `v${result.version}`)),
+    const task = kept.tasks.get(result.task), below = h("div"), beside = h("div");
+    return h("article.answer", { "data-task": result.task },
+      h("h3", h("a", { href: `#/tasks/${result.task}` }, result.task), h("span", `v${result.version}`)),
       verdict(result, task), result.sampled?.length > 0 && strip(one, result.sampled), bars(result, task), notes(result),
-      h("div", { class: "line" },
-        task?.versions > 1 && h("button", { type: "button", class: "quiet compare", onclick: () => compare(beside, one, task) }, "Compare versions"),
-        mayTeach() && task && h("button", { type: "button", class: "quiet wrong", onclick: () => correct(below, one, task, result) }, "Wrong?")),
+      h("div.line",
+        task?.versions > 1 && h("button.quiet.compare", { onclick: () => compare(beside, one, task) }, "Compare versions"),
+        mayTeach() && task && h("button.quiet.wrong", { onclick: () => correct(below, one, task, result) }, "Wrong?")),
       below, beside);
   }
 
-  const samples = h("div", { class: "samples", role: "group", "aria-label": "Samples" }, SAMPLES.map(sampleButton));
+  const samples = h("div.samples", { role: "group", "aria-label": "Samples" }, SAMPLES.map(sampleButton));
   function sampleButton(name) {
     const source = new URL(name, import.meta.url).href;
-    return h("button", { type: "button", "data-name": name, "aria-label": `Sample ${name}`, title: name, onclick: async () => set(await sample(name)) },
+    return h("button", { "data-name": name, "aria-label": `Sample ${name}`, title: name, onclick: async () => set(await sample(name)) },
       name.endsWith(".mp4") ? h("video", { src: source, muted: true, preload: "metadata", tabindex: -1 }) : h("img", { src: source, alt: "" }));
   }
 
-  const shoot = h("button", { type: "button", hidden: !hasCamera() }, "Camera");
+  const shoot = h("button", { hidden: !hasCamera() }, "Camera");
   shoot.addEventListener("click", async () => {
     try {
       if (camera.stream) {
@@ -98,19 +97,19 @@ export async function view(only) {
     } catch (error) { tellings.replaceChildren(failure(refused(error))); }
   });
 
-  side.append(zone.node, h("div", { class: "line" }, h("button", { type: "button", onclick: () => zone.picker.click() }, "Choose a file"), shoot), samples, tellings);
+  side.append(zone.node, h("div.line", h("button", { onclick: () => zone.picker.click() }, "Choose a file"), shoot), samples, tellings);
   picker(chips, run);
   const unpaste = takesPastes((files) => take(files[0]));
   if (kept.one) zone.show(kept.one);
   const title = only ? `Try ${only}` : "Drop a picture. Every task answers.";
   return {
     title: "Try",
-    node: h("div", { class: "stack wide" },
-      h("div", {}, h("h1", { tabindex: -1 }, title), h("p", { class: "lead" }, kept.total
+    node: h("div.stack.wide",
+      heading(title, kept.total
         ? "It is decoded once. Each task puts its own small adapter on one frozen backbone, and all of them share a batch."
-        : "There are no tasks yet. Teach one from pictures, or upload an adapter.")),
-      h("div", { class: "split" }, h("div", { class: "stage" }, side), h("div", { class: "stack" }, chips, results, use.node))),
-    shown: () => { if (kept.one) run(); else results.replaceChildren(h("p", { class: "empty" }, "Answers appear here, with the time that each stage took. Nothing leaves this server.")); },
+        : "There are no tasks yet. Teach one from pictures, or upload an adapter."),
+      h("div.split", h("div.stage", side), h("div.stack", chips, results, use.node))),
+    shown: () => { if (kept.one) run(); else results.replaceChildren(h("p.empty", "Answers appear here, with the time that each stage took. Nothing leaves this server.")); },
     leave: () => { unpaste(); running?.abort(); camera.close(); },
   };
 }
@@ -144,17 +143,17 @@ function nobody(one) {
 }
 
 function waiting(name) {
-  return h("article", { class: "answer waiting", "aria-busy": "true" }, h("h3", {}, name), h("p", { class: "verdict soft" }, "…"));
+  return h("article.answer.waiting", { "aria-busy": "true" }, h("h3", name), h("p.verdict.soft", "…"));
 }
 
 /** The tasks that are asked, as chips, and a search for more of them where there are many. */
 function picker(place, run) {
   const shown = [...new Set([...kept.chosen, ...[...kept.tasks.keys()].slice(0, CHOSEN)])];
-  const chip = (name) => h("label", { class: "chip", "data-kind": kept.tasks.get(name)?.modality }, h("input", {
+  const chip = (name) => h("label.chip", { "data-kind": kept.tasks.get(name)?.modality }, h("input", {
     type: "checkbox", value: name, checked: kept.chosen.has(name),
     onchange: (event) => { if (event.target.checked) kept.chosen.add(name); else kept.chosen.delete(name); run(); },
   }), name);
-  const list = h("div", { class: "chips", role: "group", "aria-label": "Tasks to ask" }, shown.map(chip));
+  const list = h("div.chips", { role: "group", "aria-label": "Tasks to ask" }, shown.map(chip));
   place.replaceChildren(list);
   if (kept.total <= shown.length) return;
   const options = h("datalist", { id: "more-tasks" });
@@ -171,7 +170,7 @@ function picker(place, run) {
       run();
     }
   });
-  place.append(h("div", { class: "field more" }, search, options));
+  place.append(h("div.field.more", search, options));
 }
 
 function theCall(one, found) {

@@ -1,7 +1,7 @@
 // Upload: an adapter file, what it says of itself, its way to the server, and the checks there.
 
 import { get, may, upload } from "./api.js";
-import { NAME, bytes, count, failure, h, percent, plural, say, sized } from "./dom.js";
+import { NAME, bytes, count, facts, failure, h, heading, percent, plural, say, sized } from "./dom.js";
 import { dropZone } from "./media.js";
 import { useThis } from "./use.js";
 
@@ -17,7 +17,7 @@ const CHECKS = [
 const MOST_HEADER = 16 * 1024 * 1024;
 
 export async function view() {
-  const told = h("div", { class: "stack" }), use = useThis();
+  const told = h("div.stack"), use = useThis();
   let file = null;
   const zone = dropZone((files) => files[0] && chosen(files[0]), {
     title: "Drop a .safetensors adapter", hint: "or choose a file. Nobody sees it before every check has passed.", accept: ".safetensors", short: true,
@@ -29,32 +29,32 @@ export async function view() {
     const config = await read(file).catch(() => null);
     const name = h("input", { type: "text", id: "task-name", value: config?.task ?? taskName(file.name), pattern: NAME, required: true, autocomplete: "off", spellcheck: "false" });
     const activate = h("input", { type: "checkbox", checked: true });
-    const checks = h("div", {}), existing = h("p", { class: "note" });
+    const checks = h("div"), existing = h("p.note");
     const look = async () => {
       const found = await get("/v1/tasks", [["prefix", name.value], ["limit", 1]]).catch(() => null);
       const same = found?.tasks.find((task) => task.task === name.value);
       existing.textContent = same ? `${name.value} exists: this becomes its next version${same.version ? `, after v${same.version}` : ""}.` : "A new task.";
     };
     name.addEventListener("change", look);
-    const button = h("button", { class: "primary" }, "Upload");
-    const form = h("form", { class: "columns", onsubmit: async (event) => {
+    const button = h("button.primary", "Upload");
+    const form = h("form.columns", { onsubmit: async (event) => {
       event.preventDefault();
       button.disabled = true;
       try { await go(name.value, activate.checked, checks); } finally { button.disabled = false; look(); }
     } },
-    h("div", { class: "stack" }, h("div", {}, h("h2", {}, file.name), h("p", { class: "soft" }, bytes(file.size))),
-    config ? about(config) : h("p", { class: "note warn" }, "This page finds no adapter config in it. The server will say what it is."),
-    h("div", { class: "stack tight" }, h("label", { class: "field", for: "task-name" }, "Task"), h("div", { class: "narrow" }, name), existing),
-    may("admin") && h("label", { class: "check" }, activate, "Activate it: it answers as soon as it is checked"),
-    h("div", {}, button)), checks);
+    h("div.stack", h("div", h("h2", file.name), h("p.soft", bytes(file.size))),
+    config ? about(config) : h("p.note.warn", "This page finds no adapter config in it. The server will say what it is."),
+    h("div.stack.tight", h("label.field", { for: "task-name" }, "Task"), h("div.narrow", name), existing),
+    may("admin") && h("label.check", activate, "Activate it: it answers as soon as it is checked"),
+    h("div", button)), checks);
     told.replaceChildren(form);
     await look();
   }
 
   async function go(task, active, place) {
-    const list = h("ul", { class: "checks" }, CHECKS.map(([key, text]) => h("li", { "data-check": key }, h("b", {}, text), h("span", {}))));
+    const list = h("ul.checks", CHECKS.map(([key, text]) => h("li", { "data-check": key }, h("b", text), h("span"))));
     const bar = sized(h("i"), 0), row = (i) => list.children[i];
-    row(0).append(h("span", { class: "track", "aria-hidden": "true" }, bar));
+    row(0).append(h("span.track", { "aria-hidden": "true" }, bar));
     place.replaceChildren(list);
     const path = `/v1/tasks/${encodeURIComponent(task)}/adapter`, query = active ? [] : [["activate", "false"]];
     try {
@@ -63,8 +63,8 @@ export async function view() {
       for (const item of list.children) pass(item);
       const text = status === 200 ? `The task has had these very bytes before: they are v${data.version}.` : data.active
         ? `${task} v${data.version} is live.` : `${task} v${data.version} is staged: it waits to be activated.`;
-      list.append(h("li", { class: "passed done" }, h("b", {}, text), h("span", { class: "line" },
-        h("a", { class: "button", href: `#/try/${task}` }, "Try it"), h("a", { class: "button", href: `#/tasks/${task}` }, "See the task"))));
+      list.append(h("li.passed.done", h("b", text), h("span.line",
+        h("a.button", { href: `#/try/${task}` }, "Try it"), h("a.button", { href: `#/tasks/${task}` }, "See the task"))));
       say(text);
     } catch (error) {
       bar.parentElement.remove();
@@ -75,8 +75,8 @@ export async function view() {
   }
   return {
     title: "Upload",
-    node: h("div", { class: "stack" },
-      h("div", {}, h("h1", { tabindex: -1 }, "Upload an adapter"), h("p", { class: "lead" }, "One file is one task. It is checked and tried first; when the last check has passed it answers, with nothing restarted.")),
+    node: h("div.stack",
+      heading("Upload an adapter", "One file is one task. It is checked and tried first; when the last check has passed it answers, with nothing restarted."),
       zone.node, told, use.node),
   };
 }
@@ -110,12 +110,12 @@ async function read(file) {
 
 function about(config) {
   const accuracy = config.training?.held_out_accuracy;
-  const rows = [["Made for", config.base?.model], ["Looks at", config.modality === "video" ? "clips" : "pictures"], ["Labels", count(config.labels?.length)],
+  const rows = [config.base && ["Made for", config.base.model], ["Looks at", config.modality === "video" ? "clips" : "pictures"], ["Labels", count(config.labels?.length)],
     ["Sites", (config.sites ?? []).map((site) => `${site.site} × ${site.blocks.length}, rank ${site.rank}`).join("; ") || "head alone"],
-    ["Held-out accuracy", accuracy === undefined ? null : percent(accuracy, 1)]];
-  return h("div", { class: "stack tight" },
-    h("dl", { class: "facts small-facts" }, rows.filter(([, value]) => value).map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, String(value))))),
-    h("p", { class: "note" }, (config.labels ?? []).slice(0, 12).join(" · "), (config.labels?.length ?? 0) > 12 && ` and ${plural(config.labels.length - 12, "more", "more")}`));
+    accuracy !== undefined && ["Held-out accuracy", percent(accuracy, 1)]];
+  return h("div.stack.tight",
+    h("div.small-facts", facts(rows)),
+    h("p.note", (config.labels ?? []).slice(0, 12).join(" · "), (config.labels?.length ?? 0) > 12 && ` and ${plural(config.labels.length - 12, "more", "more")}`));
 }
 
 const taskName = (name) => name.replace(/\.safetensors$/i, "").toLowerCase().replace(/[^a-z0-9._-]+/g, "-").replace(/^[._-]+|[._-]+$/g, "").slice(0, 64) || "task";

@@ -57,10 +57,10 @@ let language = "curl"; // the one that was looked at last
 /** The section; `show(call)` puts another call in. */
 export function useThis() {
   const pre = h("pre", { tabindex: 0, "aria-label": "Code" });
-  const copy = h("button", { type: "button", class: "copy" }, "Copy");
-  const tabs = h("div", { class: "tabs", role: "tablist", "aria-label": "Language" });
-  const panel = h("div", { class: "code", role: "tabpanel", id: "use-code" }, pre, copy);
-  const node = h("section", { class: "use stack tight", hidden: true }, h("div", { class: "spread" }, h("h2", {}, "Use this"), tabs), panel);
+  const copy = h("button", { class: "copy" }, "Copy");
+  const tabs = h("div.tabs", { role: "tablist", "aria-label": "Language" });
+  const panel = h("div.code", { role: "tabpanel", id: "use-code" }, pre, copy);
+  const node = h("section.use.stack.tight", { hidden: true }, h("div.spread", h("h2", "Use this"), tabs), panel);
   let texts = {};
   copy.addEventListener("click", async () => {
     try { await navigator.clipboard.writeText(pre.textContent); } catch {
@@ -96,7 +96,7 @@ export function useThis() {
       if (!call) return;
       texts = snippets(call);
       tabs.replaceChildren(...Object.keys(texts).map((name) =>
-        h("button", { type: "button", role: "tab", "aria-controls": "use-code", onclick: () => { language = name; paint(); } }, name)));
+        h("button", { role: "tab", "aria-controls": "use-code", onclick: () => { language = name; paint(); } }, name)));
       paint();
     },
   };

@@ -1,7 +1,7 @@
 // Watch: what the server is doing, from the difference of two looks at /v1/stats.
 
 import { get } from "./api.js";
-import { bytes, compact, count, h, ms, sized } from "./dom.js";
+import { bytes, compact, count, facts, h, ms, section, sized, table } from "./dom.js";
 import { bins, lines } from "./chart.js";
 
 const EVERY_MS = 2000;
@@ -53,16 +53,16 @@ class Board {
     this.queue = lines("Rows that wait", { form: (value) => compact(Math.round(value)), ends, least: 4 });
     this.rows = bins("Rows in a batch", "batches of the last two seconds, by how many rows");
     this.adapters = bins("Tasks in a batch", "the same batches, by how many different adapters");
-    this.state = h("p", { class: "lead", role: "status" });
-    this.batch = h("div", { class: "batch" });
-    this.story = h("p", { class: "soft" });
-    this.now = h("dl", { class: "facts" });
-    this.tasks = h("div", {});
-    this.node = h("div", { class: "stack wide" },
-      h("div", {}, h("h1", { tabindex: -1 }, "Watch"), this.state), this.now,
-      h("section", { class: "stack tight" }, h("h2", {}, "The batch"), this.batch, this.story),
-      h("section", { class: "plots" }, this.rates.node, this.total.node, ...this.stages.map(([, chart]) => chart.node), this.queue.node, this.rows.node, this.adapters.node),
-      h("section", { class: "stack tight" }, h("h2", {}, "Tasks"), this.tasks));
+    this.state = h("p.lead", { role: "status" });
+    this.batch = h("div.batch");
+    this.story = h("p.soft");
+    this.now = h("div");
+    this.tasks = h("div");
+    this.node = h("div.stack.wide",
+      h("div", h("h1", { tabindex: -1 }, "Watch"), this.state), this.now,
+      section("The batch", this.batch, this.story),
+      h("section.plots", this.rates.node, this.total.node, ...this.stages.map(([, chart]) => chart.node), this.queue.node, this.rows.node, this.adapters.node),
+      section("Tasks", this.tasks));
   }
 
   lost(error) {
@@ -95,10 +95,10 @@ class Board {
     if (point.rows) this.rows.draw(...point.rows);
     if (point.adapters) this.adapters.draw(...point.adapters);
     const slots = Object.entries(now.slots).map(([state, number]) => `${count(number)} ${state}`).join(", ");
-    const facts = [["Requests", count(now.requests.total)], ["Waiting", `${count(now.queue_rows)} rows`], ["Slots on the device", slots || "–"],
+    const told = [["Requests", count(now.requests.total)], ["Waiting", `${count(now.queue_rows)} rows`], ["Slots on the device", slots || "–"],
       ["Adapters in memory", bytes(now.host_cache_bytes)], now.device_memory_bytes > 0 && ["Device memory", bytes(now.device_memory_bytes)],
-      ["Loads", Object.entries(now.loads).map(([tier, number]) => `${compact(number)} ${tier}`).join(", ") || "0"]].filter(Boolean);
-    this.now.replaceChildren(...facts.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))));
+      ["Loads", Object.entries(now.loads).map(([tier, number]) => `${compact(number)} ${tier}`).join(", ") || "0"]];
+    this.now.replaceChildren(facts(told));
     this.drawBatch(point);
     this.drawTasks(point);
   }
@@ -118,15 +118,18 @@ class Board {
 
   drawTasks(point) {
     const busy = (point.tasks ?? []).slice(0, 12);
-    if (!busy.length) { this.tasks.replaceChildren(h("p", { class: "soft" }, "Nobody was asked in the last two seconds.")); return; }
+    if (!busy.length) { this.tasks.replaceChildren(h("p.soft", "Nobody was asked in the last two seconds.")); return; }
     const most = Math.max(...busy.map((task) => task.rate)), slowest = Math.max(...busy.map((task) => task.mean));
-    const named = (task) => (task.startsWith("_") ? h("span", { class: "soft" }, { _unknown: "names that do not exist", _other: "all others" }[task] ?? task) : h("a", { href: `#/tasks/${task}` }, task));
+    const named = (task) => (task.startsWith("_") ? h("span.soft", { _unknown: "names that do not exist", _other: "all others" }[task] ?? task) : h("a", { href: `#/tasks/${task}` }, task));
     const bar = (share, kind = "") => h("span", { class: `track ${kind}`, "aria-hidden": "true" }, sized(h("i"), share));
-    this.tasks.replaceChildren(h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "The busiest tasks" }, h("table", { class: "busy" },
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Busiest"), h("th", { scope: "col" }, "Requests a second"), h("th", { scope: "col" }, "Mean time"), h("th", { scope: "col", class: "num" }, "Errors"))),
-      h("tbody", {}, busy.map((task) => h("tr", { class: task.mean === slowest && busy.length > 1 ? "slowest" : "" }, h("th", { scope: "row" }, named(task.task), task.mean === slowest && busy.length > 1 && h("span", { class: "tag" }, "slowest")),
-        h("td", {}, task.rate.toFixed(1), bar(task.rate / most)), h("td", {}, ms(1000 * task.mean), bar(task.mean / (slowest || 1), "time")),
-        h("td", { class: `num${task.errors ? " bad" : ""}` }, task.errors ? `${count(task.errors)}` : "0")))))));
+    const shown = table("The busiest tasks", ["Busiest", "Requests a second", "Mean time", ">Errors"], busy.map((task) => {
+      const slow = task.mean === slowest && busy.length > 1;
+      return h(slow ? "tr.slowest" : "tr", h("th", { scope: "row" }, named(task.task), slow && h("span.tag", "slowest")),
+        h("td", task.rate.toFixed(1), bar(task.rate / most)), h("td", ms(1000 * task.mean), bar(task.mean / (slowest || 1), "time")),
+        h(task.errors ? "td.num.bad" : "td.num", count(task.errors)));
+    }));
+    shown.classList.add("busy");
+    this.tasks.replaceChildren(shown);
   }
 }
 

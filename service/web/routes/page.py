@@ -34,8 +34,7 @@ HEADERS = docs.HEADERS | {
 }
 INDEX = "index.html"
 SAMPLES = (
-    "digits-9.png", "digit-collage-0-3-7.png", "animal-or-vehicle-animal.png", "animal-or-vehicle-vehicle.png",
-    "moving-digit-left.mp4",
+    "digits-9.png", "digit-collage-0-3-7.png", "animal-or-vehicle-animal.png", "moving-digit-left.mp4",
 )  # fmt: skip
 """Those of the demo that the page offers; try.js has the same names."""
 ROOT = b"{root}"

@@ -268,6 +268,20 @@ def test_a_version_that_answers_wrong_on_purpose_loses_its_traffic(home: House, 
     assert direct(home.client, "wrong", {"1": 1})["rolled_back"] is None
 
 
+def test_a_wrong_version_is_found_out_under_load_too(home: House, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answers, "is_busy", True)
+    put(home, "loaded", kit.file(1)[0], permuted(kit, 1))
+    home.put("loaded", kit.file(3)[0], activate=False).raise_for_status()
+    home.client.put("/v1/tasks/loaded/shadow", json={"version": 3, "share": 1}).raise_for_status()
+    direct(home.client, "loaded", {"weights": {"1": 1, "2": 9}, "guard": {"min_compared": 10}})
+    for number in range(200):
+        if state(home, "loaded")["rolled_back"] is not None:
+            break
+        home.ask("loaded", photograph(number))
+    assert "min_agreement" in state(home, "loaded")["rolled_back"]["why"]
+    assert home.client.get("/v1/tasks/loaded/agreement?version=3").json()["compared"] == 0, "nobody needs to know now"
+
+
 def test_a_version_that_fails_loses_its_traffic(home: House, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     answers, real = home.front.app.state.answers, home.front.app.state.answers.predict
     for task, error, said in (("nan", BadScores("x"), "max_not_finite"), ("fails", ComputeFailed("x"), "max_errors")):

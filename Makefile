@@ -26,6 +26,7 @@ PORT ?= 8000
 ARGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
+AXE := .venv/axe/node_modules/axe-core/axe.min.js
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test check fix bench demo torture libraries clean
@@ -36,7 +37,7 @@ help:  ## this list
 serve: .venv/.serve  ## run the server (HOST=127.0.0.1 PORT=8000 ARGS="more options")
 	@exec $(BIN)/adaptserve serve --host $(HOST) --port $(PORT) $(ARGS)
 
-test: .venv/.test  ## quick tests; those that need a GPU are skipped where there is none (ARGS="tests/test_x.py -k name")
+test: .venv/.test $(AXE)  ## quick tests; those that need a GPU are skipped where there is none (ARGS="tests/test_x.py -k name")
 	@$(BIN)/python -m pytest -rs -m "not torture" $(or $(ARGS),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 torture: .venv/.test  ## long tests that try to break the server
@@ -81,6 +82,11 @@ clean:  ## remove the environment and the tools' caches
 	@echo "Installing into .venv with the test tools (once; torch is large, so this takes some minutes) ..." >&2
 	@$(PIP) -e '.[test,train]'
 	@touch .venv/.serve $@
+
+# axe-core looks at the page in a browser; where npm is not, or does not get it, that test is skipped with its reason.
+$(AXE): .venv/.python
+	@if command -v npm > /dev/null; then timeout 60 npm install --silent --no-audit --no-fund --ignore-scripts --fetch-retries 1 \
+	  --prefix .venv/axe axe-core@4 || echo "axe-core could not be installed; its test is skipped" >&2; fi
 
 # AdapterHub's library is called `adapters` as ours is, and wants an older transformers: an environment for each, on top
 # of .venv for what they share.

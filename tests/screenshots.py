@@ -13,7 +13,7 @@ from pathlib import Path
 
 from service.store.demo import DEMO
 from tests.browser import Browser
-from tests.houses import Process
+from tests.houses import Process, photograph
 from tests.page_driving import fill, go, has, load, sample, scans
 
 OUT = Path(__file__).parent.parent / "docs" / "page"
@@ -46,6 +46,7 @@ def main() -> None:
         upload(page, Path(folder))
         go(page, "tasks/my-digits", ".rollback")
         keep(page, "task-light")
+        change(served, page)
         page.look(*PHONE, dark=True)
         go(page, "tasks", ".item .name a")
         keep(page, "tasks-phone-dark")
@@ -85,6 +86,37 @@ def compare(page: Browser) -> None:
     page.until("document.querySelector('.diff') !== null")
     page.run("document.querySelector('.split').scrollIntoView()")
     keep(page, "compare-light")
+
+
+def change(served: Process, page: Browser) -> None:
+    """A task that has a canary and a shadow, and loses the canary."""
+    path = "/v1/tasks/sorter"
+    for file in ("digits", "digit-collage", "animal-or-vehicle"):
+        content = (DEMO / "tasks" / f"{file}.safetensors").read_bytes()
+        query = {"activate": file == "digits"}
+        served.client.put(f"{path}/adapter", content=content, params=query).raise_for_status()
+    rule: dict[str, object] = {"weights": {"1": 80, "2": 20}, "guard": None}
+    served.client.put(f"{path}/traffic", json=rule).raise_for_status()
+    served.client.put(f"{path}/shadow", json={"version": 3, "share": 0.5}).raise_for_status()
+    for number in range(40):
+        served.client.post(f"{path}/predict", content=photograph(number)).raise_for_status()
+    page.look(1280, 1100)
+    go(page, "tasks/sorter", ".traffic")
+    page.until("document.querySelectorAll('.agreement').length === 2")
+    page.run("document.querySelector('.traffic').scrollIntoView()")
+    keep(page, "traffic-light")
+    rule["guard"] = {"min_agreement": 0.9, "min_compared": 10}
+    served.client.put(f"{path}/traffic", json=rule).raise_for_status()
+    end = time.monotonic() + CHARTS_S
+    while served.client.get(f"{path}/traffic").json()["rolled_back"] is None and time.monotonic() < end:
+        served.client.post(f"{path}/predict", content=photograph(time.monotonic_ns() % 10_000)).raise_for_status()
+    page.until("document.querySelector('.traffic .failure') !== null")
+    page.look(*PHONE, dark=True)
+    page.run("document.querySelector('.traffic').scrollIntoView()")
+    keep(page, "rolled-back-phone-dark")
+    page.look(1280, 700)
+    page.run("[...document.querySelectorAll('h2')].find(h => h.innerText === 'History').scrollIntoView()")
+    keep(page, "history-light")
 
 
 def upload(page: Browser, folder: Path) -> None:

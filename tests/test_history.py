@@ -196,6 +196,29 @@ def test_the_oldest_file_goes_when_all_are_too_large(tmp_path: Path) -> None:
     assert run("check", str(tmp_path)).exit_code == 0
 
 
+def test_history_costs_no_request_more(bucket: Bucket, tmp_path: Path) -> None:
+    with closing(shared(tmp_path / "mirror")) as mirror:
+        put(mirror, "pets", b"a")
+        put(mirror, "pets", b"b")
+        bucket.asked.clear()
+        mirror.activate("pets", 1, by=OPS)
+        assert dict(bucket.asked) == {f"PUT kept/log/{3:016}": 1, "PUT kept/tasks/pets.json": 1}
+
+
+def test_a_disk_that_does_not_give_the_history_is_an_error_in_words(tmp_path: Path) -> None:
+    with closing(Repository(tmp_path)) as repository:
+        repository.recover()
+        put(repository, "pets", b"a")
+        (file,) = (tmp_path / "history").iterdir()
+        file.unlink()
+        file.mkdir()
+        with pytest.raises(StorageFailed, match="disk failed"):
+            repository.past.of("pets", None, 5)
+        with pytest.raises(StorageFailed, match="disk failed"):
+            repository.deactivate("pets", by=OPS)
+        assert repository.version("pets").number == 1, "what cannot be told is not done"
+
+
 def test_gc_packs_old_events_and_nothing_of_the_history_is_lost(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from service.alone import Alone, alone
 from service.settings import Settings
 from service.store.catalogue import Catalogue
 from service.store.demo import publish_demo
+from service.store.events import SERVER
 
 DEMO_TASKS = ["animal-or-vehicle", "digit-collage", "digits", "moving-digit"]
 
@@ -52,7 +53,7 @@ def test_a_server_without_data_has_them(server: Alone) -> None:
 def test_deleted_ones_stay_deleted(server: Alone, tmp_path: Path, gone: list[str]) -> None:
     with catalogue(server, tmp_path) as first:
         for name in gone:
-            first.delete_task(name)
+            first.delete_task(name, SERVER)
     for _ in range(2):
         with catalogue(server, tmp_path) as again:
             assert list(again.names()) == [name for name in DEMO_TASKS if name not in gone]
@@ -69,7 +70,7 @@ def test_a_start_at_another_size_of_pictures_leaves_them_to_the_next(server: Alo
 def test_a_folder_from_before_the_mark_stays_as_it_was_left(server: Alone, tmp_path: Path) -> None:
     with catalogue(server, tmp_path) as first:
         for name in DEMO_TASKS:
-            first.delete_task(name)
+            first.delete_task(name, SERVER)
     (tmp_path / "demo").unlink()
     with catalogue(server, tmp_path) as again:
         assert list(again.names()) == []
@@ -98,10 +99,10 @@ def test_a_disk_that_refused_some_is_asked_again_and_deleted_ones_stay_away(serv
 
     with patch.object(Catalogue, "publish", publish), catalogue(server, tmp_path) as first:
         assert list(first.names()) == [name for name in DEMO_TASKS if name != "digits"]
-        first.delete_task("digit-collage")
+        first.delete_task("digit-collage", SERVER)
     with catalogue(server, tmp_path) as again:
         assert list(again.names()) == [name for name in DEMO_TASKS if name != "digit-collage"]
-        again.delete_task("digits")
+        again.delete_task("digits", SERVER)
     with catalogue(server, tmp_path) as again:
         assert list(again.names()) == ["animal-or-vehicle", "moving-digit"]
 

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from adapters.atomic import replacing
 from service.store.events import Cause, TaskEvent, numbered
@@ -36,14 +36,20 @@ _FIRST: Final = re.compile(r"([0-9]{16})\.jsonl")
 _NUMBER: Final = re.compile(rb'^\{"id": ([0-9]{1,16}), ', re.MULTILINE)
 
 
-def _events(text: bytes, wanted: Collection[int]) -> dict[int, TaskEvent]:
-    found = dict[int, TaskEvent]()
-    for match in _NUMBER.finditer(text):
-        number = int(match[1])
-        if number in wanted:
-            with suppress(ValueError):  # its writer was cut off
-                found[number] = TaskEvent.parse(text[match.start() : text.find(b"\n", match.start())])
-    return found
+class _File(NamedTuple):
+    """A file as it was read last: where each number's line begins."""
+
+    path: Path
+    text: bytes
+    lines: dict[int, int]
+
+    def event(self, number: int) -> TaskEvent | None:
+        """None where it has none, or its writer was cut off."""
+        start = self.lines.get(number)
+        if start is not None:
+            with suppress(ValueError):
+                return TaskEvent.parse(self.text[start : self.text.find(b"\n", start)])
+        return None
 
 
 class HistoryFiles:
@@ -54,6 +60,7 @@ class HistoryFiles:
         self._folder, self._file_bytes, self._max_bytes = root / FOLDER, file_bytes, max_bytes
         self._known: tuple[Path, int, int] | None = None  # the last file, its size and the last number, as left here
         self._synced: Path | None = None  # a file that will be found after a power cut
+        self._last_read = _File(Path(), b"", {})
 
     def record(self, old: TaskInfo, new: TaskInfo, cause: Cause) -> TaskInfo:
         """Announce a change durably; the task as it is to be written then."""
@@ -76,7 +83,8 @@ class HistoryFiles:
             here = wanted[bisect_left(wanted, first) : bisect_left(wanted, end)]
             if here:
                 with suppress(FileNotFoundError):  # the oldest go when there are too many
-                    found |= _events(path.read_bytes(), set(here))
+                    file = self._read(path)
+                    found |= {number: event for number in here if (event := file.event(number)) is not None}
         return found
 
     def brought(self, task: str) -> list[TaskEvent]:
@@ -97,6 +105,15 @@ class HistoryFiles:
     def last(self) -> int:
         """The last number that was announced; 0 for none."""
         return self._end()[2]
+
+    def _read(self, path: Path) -> _File:
+        """The file as it is; from memory where nothing was added since."""
+        known = self._last_read
+        if known.path != path or path.stat().st_size != len(known.text):
+            text = path.read_bytes()
+            lines = {int(found[1]): found.start() for found in _NUMBER.finditer(text)}
+            self._last_read = known = _File(path, text, lines)
+        return known
 
     def _of(self, task: str) -> Path:
         return self._folder / BROUGHT / f"{safe_name(task)}.jsonl"

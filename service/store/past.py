@@ -16,6 +16,7 @@ from service.errors import BadRequest
 from service.store.events import COPIED, TaskEvent
 from service.store.index import Index
 from service.store.manifest import TaskInfo
+from service.store.staging import disk_errors
 
 AT_ONCE: Final = 64
 """Events that are read together."""
@@ -45,19 +46,21 @@ class EventPage(NamedTuple):
 
 
 class Past:
-    """What was done to the tasks of an index. Blocks, and raises what reading raises."""
+    """What was done to the tasks of an index. Blocks, and raises a storage error, or StoreAway and StoreRefused."""
 
     def __init__(self, announced: Announced, index: Index) -> None:
         self._announced, self._index = announced, index
 
     def of(self, name: str, after: str | None, limit: int) -> EventPage:
         """To one task, deleted or not. Raises UnknownTask, and BadRequest for an ``after`` that is no event's id."""
-        return _page(made(self._announced, self._index.ever(name), _place(after)), limit)
+        with disk_errors():
+            return _page(made(self._announced, self._index.ever(name), _place(after)), limit)
 
     def of_all(self, after: str | None, limit: int) -> EventPage:
         """To any task, without what a copied one had behind it. Raises BadRequest."""
         place = _place(after)
-        return _page(_all_made(self._announced, self._index, None if place is None else place[0] - 1), limit)
+        with disk_errors():
+            return _page(_all_made(self._announced, self._index, None if place is None else place[0] - 1), limit)
 
 
 def _page(events: Iterator[TaskEvent], limit: int) -> EventPage:

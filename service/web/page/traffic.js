@@ -24,21 +24,22 @@ export async function traffic(task, list, repaint) {
     cells.set(version, HEADS.slice(2).map(() => h("td.num")));
     rows.append(h("tr", { "data-version": version }, h("td", `v${version} `, kind && h("span.tag.on", kind)), h("td", given), cells.get(version)));
   };
+  const weight = (version, value) => number(`Weight of v${version}`, value, { "data-weight": version });
   for (const version of Object.keys(first.weights).map(Number)) {
-    row(version, version === first.active && "active", number(`Weight of v${version}`, ruled ? first.weights[version] : 95, { "data-weight": version }));
+    row(version, version === first.active && "active", ruled ? weight(version, first.weights[version]) : "all");
   }
   if (first.shadow) row(first.shadow.version, "shadow", `sees ${percent(first.shadow.share, 1)}`);
   const newer = pick("Another version", ruled && "no other"), part = number("Weight of that version", ruled ? 1 : 5);
   const shade = pick("Shadow", "no shadow"), share = number("Percent that the shadow sees", first.shadow ? 100 * first.shadow.share : 10, { step: "any", max: 100 });
   shade.value = first.shadow?.version ?? "";
   const direct = () => act("The traffic is shared", "PUT", "/traffic", Object.fromEntries(
-    [...[...rows.querySelectorAll("input")].map((one) => [one.dataset.weight, Number(one.value)]), [newer.value, Number(part.value)]].filter(([version, weight]) => version && weight)));
+    [...[...node.querySelectorAll("[data-weight]")].map((one) => [one.dataset.weight, Number(one.value)]), [newer.value, Number(part.value)]].filter(([version, weight]) => version && weight)));
   const darken = () => (shade.value ? act(`v${shade.value} is the shadow`, "PUT", "/shadow", { version: Number(shade.value), share: share.value / 100 }) : act("There is no shadow", "DELETE", "/shadow"));
   const node = h("section.stack.tight.traffic",
     h("div.spread", h("h2", "Traffic"), admin && ruled && h("button.all", { onclick: () => act("The active version answers all", "DELETE", "/traffic") }, `All to v${first.active}`)),
     first.rolled_back && h("div.failure", h("p", `v${first.rolled_back.version} was rolled back: ${first.rolled_back.why}`), h("p.small", when(first.rolled_back.time))),
     table("Traffic", HEADS, rows),
-    (ruled || others.length > 0) && form("share", direct, others.length > 0 && ["Share with", newer, "weight", part], h("button", ruled ? "Set the weights" : "Share the traffic")),
+    (ruled || others.length > 0) && form("share", direct, !ruled && [`v${first.active}`, weight(first.active, 95)], others.length > 0 && [ruled ? "Share with" : "to", newer, part], h("button", ruled ? "Set the weights" : "Share the traffic")),
     others.length > 0 && form("shade", darken, "Shadow", shade, "sees", share, "%", h("button", "Set")), told, seen);
 
   function show({ weights, versions }) {

@@ -194,7 +194,7 @@ class Ledger:
     """What one front end sees, told soon to whoever adds up; for its event loop's thread."""
 
     def __init__(self, send: Callable[[list[VersionNews]], None], ask: Callable[[str | None], Awaitable[Any]]) -> None:
-        """``ask`` the one who adds up: for the list of VersionNews of a task; without one, how many were rolled back."""
+        """``ask`` the one who adds up: for the list of VersionNews of a task; without one, how many roll-backs."""
         self._send, self._ask = send, ask
         self._news: dict[VersionKey, VersionNews] = {}
         self._timer: asyncio.TimerHandle | None = None

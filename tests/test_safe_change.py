@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -12,10 +13,13 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 import service.web.picture
 from adapters.errors import BrokenAdapter
 from adapters.file import write_adapter
+from adaptserve_client import AsyncClient, Client
+from service.cli.main import app
 from service.errors import BadScores, ComputeFailed
 from service.web.prediction import Answers
 from tests.archives import archive
@@ -243,6 +247,12 @@ def test_what_fails_beside_an_answer_does_not_reach_it(
 
 def test_a_version_that_answers_wrong_on_purpose_loses_its_traffic(home: House, kit: Kit, halved: list[int]) -> None:
     """With no word about a guard."""
+
+    def rolled_back(lines: list[str]) -> float:
+        (value,) = (line.split()[1] for line in lines if line.startswith("adaptserve_roll_backs_total"))
+        return float(value)
+
+    before = rolled_back(home.client.get("/metrics").text.splitlines())
     put(home, "wrong", kit.file(1)[0], permuted(kit, 1))
     assert direct(home.client, "wrong", {"1": 20, "2": 80})["guard"]["min_agreement"] == 0.7
     asked = 0
@@ -258,10 +268,24 @@ def test_a_version_that_answers_wrong_on_purpose_loses_its_traffic(home: House, 
     differing = home.client.get("/v1/tasks/wrong/agreement").json()
     assert (differing["version"], differing["agreement"]) == (2, 0.0), "one can still see why"
     scraped = home.client.get("/metrics").text.splitlines()
-    assert 'adaptserve_roll_backs_total{task="wrong"} 1.0' in scraped
+    assert rolled_back(scraped) == before + 1
     assert 'adaptserve_traffic_share{task="half",version="2"} 0.5' in scraped
     assert home.client.delete("/v1/tasks/wrong/versions/2").status_code == 204
     assert direct(home.client, "wrong", {"1": 1})["rolled_back"] is None
+
+
+def test_a_wrong_version_is_found_out_under_load_too(home: House, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answers, "is_busy", True)
+    put(home, "loaded", kit.file(1)[0], permuted(kit, 1))
+    home.put("loaded", kit.file(3)[0], activate=False).raise_for_status()
+    home.client.put("/v1/tasks/loaded/shadow", json={"version": 3, "share": 1}).raise_for_status()
+    direct(home.client, "loaded", {"weights": {"1": 1, "2": 9}, "guard": {"min_compared": 10}})
+    for number in range(200):
+        if state(home, "loaded")["rolled_back"] is not None:
+            break
+        home.ask("loaded", photograph(number))
+    assert "min_agreement" in state(home, "loaded")["rolled_back"]["why"]
+    assert home.client.get("/v1/tasks/loaded/agreement?version=3").json()["compared"] == 0, "nobody needs to know now"
 
 
 def test_a_version_that_fails_loses_its_traffic(home: House, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +368,54 @@ def test_the_new_version_is_on_the_device_before_anybody_asks(home: House, kit: 
     assert not home.local.bank.resident(adapter.digest)
     direct(home.client, "warm", {"1": 99, "2": 1})
     assert home.local.bank.resident(adapter.digest)
+
+
+def test_the_commands_and_the_clients_do_the_same(home: House, kit: Kit) -> None:
+    put(home, "told", kit.file(1)[0], kit.file(2)[0], kit.file(3)[0])
+    runner = CliRunner()
+
+    def run(*given: str, code: int = 0) -> str:
+        found = runner.invoke(app, [*given, "--url", home.url])
+        assert found.exit_code == code, found.output
+        return found.output
+
+    assert "95 %" in run("traffic", "told", "1=95", "2=5", "--guard", "min_agreement=0.9", "--guard", "max_errors=null")
+    guard = state(home, "told")["guard"]
+    assert (guard["min_agreement"], guard["max_errors"]) == (0.9, None)
+    assert "shadow" in run("shadow", "told", "3", "--share", "1")
+    assert "nothing is compared yet" in run("agreement", "told")
+    home.ask("told", PICTURES[0])
+    assert until(lambda: "of 1 agree" in run("agreement", "told", "--version", "3"))
+    assert "100 %" in run("traffic", "told", "--end")
+    assert "shadow" not in run("shadow", "told", "--end").replace("shadow digits", "")
+    assert "guard:" not in run("traffic", "told", "1=1", "2=1", "--no-guard")
+    for wrong in (["1=x"], ["1"], ["--guard", "window=9"], ["1=1", "--end"], ["1=1", "--guard", "window=x"]):
+        assert "error:" in run("traffic", "told", *wrong, code=2)
+    run("traffic", "told", "2=1", code=1)
+    with Client(home.url, retries=0) as client:
+        told = client.set_traffic("told", {1: 3, 2: 1}, {"window": 60})
+        assert (told.weights, told.guard and told.guard["window"]) == ({1: 3, 2: 1}, 60.0)
+        assert {client.predict(PICTURES[0], task="told", sticky="ann").version for _ in range(2)} <= {1, 2}
+        assert [one.version for one in client.traffic("told").versions] == [1, 2]
+        shadow = client.set_shadow("told", 3, 1).shadow
+        assert shadow is not None
+        assert shadow["version"] == 3
+        assert client.agreement("told").version == 3
+        client.end_shadow("told")
+        client.end_traffic("told")
+        assert client.traffic("told").weights == {1: 100}
+
+    async def same() -> None:
+        async with AsyncClient(home.url, retries=0) as client:
+            told = await client.set_traffic("told", {1: 1, 2: 1}, None)
+            assert told.guard is None
+            await client.set_shadow("told", 3)
+            assert (await client.agreement("told", 3)).compared == 0
+            await client.end_shadow("told")
+            await client.end_traffic("told")
+            assert (await client.traffic("told")).shadow is None
+
+    asyncio.run(same())
 
 
 def test_two_servers_on_one_store_roll_back_once(kit: Kit, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from service.cli.console import out
 from service.cli.evaluate import evaluate
 from service.cli.import_ import app as import_app
 from service.cli.inspect import inspect
+from service.cli.ray import app as ray_app
 from service.cli.serve import serve
 from service.cli.store import app as store_app
 from service.cli.top import top
@@ -49,6 +50,7 @@ app.command()(evaluate)
 app.add_typer(import_app, name="import")
 app.add_typer(keys.app, name="keys")
 app.add_typer(store_app, name="store")
+app.add_typer(ray_app, name="ray")
 
 
 def _show_version(wanted: bool) -> None:

@@ -46,6 +46,14 @@ def kill() -> str:
     return f"$ kill -9 {process.pid}    # {NAME}"
 
 
+def redeployed(command: str) -> str:
+    """The same with another setting: Ray puts new replicas in the places of the old ones, which drain."""
+    os.environ["ADAPTSERVE_DEADLINE_S"] = "12"
+    began = time.monotonic()
+    shell(command)
+    return f"$ ADAPTSERVE_DEADLINE_S=12 {shown(command)}    # {time.monotonic() - began:.0f} s, one after the other"
+
+
 def shown(command: str) -> str:
     """As whoever types it has it."""
     return command.replace(RAY, "ray").replace(SERVE, "serve").replace(f"{sys.executable} -m service.cli", "adaptserve")
@@ -95,10 +103,11 @@ def main() -> None:
         os.environ |= {"ADAPTSERVE_INSECURE": "true"}  # on loopback all the same, but for the replicas' own ports
     with tempfile.TemporaryDirectory(prefix="as-") as name, cluster(Path(name) / "r", 2 * given.replicas):
         folder, port, began = Path(name), free_port(), time.monotonic()
-        run(
+        deploy = (
             f"{sys.executable} -m service.cli ray deploy --replicas {given.replicas} --store file://{folder / 'store'} "
             f"--data-dir {folder / 'data'} --port {port}"
         )
+        run(deploy)
         try:
             journey = Journey(f"http://127.0.0.1:{port}", given.replicas, folder)
             journey.come_up()
@@ -110,6 +119,9 @@ def main() -> None:
             took = journey.come_up()
             assert len({process.pid for process in replicas()} - before) == 1, "another one in its place"
             say(f"    {given.replicas} replicas are there again ({took:.1f} s after the load)")
+            journey.under_load(lambda: redeployed(deploy), 5.0, 5.0)
+            assert not before & {process.pid for process in replicas()}, "others in their places"
+            journey.come_up()
             journey.hold()
             say(run(f"{SERVE} status"))
         finally:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from safetensors.torch import load_file, safe_open
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from adapters.file import write_tensors
 
@@ -107,6 +108,8 @@ class Journey:
         self.curl(f"--data-binary @{SAMPLES}/digits-9.png '{self.url}/v1/tasks/digits/predict?top_k=2'")
         self.curl(f"--data-binary @{SAMPLES}/moving-digit-left.mp4 '{self.url}/v1/tasks/moving-digit/predict?top_k=2'")
         self.curl(f"-T {TASKS}/digits.safetensors {self.url}/v1/tasks/my-digits/adapter")
+        say("    $ sleep 1    # another server may answer the next one, and it sends no X-AdaptServe-Generation")
+        time.sleep(1)
         self.curl(f"--data-binary @{SAMPLES}/digits-4.png '{self.url}/v1/predict?task=digits&task=my-digits&top_k=1'")
         self.curl(f"--data-binary @README.md {self.url}/v1/tasks/digits/predict")
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,8 @@ LOOK_S, PATIENCE_S = 0.25, 10.0
 """How often, and how long beyond ``drain_s``, a replica without a store waits for the one before it to leave."""
 QUEUE_S, BUSY = "adaptserve_queue_s", "adaptserve_busy"
 """What each replica tells Ray's autoscaler: how long its queue takes, and whether its device computes now."""
+LEAVE_S = 5.0
+"""How long a request whose client has left may take to end in order."""
 MOST_BUSY = 0.8
 """Replicas are taken away only where the rest would compute for no more than this share of the time."""
 MOST_GROWTH = 2.0
@@ -88,13 +90,10 @@ def deployment(ray_settings: RaySettings, settings: Settings) -> Any:
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
     check(ray_settings, settings)
-    # The file of keys is on this machine, and replicas may be on others; in a replica nobody trains.
-    keys = Keys.read(settings.keys, settings.keys_file)
-    told = settings.model_copy(update={"keys": dump(keys.all) if keys else "", "keys_file": "", "max_trainings": 0})
     scale: dict[str, Any] = {"num_replicas": ray_settings.replicas}
     if ray_settings.max_replicas > ray_settings.replicas:
         policy = AutoscalingPolicy(
-            policy_function=f"{__name__}:{policy_of.__name__}", policy_kwargs={"queue_s": ray_settings.queue_s}
+            policy_function=f"{__name__}:{QueuePolicy.__name__}", policy_kwargs={"queue_s": ray_settings.queue_s}
         )
         scale = {
             "autoscaling_config": AutoscalingConfig(
@@ -114,7 +113,7 @@ def deployment(ray_settings: RaySettings, settings: Settings) -> Any:
         graceful_shutdown_wait_loop_s=1,
         **scale,
     )
-    return made.bind(told.model_dump_json())
+    return made.bind(of_replicas(settings).model_dump_json())
 
 
 def check(ray_settings: RaySettings, settings: Settings) -> None:
@@ -133,28 +132,38 @@ def check(ray_settings: RaySettings, settings: Settings) -> None:
         raise BadRequest("num_gpus sets GPUs aside, and device is cpu; leave one of them out", field="num_gpus")
 
 
+def of_replicas(settings: Settings) -> Settings:
+    """The same for replicas: the file of keys is on this machine, and they may be on others; in them nobody trains.
+
+    Raises BadKeys and more.
+    """
+    keys = Keys.read(settings.keys, settings.keys_file)
+    return settings.model_copy(update={"keys": dump(keys.all) if keys else "", "keys_file": "", "max_trainings": 0})
+
+
 class Replica:
     """One server. Ray makes it on the event loop that serves its requests."""
 
     def __init__(self, settings: str) -> None:
-        """``settings`` as JSON. It begins in ``__serve_build_asgi_app__``, which may wait."""
+        """``settings`` as JSON."""
         self._settings = Settings.model_validate_json(settings)
         self._stack = ExitStack()
         self._alone: Alone | None = None
         self._following: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Return once the device has computed: who comes up serves at once."""
-        settings = self._settings
-        logs.configure(settings.log_level, settings.log_format)
-        refuse_open_door(settings, *_listening())
-        self._alone = await asyncio.to_thread(self._begin)
-        pins = self._alone.front_end.pins
-        await pins.settle()
-        self._following = asyncio.create_task(pins.follow())
-        from ray import serve
+        """What Ray asks for the application by."""
+        logs.configure(self._settings.log_level, self._settings.log_format)
+        refuse_open_door(self._settings, *_listening())
+        return await self.begin(_own_name())
 
-        return Behind(self._alone.front_end.served, serve.get_replica_context().replica_tag)
+    async def begin(self, name: str) -> ASGIApp:
+        """Return once the device has computed and pinned tasks are there: who comes up serves at once."""
+        self._alone = await asyncio.to_thread(self._begin)
+        front_end = self._alone.front_end
+        await front_end.pins.settle()
+        self._following = asyncio.create_task(front_end.pins.follow())
+        return Behind(front_end.served, name, self.end)
 
     def _begin(self) -> Alone:
         own, lock = claimed(self._settings, self._stack)
@@ -167,14 +176,14 @@ class Replica:
             await self._alone.engine.ready()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """For ``policy_of``; Ray asks twice a second and averages."""
+        """For ``QueuePolicy``; Ray asks twice a second and averages."""
         if self._alone is None:
             return {QUEUE_S: 0.0, BUSY: 0.0}
         engine = self._alone.engine.engine
         return {QUEUE_S: engine.room.wait_s, BUSY: float(engine.busy_s > 0)}
 
-    async def __del__(self) -> None:
-        """Ray awaits it after the last answer."""
+    async def end(self) -> None:
+        """After the last answer."""
         if self._following is not None:
             self._following.cancel()
         await asyncio.to_thread(self._stack.close)
@@ -206,13 +215,13 @@ def claimed(settings: Settings, stack: ExitStack) -> tuple[Settings, FolderLock]
 class Behind:
     """The server's application behind Ray's proxy, which does on the wire what the server's own protocol does else."""
 
-    def __init__(self, app: ASGIApp, replica: str) -> None:
-        """``replica`` is its name, which answers carry."""
-        self._app, self._name = app, replica.encode()
+    def __init__(self, app: ASGIApp, replica: str, end: Callable[[], Awaitable[None]]) -> None:
+        """``replica`` is its name, which answers carry; ``end`` is called after the last of them."""
+        self._app, self._name, self._end = app, replica.encode(), end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await self._live(receive, send)
             return
         if scope["type"] != "http":
             return
@@ -232,7 +241,23 @@ class Behind:
                 message["headers"] = [*headers, (REPLICA, self._name)]
             await send(message)
 
-        await self._app(scope, heard, said)
+        answering = asyncio.create_task(self._app(scope, heard, said))
+        try:
+            await asyncio.shield(answering)
+        except asyncio.CancelledError:  # Ray's, when the client has left or its time is over
+            if not departed.done():
+                departed.set_result(None)
+            await asyncio.wait([answering], timeout=LEAVE_S)
+            answering.cancel()
+            raise
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """The protocol lifespan, by which Ray says when a replica begins and ends."""
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._end()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 @dataclass(frozen=True)
@@ -243,17 +268,16 @@ class Exchange:
     whole: bool = False
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
-    """Nothing begins or ends with it: ``Replica`` sees to that."""
-    for what in ("startup", "shutdown"):
-        await receive()
-        await send({"type": f"lifespan.{what}.complete"})
-
-
-def policy_of(context: Any, queue_s: float) -> tuple[float, dict[str, Any]]:
+class QueuePolicy:
     """How many replicas there should be, for Ray's autoscaler; it waits and keeps within bounds by itself."""
-    told = {name: list(context.aggregated_metrics.get(name, {}).values()) for name in (QUEUE_S, BUSY)}
-    return wanted(context.target_num_replicas, told[QUEUE_S], told[BUSY], queue_s), {}
+
+    def __init__(self, queue_s: float) -> None:
+        self._queue_s = queue_s
+
+    def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
+        """From what replicas recorded, the mean of each over the last half minute."""
+        told = {name: list(context.aggregated_metrics.get(name, {}).values()) for name in (QUEUE_S, BUSY)}
+        return wanted(context.target_num_replicas, told[QUEUE_S], told[BUSY], self._queue_s), {}
 
 
 def wanted(replicas: int, queues: Sequence[float], busy: Sequence[float], queue_s: float) -> float:
@@ -286,3 +310,9 @@ def _listening() -> tuple[str, bool]:
     from ray.serve.context import _get_global_client
 
     return str(_get_global_client().http_config.host or ""), bool(RAY_SERVE_ENABLE_DIRECT_INGRESS)
+
+
+def _own_name() -> str:
+    from ray import serve
+
+    return str(serve.get_replica_context().replica_tag)

@@ -241,7 +241,7 @@ class Behind:
                 message["headers"] = [*headers, (REPLICA, self._name)]
             await send(message)
 
-        answering = asyncio.create_task(self._app(scope, heard, said))
+        answering = asyncio.ensure_future(self._app(scope, heard, said))
         try:
             await asyncio.shield(answering)
         except asyncio.CancelledError:  # Ray's, when the client has left or its time is over

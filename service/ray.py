@@ -10,14 +10,14 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from adapters.limits import PREFIX
 from service.alone import Alone, alone
@@ -27,7 +27,7 @@ from service.keys import Keys, dump
 from service.settings import Settings, read_settings
 from service.store.locks import FolderLock
 from service.watch import logs
-from service.web.protocol import EXCHANGE
+from service.web.proxied import Behind
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,10 @@ LOOK_S, PATIENCE_S = 0.25, 10.0
 """How often, and how long beyond ``drain_s``, a replica without a store waits for the one before it to leave."""
 QUEUE_S, BUSY = "adaptserve_queue_s", "adaptserve_busy"
 """What each replica tells Ray's autoscaler: how long its queue takes, and whether its device computes now."""
-LEAVE_S = 5.0
-"""How long a request whose client has left may take to end in order."""
 MOST_BUSY = 0.8
 """Replicas are taken away only where the rest would compute for no more than this share of the time."""
 MOST_GROWTH = 2.0
 """So many times as many replicas at most, in one step."""
-REQUEST_ID, REPLICA = b"x-request-id", b"x-adaptserve-replica"
 
 
 class RaySettings(BaseSettings):
@@ -212,62 +209,6 @@ def claimed(settings: Settings, stack: ExitStack) -> tuple[Settings, FolderLock]
             waited += LOOK_S
 
 
-class Behind:
-    """The server's application behind Ray's proxy, which does on the wire what the server's own protocol does else."""
-
-    def __init__(self, app: ASGIApp, replica: str, end: Callable[[], Awaitable[None]]) -> None:
-        """``replica`` is its name, which answers carry; ``end`` is called after the last of them."""
-        self._app, self._name, self._end = app, replica.encode(), end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
-            return
-        if scope["type"] != "http":
-            return
-        departed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        scope["state"] = {EXCHANGE: Exchange(departed)}
-        given = dict(scope["headers"]).get(REQUEST_ID)
-
-        async def heard() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect" and not departed.done():
-                departed.set_result(None)
-            return message
-
-        async def said(message: Message) -> None:
-            if message["type"] == "http.response.start":  # Ray's proxy adds the one that it gave the request
-                headers = [pair for pair in message["headers"] if pair != (REQUEST_ID, given)]
-                message["headers"] = [*headers, (REPLICA, self._name)]
-            await send(message)
-
-        answering = asyncio.ensure_future(self._app(scope, heard, said))
-        try:
-            await asyncio.shield(answering)
-        except asyncio.CancelledError:  # Ray's, when the client has left or its time is over
-            if not departed.done():
-                departed.set_result(None)
-            await asyncio.wait([answering], timeout=LEAVE_S)
-            answering.cancel()
-            raise
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        """The protocol lifespan, by which Ray says when a replica begins and ends."""
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._end()
-        await send({"type": "lifespan.shutdown.complete"})
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A request as ``service.web.protocol.Exchange`` has it; the body may come in parts."""
-
-    departed: asyncio.Future[None]
-    whole: bool = False
-
-
 class QueuePolicy:
     """How many replicas there should be, for Ray's autoscaler; it waits and keeps within bounds by itself."""
 
@@ -284,7 +225,7 @@ def wanted(replicas: int, queues: Sequence[float], busy: Sequence[float], queue_
     """More in the proportion in which the mean queue is too long; fewer where the rest would not be too busy."""
     if not queues or not busy:
         return replicas
-    queue = sum(queues) / len(queues)
+    queue = fmean(queues)
     if queue > queue_s:
         return replicas * min(queue / queue_s, MOST_GROWTH)
     return min(replicas, max(1, math.ceil(sum(busy) / MOST_BUSY)))

@@ -259,11 +259,6 @@ class Settings(StoreSettings, TeachSettings, ShareSettings):
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning` or `error`."
     )
     log_format: str = Field("text", pattern="^(text|json)$", description="`text`, or `json`: one object a line.")
-    gateway_metrics: bool = Field(
-        False,
-        description="Show in /metrics, under vLLM's names, what the endpoint picker of the Gateway API Inference "
-        "Extension reads; docs/DEPLOY.md.",
-    )
     otel_endpoint: str = Field(
         "", description="Address of an OpenTelemetry collector (OTLP over HTTP); empty is off. Needs the extra `otel`."
     )

@@ -100,7 +100,11 @@ def main() -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
     if given.haproxy:
         os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-        os.environ |= {"ADAPTSERVE_INSECURE": "true"}  # on loopback all the same, but for the replicas' own ports
+        for name in ("METRICS", "STATS"):
+            os.environ[f"RAY_SERVE_HAPROXY_{name}_PORT"] = str(free_port())
+        # How long a replica that is to stop still takes requests, for load balancers that Ray knows nothing of.
+        os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "5"
+        os.environ["ADAPTSERVE_INSECURE"] = "true"  # on loopback all the same, but for the replicas' own ports
     with tempfile.TemporaryDirectory(prefix="as-") as name, cluster(Path(name) / "r", 2 * given.replicas):
         folder, port, began = Path(name), free_port(), time.monotonic()
         deploy = (

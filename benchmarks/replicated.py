@@ -152,6 +152,7 @@ class Journey:
     def under_load(self, kill: Callable[[], str], before_s: float, after_s: float) -> None:
         """Writers and readers, and in their midst ``kill``, which says what it did."""
         stop = threading.Event()
+        self.counts.clear()
         threads = [threading.Thread(target=self._write, args=(number, stop)) for number in range(WRITERS)]
         threads += [threading.Thread(target=self._read, args=(number, stop)) for number in range(READERS)]
         for thread in threads:
@@ -159,7 +160,7 @@ class Journey:
         try:
             time.sleep(before_s)
             quiet = dict(self.counts)
-            say(f"    before: {told(quiet)}")
+            say(f"    under load: {told(quiet)}")
             say(f"    {kill()}")
             time.sleep(after_s)
         finally:

@@ -43,7 +43,7 @@ def one(name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     chosen = next(each for each in ALL if each.name == name)
-    backbone = load_backbone("demo", device="cpu", dtype="float32")
+    backbone = load_backbone("demo", device="cpu")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -24,8 +24,6 @@ from pathlib import Path
 import httpx
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.common import machine
 from benchmarks.front import free_port
@@ -54,7 +52,7 @@ class Server:
     def seconds(self) -> float:
         """Of processor time so far."""
         family = (self.process, *self.process.children(recursive=True))
-        return sum(times.user + times.system for times in (one.cpu_times() for one in family))
+        return float(sum(times.user + times.system for times in (one.cpu_times() for one in family)))
 
 
 @dataclass
@@ -148,9 +146,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each setting in each round")
     given = parser.parse_args()
-    table = Table()
-    for column in ("forward", "servers", "good answers/s", "against one", "p50", "p99", "the cores' time for servers"):
-        table.add_column(column)
+    columns = ("forward", "servers", "good answers/s", "against one", "p50", "p99", "the cores' time for servers")
+    print(row(columns), row(["---"] * len(columns)), sep="\n")
     for kind, module in KINDS.items():
         found = measured(module, given)
         for what, seen in found.items():
@@ -158,15 +155,19 @@ def main() -> None:
                 what.replace("two servers, a core each", "one server, one core").replace("two servers", "one server")
             ]
             ratios = [rate / other for rate, other in zip(seen.rates, one.rates, strict=True)]
-            table.add_row(
+            cells = (
                 kind, what, f"{statistics.median(seen.rates):.0f}",
                 "" if one is seen else f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
                 f"{1000 * percentile(seen.latencies, 0.5):.0f} ms", f"{1000 * percentile(seen.latencies, 0.99):.0f} ms",
                 f"{statistics.median(seen.shares):.0%}",
             )  # fmt: skip
-    console = Console(width=140)
-    console.print(table)
-    console.print(machine(torch.device("cpu")), f"load average {os.getloadavg()[0]:.1f}")
+            print(row(cells), flush=True)
+    print(machine(torch.device("cpu")), f"load average {os.getloadavg()[0]:.1f}")
+
+
+def row(cells: Sequence[str]) -> str:
+    """Of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

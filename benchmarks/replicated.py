@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +121,7 @@ class Journey:
         came, generation, digest = time.monotonic(), made.headers[GENERATION], made.json()["digest"]
         say(f"    upload of everywhere: {made.status_code} from {made.headers[REPLICA]}, generation {generation}")
         for what, headers in (("with its generation", {GENERATION: generation}), ("without", {})):
-            seen, wrong, latest = set[str](), 0, 0.0
+            seen, wrong, latest = set[str](), Counter[str](), 0.0
             while len(seen) < self.servers:
                 with self.client() as client:
                     answer = client.post(
@@ -132,10 +132,11 @@ class Journey:
                     seen.add(answer.headers[REPLICA])
                     latest = time.monotonic() - came
                 else:
-                    wrong += 1
+                    wrong[f"{answer.status_code} of {answer.headers.get(REPLICA, 'nobody')}: {answer.text[:160]}"] += 1
                 if time.monotonic() - came > WAIT_S:
                     raise TimeoutError(f"{seen} answer for an upload, of {self.servers}")
-            say(f"    {what}: {len(seen)} servers answered, the last {latest:.2f} s after 201; {wrong} did not know it")
+            others = f"; before that {told(wrong)}" if wrong else ""
+            say(f"    {what}: {len(seen)} servers answered for it, the last {latest:.2f} s after 201{others}")
 
     def variant(self, number: int) -> bytes:
         """The demo's adapter of digits with other bytes: one bias a little different."""
@@ -239,6 +240,6 @@ class Journey:
         assert not lost, lost
 
 
-def told(counts: dict[str, int]) -> str:
+def told(counts: Mapping[str, int]) -> str:
     """In a line."""
     return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)

@@ -130,12 +130,17 @@ def check(ray_settings: RaySettings, settings: Settings) -> None:
 
 
 def of_replicas(settings: Settings) -> Settings:
-    """The same for replicas: the file of keys is on this machine, and they may be on others; in them nobody trains.
+    """The same for replicas, which may be on other machines and run in other folders; in them nobody trains.
 
     Raises BadKeys and more.
     """
     keys = Keys.read(settings.keys, settings.keys_file)
-    return settings.model_copy(update={"keys": dump(keys.all) if keys else "", "keys_file": "", "max_trainings": 0})
+    return settings.model_copy(
+        update={
+            "keys": dump(keys.all) if keys else "", "keys_file": "", "data_dir": settings.data_dir.absolute(),
+            "max_trainings": 0,
+        }
+    )  # fmt: skip
 
 
 class Replica:
@@ -151,7 +156,7 @@ class Replica:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Ray asks for the application by."""
         logs.configure(self._settings.log_level, self._settings.log_format)
-        refuse_open_door(self._settings, *_listening())
+        check_door(self._settings, *listening())
         return await self.begin(_own_name())
 
     async def begin(self, name: str) -> ASGIApp:
@@ -231,7 +236,7 @@ def wanted(replicas: int, queues: Sequence[float], busy: Sequence[float], queue_
     return min(replicas, max(1, math.ceil(sum(busy) / MOST_BUSY)))
 
 
-def refuse_open_door(settings: Settings, host: str, ports: bool) -> None:
+def check_door(settings: Settings, host: str, ports: bool) -> None:
     """Raises BadRequest where other machines could upload and delete: Ray listens there, and there are no keys.
 
     ``ports``: replicas have ports of their own, on all addresses, as Ray with HAProxy gives them.
@@ -245,7 +250,7 @@ def refuse_open_door(settings: Settings, host: str, ports: bool) -> None:
     )  # fmt: skip
 
 
-def _listening() -> tuple[str, bool]:
+def listening() -> tuple[str, bool]:
     """The address that Ray's proxies have, and whether replicas have ports of their own."""
     from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
     from ray.serve.context import _get_global_client

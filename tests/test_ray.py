@@ -30,9 +30,9 @@ from service.ray import (
     Replica,
     app,
     check,
+    check_door,
     claimed,
     of_replicas,
-    refuse_open_door,
     wanted,
 )  # fmt: skip
 from service.settings import Settings
@@ -81,6 +81,7 @@ def test_keys_go_along_and_nobody_trains(tmp_path: Path) -> None:
     told = of_replicas(Settings(keys_file=str(tmp_path / "keys.json")))
     assert Keys.read(told.keys, told.keys_file).all[0].name == "ops"
     assert told.max_trainings == 0
+    assert told.data_dir.is_absolute()
 
 
 def test_health_is_that_of_readyz() -> None:
@@ -206,12 +207,12 @@ def test_without_a_store_there_is_one_folder(tmp_path: Path, monkeypatch: pytest
 
 def test_nobody_listens_for_other_machines_without_keys() -> None:
     keys = dump([create("ops", "admin")[1]])
-    refuse_open_door(Settings(), "127.0.0.1", ports=False)
-    refuse_open_door(Settings(keys=keys), "0.0.0.0", ports=True)
-    refuse_open_door(Settings(insecure=True), "0.0.0.0", ports=True)
+    check_door(Settings(), "127.0.0.1", ports=False)
+    check_door(Settings(keys=keys), "0.0.0.0", ports=True)
+    check_door(Settings(insecure=True), "0.0.0.0", ports=True)
     for host, ports in (("0.0.0.0", False), ("127.0.0.1", True), ("", False)):
         with pytest.raises(BadRequest, match="keys_file"):
-            refuse_open_door(Settings(), host, ports)
+            check_door(Settings(), host, ports)
 
 
 @given(

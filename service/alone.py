@@ -42,10 +42,13 @@ class Alone:
 
 
 @contextmanager
-def alone(settings: Settings) -> Iterator[Alone]:
-    """Ready to serve: the device has computed a first forward. Raises BackboneError, Conflict and more."""
+def alone(settings: Settings, claim: FolderLock | None = None) -> Iterator[Alone]:
+    """Ready to serve: the device has computed a first forward. ``claim``: of the data folder, from whoever has it.
+
+    Raises BackboneError, Conflict and more.
+    """
     metrics = Metrics()
-    with FolderLock(settings.data_dir), local_engine(settings, settings.device, metrics) as engine:
+    with claim or FolderLock(settings.data_dir), local_engine(settings, settings.device, metrics) as engine:
         repository = open_repository(settings)
         keys = Keys.read(settings.keys, settings.keys_file)
         prepare_table(settings.data_dir / USAGE, keys)

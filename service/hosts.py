@@ -106,6 +106,16 @@ def of_this_machine(*listened_on: str) -> set[str]:
     return {*LOOPBACK, *(name for name in names if _NAME.fullmatch(name))}
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def listed(text: str) -> list[str]:
     """The entries of a setting that holds several, separated by commas or spaces."""
     return text.replace(",", " ").split()

@@ -1,4 +1,4 @@
-"""The settings of where tasks are: a folder, or a store that several servers share.
+"""The settings of where tasks are: a folder, or a store that several servers share; and of who balances several.
 
 ``service.settings`` has all others. It knows nothing of what the values are used for.
 """
@@ -34,6 +34,12 @@ class StoreSettings(BaseModel):
 
     max_store_waiting: int = Field(
         64, ge=0, description="Requests of one front end that wait to ask the store; beyond it, 429."
+    )
+
+    gateway_metrics: bool = Field(
+        False,
+        description="Show in /metrics, under vLLM's names, what the endpoint picker of the Gateway API Inference "
+        "Extension reads; docs/DEPLOY.md.",
     )
 
     @property

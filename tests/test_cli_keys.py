@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from service import keys as store
 from service.cli.keys import _append
 from service.cli.main import app
-from service.cli.serve import _refuse_open_door
+from service.cli.serve import refuse_open_door
 from service.keys import Keys
 from service.settings import Settings
 from tests.houses import Kit, house
@@ -132,17 +132,17 @@ def test_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
         with pytest.raises(typer.Exit):
-            _refuse_open_door(Settings(host=host), Keys())
+            refuse_open_door(Settings(host=host), Keys())
         assert "adaptserve keys create" in capsys.readouterr().err
-        _refuse_open_door(Settings(host=host), keys)
-        _refuse_open_door(Settings(host=host, insecure=True), Keys())
+        refuse_open_door(Settings(host=host), keys)
+        refuse_open_door(Settings(host=host, insecure=True), Keys())
         with pytest.raises(typer.Exit):
-            _refuse_open_door(Settings(published_host=host), Keys())
+            refuse_open_door(Settings(published_host=host), Keys())
         capsys.readouterr()
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
-        _refuse_open_door(Settings(host=host), Keys())
-        _refuse_open_door(Settings(host="0.0.0.0", published_host=host), Keys())
-    _refuse_open_door(Settings(host="0.0.0.0", published_host="[::1]"), Keys())
+        refuse_open_door(Settings(host=host), Keys())
+        refuse_open_door(Settings(host="0.0.0.0", published_host=host), Keys())
+    refuse_open_door(Settings(host="0.0.0.0", published_host="[::1]"), Keys())
 
 
 def test_malformed_keys_stop_the_start_with_one_line(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def modules_of(name: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(RUN_TIME, ("train", "otel", "heic", "store")), (CODE, ("test", "train", "peers"))],
+    [(RUN_TIME, ("train", "otel", "heic", "store", "ray")), (CODE, ("test", "train", "peers"))],
     ids=["run time", "tests and benchmarks"],
 )
 def test_every_import_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:

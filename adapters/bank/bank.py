@@ -116,8 +116,7 @@ class Bank:
     @property
     def residents(self) -> list[str]:
         """The keys that slots hold now."""
-        with self._change:
-            return list(self._slots.resident)
+        return list(self.stats().resident)
 
     def forget(self, key: str) -> None:
         """Drop a key from both caches; requests that run on it end first."""
@@ -141,7 +140,8 @@ class Bank:
         with self._change:
             slots, host, loads = self._slots, self._host, dict(self._loads)
             evictions = {"host": host.evictions, "device": slots.evictions}
-            return BankStats(self.slabs.slots, slots.used, slots.pinned, host.nbytes, loads, evictions)
+            known = tuple(slots.resident), self._queue.keys
+            return BankStats(self.slabs.slots, slots.used, slots.pinned, host.nbytes, loads, evictions, *known)
 
     @property
     def alive(self) -> bool:

@@ -98,6 +98,11 @@ class LoadQueue(Generic[C, L]):
         """Keys that wait and are not being loaded."""
         return len(self._order)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those that somebody waits for, also the one that is being loaded."""
+        return tuple(self._loads)
+
     def add(self, key: str, claim: C, load: L, deadline: float, due: float) -> None:
         """Claim a key; a load that has begun is joined."""
         entry = self._loads.get(key)

@@ -54,6 +54,10 @@ class BankStats:
     host_bytes: int = 0
     loads: dict[str, int] = field(default_factory=lambda: {"host": 0, "device": 0})
     evictions: dict[str, int] = field(default_factory=lambda: {"host": 0, "device": 0})
+    resident: tuple[str, ...] = ()
+    """Keys that have a slot, the latest comer last."""
+    waiting: tuple[str, ...] = ()
+    """Keys that somebody waits for."""
 
 
 class Slots:

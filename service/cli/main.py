@@ -17,6 +17,7 @@ from service.cli.evaluate import evaluate
 from service.cli.history import history
 from service.cli.import_ import app as import_app
 from service.cli.inspect import inspect
+from service.cli.ray import app as ray_app
 from service.cli.serve import serve
 from service.cli.sources import app as sources_app
 from service.cli.store import app as store_app
@@ -60,6 +61,7 @@ app.add_typer(import_app, name="import")
 app.add_typer(keys.app, name="keys")
 app.add_typer(store_app, name="store")
 app.add_typer(sources_app, name="sources")
+app.add_typer(ray_app, name="ray")
 
 
 def _show_version(wanted: bool) -> None:

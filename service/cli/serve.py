@@ -6,7 +6,6 @@ It knows the terminal; everything else is ``service.supervisor``'s.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import resource
@@ -26,7 +25,7 @@ from adapters.config import size_text
 from adapters.limits import variable
 from service.cli.console import complain, one_line_errors, out, settings_or_exit
 from service.exits import CUT_OFF, FAILED, USAGE
-from service.hosts import ANY, listed
+from service.hosts import ANY, is_loopback, listed
 from service.keys import Keys
 from service.settings import Settings
 from service.watch import logs
@@ -107,7 +106,7 @@ def serve(
         front_ends=front_ends, dtype=dtype, slots=slots, threads=threads, insecure=insecure, log_format=log_format,
     )  # fmt: skip
     with one_line_errors():
-        _refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
+        refuse_open_door(settings, Keys.read(settings.keys, settings.keys_file))
         if settings.tasks_file:
             from service.sources.declared import read_tasks_file
 
@@ -176,22 +175,14 @@ def _front_ends(settings: Settings) -> int:
     return max(1, min(len(os.sched_getaffinity(0)) - 1, MOST_FRONT_ENDS)) if named or found else 1
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _door(settings: Settings) -> str:
     """The address that others come in by; around a container it is where the port is published."""
     return settings.published_host.strip("[]") or settings.host
 
 
-def _refuse_open_door(settings: Settings, keys: Keys) -> None:
-    if not keys and not _is_loopback(_door(settings)) and not settings.insecure:
+def refuse_open_door(settings: Settings, keys: Keys) -> None:
+    """One line and the exit where anybody may come in from other machines, and nobody has said so."""
+    if not keys and not is_loopback(_door(settings)) and not settings.insecure:
         complain(
             f"{_door(settings)} can be reached from other machines and anybody there could upload and delete tasks; "
             "make a key with `adaptserve keys create --name NAME --scope admin --file keys.json` and "
@@ -275,7 +266,7 @@ def _say(settings: Settings, port: int, facts: Facts, names: Sequence[str]) -> N
 def _warnings(settings: Settings, layout: Layout, keys: Keys) -> Iterator[str]:
     if "+random:" in layout.model:
         yield "the weights are random; answers mean nothing, this is for tests and benchmarks only"
-    if not keys and not _is_loopback(_door(settings)):
+    if not keys and not is_loopback(_door(settings)):
         yield f"there are no keys: whoever reaches {_door(settings)} may upload and delete tasks"
 
 

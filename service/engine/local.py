@@ -34,7 +34,7 @@ from service.messages import BARE, NOBODY, Asker, Item
 from service.pool import Pool
 from service.settings import Settings
 from service.share_settings import weights_of
-from service.watch.metrics import Metrics, Snapshot
+from service.watch.metrics import MOST_TOLD, Metrics, Snapshot
 
 PAGES_PER_SLOT = 4
 """Head pages beside those of one largest head: 64 classes for each slot."""
@@ -155,6 +155,9 @@ class LocalEngine:
             device_memory_bytes=memory,
             ready=self.health.ready(self.engine),
             prefix_cache_hits=prefixes.hits if prefixes else 0,
+            running_rows=self.engine.runner.rows if self.engine.busy_s else 0,
+            resident=stats.resident[-MOST_TOLD:],
+            waiting=stats.waiting[:MOST_TOLD],
         )
 
     @property
@@ -260,7 +263,7 @@ def _both(metrics: Metrics, engines: Sequence[LocalEngine]) -> Callable[[float],
 
 def _tell(metrics: Metrics, health: Health) -> Callable[[BatchReport], None]:
     def call(report: BatchReport) -> None:
-        metrics.batch(report.rows, report.adapters, report.holders, failed=report.failed)
+        metrics.batch(report.rows, report.adapters, report.holders, report.compute_s, failed=report.failed)
         health.saw(report)
 
     return call

@@ -148,6 +148,11 @@ class Room:
         """
         return (max(self.queued, sent) / (self._cells[RATE] or 1.0)) if self.open else math.inf
 
+    @property
+    def wait_s(self) -> float:
+        """How long what is queued takes; 0 where no batch has told the pace."""
+        return seconds(self.queued, self._cells[RATE]) or 0.0
+
     def check_size(self, rows: int) -> None:
         """Whether an input fits a batch. Raises MediaTooLarge or BrokenMedia."""
         if rows > self._most:

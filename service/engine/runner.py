@@ -55,6 +55,7 @@ class Runner:
         """``done`` is told what comes of each ticket, ``fault`` what was raised; it says what callers are told."""
         self.forward, self.on_batch = forward, on_batch
         self.begun: float | None = None
+        self.rows = 0  # of the batch that has begun
         """When the forward pass that runs now began."""
         self._clock, self._room, self._done, self._fault = clock, room, done, fault
         self._overlaps: bool = getattr(forward, "overlaps", False)
@@ -104,6 +105,7 @@ class Runner:
 
     def _begin(self, batch: Batch) -> None:
         """On the processor this is all; a CUDA device has only begun."""
+        self.rows = _rows(batch)
         batch.begun = self.begun = self._clock()
         batch.jobs = batch.jobs or _jobs(batch)
         if self._overlaps or any(job.embed for job in batch.jobs):

@@ -6,7 +6,7 @@ It knows the repository and the file format; it does not know requests, queues o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,17 @@ class Catalogue:
     def active(self, task: str) -> int | None:
         """The active version's number, if the task is there and has one."""
         return self.repository.task(task).active if self.has(task) else None
+
+    def tasks_of(self, digests: Set[str]) -> Mapping[str, list[str]]:
+        """The tasks that each of these is the active version of; looks at all tasks, off the event loop."""
+        found: dict[str, list[str]] = {}
+        for name in self.names():
+            with suppress(AdaptError):  # deleted meanwhile
+                task = self.repository.task(name)
+                version = task.versions.get(task.active or 0)
+                if version is not None and version.digest in digests:
+                    found.setdefault(version.digest, []).append(name)
+        return found
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do what changes something, which blocks, off the event loop."""

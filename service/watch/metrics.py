@@ -19,6 +19,8 @@ from service.watch.stats import Stats, stats_of
 from service.watch.version_metrics import OTHER, VersionMetrics, version_gauges
 
 MAX_TASK_LABELS = 1000
+MOST_TOLD = 256
+"""Adapters that an engine names of those that it has."""
 UNKNOWN = "_unknown"
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The client library's own variable: processes that have it when they import the library keep their numbers there."""
@@ -30,6 +32,8 @@ _POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Snapshot:
     """What is held now; ``loads`` and ``evictions`` count since start, per tier, and so do hits.
 
+    ``running_rows`` are those of the queue that the device computes now; ``resident`` and ``waiting`` are digests of
+    adapters, which have a slot or wait for one, at most MOST_TOLD each, the latest.
     ``store_*``: how old the view of a store that servers share is, in seconds, and up to which change it goes.
     ``traffic``: task, version, and its share of the task's requests, where several share them.
     """
@@ -46,6 +50,9 @@ class Snapshot:
     store_generation: int = 0
     traffic: Sequence[tuple[str, int, float]] = ()
     roll_backs: int = 0
+    running_rows: int = 0
+    resident: Sequence[str] = ()
+    waiting: Sequence[str] = ()
 
     @classmethod
     def nothing(cls) -> Self:
@@ -59,6 +66,8 @@ class Snapshot:
             self.host_cache_bytes + other.host_cache_bytes, _sum(self.loads, other.loads),
             _sum(self.evictions, other.evictions), self.device_memory_bytes + other.device_memory_bytes,
             self.ready or other.ready, self.prefix_cache_hits + other.prefix_cache_hits,
+            running_rows=self.running_rows + other.running_rows,
+            resident=[*self.resident, *other.resident], waiting=[*self.waiting, *other.waiting],
         )  # fmt: skip
 
 
@@ -93,6 +102,10 @@ class Metrics:
         self._task_seconds = Counter(
             "adaptserve_task_seconds", "Seconds that the requests about a task took in all, as the stage total.",
             ["task"], registry=registry,
+        )  # fmt: skip
+        self._busy = Counter(
+            "adaptserve_device_busy_seconds", "Seconds that devices computed; the share of time is that of one.",
+            registry=registry,
         )  # fmt: skip
         self._batch_failures = Counter("adaptserve_batch_failures", "Forward passes that raised.", registry=registry)
         self._load_seconds = Histogram(
@@ -140,8 +153,11 @@ class Metrics:
         self._stage("queue").observe(queue_s)
         self._stage("compute").observe(compute_s)
 
-    def batch(self, rows: int, adapters: int, holders: Mapping[str, int], *, failed: bool) -> None:
-        """A forward pass ended, which had rows of these holders; on the engine's thread."""
+    def batch(
+        self, rows: int, adapters: int, holders: Mapping[str, int], seconds: float = 0.0, *, failed: bool
+    ) -> None:  # fmt: skip
+        """A forward pass ended, which had rows of these holders and took so long; on the engine's thread."""
+        self._busy.inc(seconds)
         self._rows.observe(rows)
         self._adapters.observe(adapters)
         if failed:
@@ -169,21 +185,23 @@ class Metrics:
         """One of a batch call's: ``answered`` or ``failed``."""
         self._items.labels(outcome).inc()
 
-    def render(self, now: Snapshot, build: Mapping[str, str]) -> bytes:
+    def render(self, now: Snapshot, build: Mapping[str, str], more: Sequence[Metric] = ()) -> bytes:
         """The text that Prometheus scrapes: of all processes of the server, where they share a folder of numbers.
 
-        ``build`` are the labels of adaptserve_build_info. Blocks.
+        ``build`` are the labels of adaptserve_build_info, ``more`` what comes after all. Blocks.
         """
-        return b"".join(generate_latest(registry) for registry in self._registries(now, build))
+        return b"".join(generate_latest(registry) for registry in self._registries(now, build, more))
 
     def stats(self, now: Snapshot, limit: int) -> Stats:
         """The same as one document, with the ``limit`` tasks that were asked most. Blocks."""
         return stats_of((family for registry in self._registries(now, {}) for family in registry.collect()), limit)
 
-    def _registries(self, now: Snapshot, build: Mapping[str, str]) -> list[CollectorRegistry]:
+    def _registries(
+        self, now: Snapshot, build: Mapping[str, str], more: Sequence[Metric] = ()
+    ) -> list[CollectorRegistry]:
         shared = os.environ.get(SHARED_FOLDER)
         registry = CollectorRegistry()
-        registry.register(_Gauges(now, build))
+        registry.register(_Gauges(now, build, more))
         if shared is None:
             return [self._registry, registry]
         MultiProcessCollector(registry, shared)  # type: ignore[no-untyped-call]
@@ -216,8 +234,8 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, now: Snapshot, build: Mapping[str, str]) -> None:
-        self._now, self._build = now, build
+    def __init__(self, now: Snapshot, build: Mapping[str, str], more: Sequence[Metric]) -> None:
+        self._now, self._build, self._more = now, build, more
 
     def describe(self) -> list[Metric]:
         return []  # registering must not read
@@ -248,6 +266,7 @@ class _Gauges(Collector):
         info = GaugeMetricFamily("adaptserve_build_info", "What runs here; always 1.", labels=list(self._build))
         info.add_metric(list(self._build.values()), 1)
         yield info
+        yield from self._more
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

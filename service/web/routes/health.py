@@ -14,14 +14,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.core import Metric
 
 from adapters.errors import AdaptError
 from adapters.version import installed_version
 from service.engine.interface import Link
 from service.store.manifest import TaskInfo
+from service.watch.gateway import gateway_metrics
 from service.watch.metrics import MAX_TASK_LABELS, Snapshot
 from service.watch.stats import Stats, StoreStats
-from service.web.routes.common import TheCatalogue, TheEngine, TheLedger, TheMetrics, problems
+from service.web.routes.common import TheCatalogue, TheEngine, TheLedger, TheMetrics, TheSettings, problems
 from service.web.schemas import Live, Ready
 
 router = APIRouter(tags=["operate"])
@@ -45,7 +47,7 @@ async def readyz(engine: TheEngine) -> Ready:
 
 @router.get("/metrics", response_class=Response, responses=problems(401, 403) | {200: {"content": {"text/plain": {}}}})
 async def metrics(
-    engine: TheEngine, catalogue: TheCatalogue, metrics: TheMetrics, ledger: TheLedger
+    engine: TheEngine, catalogue: TheCatalogue, metrics: TheMetrics, ledger: TheLedger, settings: TheSettings
 ) -> Response:  # fmt: skip
     """Prometheus' text format."""
     now, layout = await _now(engine), engine.facts.layout
@@ -58,8 +60,15 @@ async def metrics(
         "version": installed_version(), "backbone": layout.model, "fingerprint": layout.fingerprint,
         "device": engine.facts.device,
     }  # fmt: skip
+
+    def render() -> bytes:
+        more = list[Metric]()
+        if settings.gateway_metrics:
+            more += gateway_metrics(now, catalogue.tasks_of({*now.resident, *now.waiting}), engine.facts.slots)
+        return metrics.render(now, build, more)
+
     # A thousand tasks' labels take longer to write than the event loop may be held.
-    return Response(await asyncio.to_thread(metrics.render, now, build), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(render), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/stats", response_model=Stats, responses=problems(400, 401, 403))

@@ -65,11 +65,9 @@ class Elsewhere(Protocol):
     @property
     def pinned(self) -> Sequence[str]:
         """Those that are to stay on the device once they are here."""
-        ...
 
     async def bring(self, task: str) -> None:
         """Have it here. Raises what keeps it away."""
-        ...
 
 
 class Catalogue:

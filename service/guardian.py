@@ -18,14 +18,11 @@ from service.store.changes import RollBack
 from service.store.events import Actor
 from service.store.manifest import TaskInfo
 from service.store.repository import Repository
-from service.watch.version_metrics import OTHER
 from service.watch.versions import VersionKey, VersionNews, VersionTallies, verdict
 
 log = logging.getLogger(__name__)
 
 GUARDIAN = Actor(origin="guard")
-MAX_ROLL_BACKS = 1000
-"""Tasks whose roll-backs are counted apart."""
 AGAIN_S = 5.0
 """After so long a roll-back that failed is tried again."""
 
@@ -39,8 +36,8 @@ class Guardian:
         self._work: dict[str, asyncio.Task[None]] = {}
         """The task that is judged, and again if more is told meanwhile."""
         self._more: set[str] = set()
-        self.roll_backs: dict[str, int] = {}
-        """How often a task's traffic was taken from a version, since the start."""
+        self.roll_backs = 0
+        """How often traffic was taken from a version, since the start."""
 
     def heard(self, news: Any) -> None:
         """The list of VersionNews since a front end last told; plain values where it came over a socket."""
@@ -57,7 +54,7 @@ class Guardian:
         return self._tallies.of(task)
 
     def answer(self, asked: str | None) -> Any:
-        """What a front end asks: what is ``known`` of a task; without one, how often each was rolled back here."""
+        """What a front end asks: what is ``known`` of a task; without one, how often any was rolled back here."""
         return self.roll_backs if asked is None else self.known(asked)
 
     async def _judge_all(self, task: str) -> None:
@@ -86,8 +83,7 @@ class Guardian:
         step = RollBack(known.traffic.since, version, why)
         after = await repository.run(lambda: repository.revise(task, step, by=GUARDIAN, why=why))
         if step.made:
-            label = task if task in self.roll_backs or len(self.roll_backs) < MAX_ROLL_BACKS else OTHER
-            self.roll_backs[label] = self.roll_backs.get(label, 0) + 1
+            self.roll_backs += 1
             log.error("task '%s' is rolled back to version %s: %s", task, after.active, why)
 
     def _verdict(self, known: TaskInfo) -> tuple[int, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -12,16 +13,20 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 import service.web.picture
 from adapters.errors import BrokenAdapter
 from adapters.file import write_adapter
+from adaptserve_client import AsyncClient, Client
+from service.cli.main import app
 from service.errors import BadScores, ComputeFailed
 from service.web.prediction import Answers
 from tests.archives import archive
 from tests.houses import CLIP, House, Kit, Process, client_of, house, photograph, problem, until
 from tests.media_samples import clip
 from tests.s3 import options, s3
+from tests.test_replicas import s3_process
 
 PICTURES = [photograph(seed) for seed in range(24)]
 TEXTS = [base64.b64encode(picture).decode() for picture in PICTURES]
@@ -243,6 +248,12 @@ def test_what_fails_beside_an_answer_does_not_reach_it(
 
 def test_a_version_that_answers_wrong_on_purpose_loses_its_traffic(home: House, kit: Kit, halved: list[int]) -> None:
     """With no word about a guard."""
+
+    def rolled_back(lines: list[str]) -> float:
+        (value,) = (line.split()[1] for line in lines if line.startswith("adaptserve_roll_backs_total"))
+        return float(value)
+
+    before = rolled_back(home.client.get("/metrics").text.splitlines())
     put(home, "wrong", kit.file(1)[0], permuted(kit, 1))
     assert direct(home.client, "wrong", {"1": 20, "2": 80})["guard"]["min_agreement"] == 0.7
     asked = 0
@@ -258,10 +269,24 @@ def test_a_version_that_answers_wrong_on_purpose_loses_its_traffic(home: House, 
     differing = home.client.get("/v1/tasks/wrong/agreement").json()
     assert (differing["version"], differing["agreement"]) == (2, 0.0), "one can still see why"
     scraped = home.client.get("/metrics").text.splitlines()
-    assert 'adaptserve_roll_backs_total{task="wrong"} 1.0' in scraped
+    assert rolled_back(scraped) == before + 1
     assert 'adaptserve_traffic_share{task="half",version="2"} 0.5' in scraped
     assert home.client.delete("/v1/tasks/wrong/versions/2").status_code == 204
     assert direct(home.client, "wrong", {"1": 1})["rolled_back"] is None
+
+
+def test_a_wrong_version_is_found_out_under_load_too(home: House, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answers, "is_busy", True)
+    put(home, "loaded", kit.file(1)[0], permuted(kit, 1))
+    home.put("loaded", kit.file(3)[0], activate=False).raise_for_status()
+    home.client.put("/v1/tasks/loaded/shadow", json={"version": 3, "share": 1}).raise_for_status()
+    direct(home.client, "loaded", {"weights": {"1": 1, "2": 9}, "guard": {"min_compared": 10}})
+    for number in range(200):
+        if state(home, "loaded")["rolled_back"] is not None:
+            break
+        home.ask("loaded", photograph(number))
+    assert "min_agreement" in state(home, "loaded")["rolled_back"]["why"]
+    assert home.client.get("/v1/tasks/loaded/agreement?version=3").json()["compared"] == 0, "nobody needs to know now"
 
 
 def test_a_version_that_fails_loses_its_traffic(home: House, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,6 +371,54 @@ def test_the_new_version_is_on_the_device_before_anybody_asks(home: House, kit: 
     assert home.local.bank.resident(adapter.digest)
 
 
+def test_the_commands_and_the_clients_do_the_same(home: House, kit: Kit) -> None:
+    put(home, "told", kit.file(1)[0], kit.file(2)[0], kit.file(3)[0])
+    runner = CliRunner()
+
+    def run(*given: str, code: int = 0) -> str:
+        found = runner.invoke(app, [*given, "--url", home.url])
+        assert found.exit_code == code, found.output
+        return found.output
+
+    assert "95 %" in run("traffic", "told", "1=95", "2=5", "--guard", "min_agreement=0.9", "--guard", "max_errors=null")
+    guard = state(home, "told")["guard"]
+    assert (guard["min_agreement"], guard["max_errors"]) == (0.9, None)
+    assert "shadow" in run("shadow", "told", "3", "--share", "1")
+    assert "nothing is compared yet" in run("agreement", "told")
+    home.ask("told", PICTURES[0])
+    assert until(lambda: "of 1 agree" in run("agreement", "told", "--version", "3"))
+    assert "100 %" in run("traffic", "told", "--end")
+    assert "shadow" not in run("shadow", "told", "--end").replace("shadow digits", "")
+    assert "guard:" not in run("traffic", "told", "1=1", "2=1", "--no-guard")
+    for wrong in (["1=x"], ["1"], ["--guard", "window=9"], ["1=1", "--end"], ["1=1", "--guard", "window=x"]):
+        assert "error:" in run("traffic", "told", *wrong, code=2)
+    run("traffic", "told", "2=1", code=1)
+    with Client(home.url, retries=0) as client:
+        told = client.set_traffic("told", {1: 3, 2: 1}, {"window": 60})
+        assert (told.weights, told.guard and told.guard["window"]) == ({1: 3, 2: 1}, 60.0)
+        assert {client.predict(PICTURES[0], task="told", sticky="ann").version for _ in range(2)} <= {1, 2}
+        assert [one.version for one in client.traffic("told").versions] == [1, 2]
+        shadow = client.set_shadow("told", 3, 1).shadow
+        assert shadow is not None
+        assert shadow["version"] == 3
+        assert client.agreement("told").version == 3
+        client.end_shadow("told")
+        client.end_traffic("told")
+        assert client.traffic("told").weights == {1: 100}
+
+    async def same() -> None:
+        async with AsyncClient(home.url, retries=0) as client:
+            told = await client.set_traffic("told", {1: 1, 2: 1}, None)
+            assert told.guard is None
+            await client.set_shadow("told", 3)
+            assert (await client.agreement("told", 3)).compared == 0
+            await client.end_shadow("told")
+            await client.end_traffic("told")
+            assert (await client.traffic("told")).shadow is None
+
+    asyncio.run(same())
+
+
 def test_two_servers_on_one_store_roll_back_once(kit: Kit, tmp_path: Path) -> None:
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         _, url = stack.enter_context(s3())
@@ -361,7 +434,7 @@ def test_two_servers_on_one_store_roll_back_once(kit: Kit, tmp_path: Path) -> No
         assert until(lambda: other.client.get("/v1/tasks/t/traffic").status_code == 200)
         assert until(lambda: state(other, "t")["weights"] == {"1": 1, "2": 1})
         assert versions(other, "t") == versions(one, "t")
-        assert until(lambda: other.local.bank.resident(kit_digest(other, 2)))
+        assert until(lambda: other.local.bank.resident(digest_of(other, 2)))
 
         for _ in range(50):
             if any(state(place, "t")["rolled_back"] for place in homes):
@@ -371,34 +444,51 @@ def test_two_servers_on_one_store_roll_back_once(kit: Kit, tmp_path: Path) -> No
         assert until(lambda: all(state(place, "t")["rolled_back"] for place in homes))
         (why,) = {json.dumps(state(place, "t")["rolled_back"]) for place in homes}
         assert set(versions(other, "t")) == {1}
-        events = one.client.get("/v1/tasks/t/history")
-        if events.status_code == 200:
-            assert [event["what"] for event in events.json()["events"]].count("rolled_back") == 1
+        events = one.client.get("/v1/tasks/t/history").raise_for_status().json()["events"]
+        assert [event["what"] for event in events].count("rolled_back") == 1
         assert json.loads(why)["version"] == 2
 
 
-def kit_digest(home: House, number: int) -> str:
+def digest_of(home: House, number: int) -> str:
     return str(home.front.catalogue.repository.version("t", number).digest)
 
 
 @pytest.mark.torture
-def test_a_family_of_processes_rolls_back_by_what_all_front_ends_saw(kit: Kit, tmp_path: Path) -> None:
-    given = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--threads", "1"]
-    given += ["--data-dir", str(tmp_path / "data"), "--front-ends", "2"]
-    with Process(given, tmp_path / "log") as process:
-        client = process.client
+@pytest.mark.parametrize("servers", [1, 2])
+def test_families_of_processes_roll_back_once_by_what_all_front_ends_saw(
+    kit: Kit, tmp_path: Path, servers: int
+) -> None:
+    given = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--threads", "1", "--front-ends", "2"]
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        if servers > 1:
+            for name, value in options(stack.enter_context(s3_process())).items():
+                patch.setenv(name, value)
+            given += ["--store", "s3://bucket/safe"]
+        families = [
+            stack.enter_context(Process([*given, "--data-dir", str(tmp_path / f"{n}")], tmp_path / f"{n}.log"))
+            for n in range(servers)
+        ]
+
+        def traffic(family: Process) -> dict[str, Any]:
+            answer = family.client.get("/v1/tasks/t/traffic")
+            return answer.json() if answer.status_code == 200 else {}  # type: ignore[no-any-return]
+
+        first = families[0].client
         for number, content in enumerate((kit.file(1)[0], permuted(kit, 1))):
-            client.put("/v1/tasks/t/adapter", content=content, params={"activate": not number}).raise_for_status()
-        guard = {"min_compared": 40}
-        assert direct(client, "t", {"weights": {"1": 1, "2": 1}, "guard": guard})["guard"]["min_compared"] == 40
-        clients = [client_of(process.url) for _ in range(8)]
+            first.put("/v1/tasks/t/adapter", content=content, params={"activate": not number}).raise_for_status()
+        direct(first, "t", {"1": 1, "2": 1})
+        assert until(lambda: all(traffic(family).get("weights") == {"1": 1, "2": 1} for family in families))
+        clients = [stack.enter_context(client_of(family.url)) for family in families for _ in range(4)]
         asked = 0
-        while client.get("/v1/tasks/t/traffic").json()["rolled_back"] is None:
-            for one in clients:
-                one.post("/v1/tasks/t/predict", content=photograph(asked)).raise_for_status()
+        while not any(traffic(family)["rolled_back"] for family in families):
+            for client in clients:
+                client.post("/v1/tasks/t/predict", content=photograph(asked)).raise_for_status()
                 asked += 1
-            assert asked < 2000, process.output
-        told = client.get("/v1/tasks/t/traffic").json()
-        print(asked, told["rolled_back"], client.get("/v1/tasks/t/agreement").json()["compared"])
-        for one in clients:
-            one.close()
+            assert asked < 3000, families[0].output
+        assert until(lambda: all(traffic(family)["rolled_back"] for family in families))
+        whys = {json.dumps(traffic(family)["rolled_back"]) for family in families}
+        print(asked, whys)
+        assert len(whys) == 1
+        events = families[-1].client.get("/v1/tasks/t/history").raise_for_status().json()["events"]
+        assert [event["what"] for event in events] == ["rolled_back", "traffic", "staged", "published"]
+        assert (events[0]["origin"], events[0]["why"]) == ("guard", json.loads(next(iter(whys)))["why"])

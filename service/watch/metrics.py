@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
@@ -31,7 +31,7 @@ class Snapshot:
     """What is held now; ``loads`` and ``evictions`` count since start, per tier, and so do hits.
 
     ``store_*``: how old the view of a store that servers share is, in seconds, and up to which change it goes.
-    ``traffic``: task, version, and its share of the task's requests, where several share them; ``roll_backs`` by task.
+    ``traffic``: task, version, and its share of the task's requests, where several share them.
     """
 
     queue_rows: int
@@ -45,7 +45,7 @@ class Snapshot:
     store_age_s: float = 0.0
     store_generation: int = 0
     traffic: Sequence[tuple[str, int, float]] = ()
-    roll_backs: Mapping[str, int] = field(default_factory=dict)
+    roll_backs: int = 0
 
     @classmethod
     def nothing(cls) -> Self:

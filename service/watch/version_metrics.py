@@ -5,7 +5,7 @@ It is told what happened, as ``service.watch.metrics`` is, of which it is a part
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -68,7 +68,7 @@ class VersionMetrics:
 
 
 def version_gauges(
-    traffic: Sequence[tuple[str, int, float]], roll_backs: Mapping[str, int]
+    traffic: Sequence[tuple[str, int, float]], roll_backs: int
 ) -> Iterator[Metric]:  # fmt: skip
     """What is so now: the share of each version of those tasks whose requests several share, and roll-backs so far."""
     shares = GaugeMetricFamily(
@@ -78,9 +78,5 @@ def version_gauges(
     for task, version, share in traffic[:MAX_VERSION_LABELS]:
         shares.add_metric([task, str(version)], share)
     yield shares
-    family = CounterMetricFamily(
-        "adaptserve_roll_backs", "New versions that lost their traffic for what they did, by task.", labels=["task"]
-    )
-    for task, count in roll_backs.items():
-        family.add_metric([task], count)
-    yield family
+    text = "New versions that lost their traffic for what they did."
+    yield CounterMetricFamily("adaptserve_roll_backs", text, value=roll_backs)

@@ -194,7 +194,7 @@ class Ledger:
     """What one front end sees, told soon to whoever adds up; for its event loop's thread."""
 
     def __init__(self, send: Callable[[list[VersionNews]], None], ask: Callable[[str | None], Awaitable[Any]]) -> None:
-        """``ask`` the one who adds up: for the list of VersionNews of a task, or, without one, for all roll-backs."""
+        """``ask`` the one who adds up: for the list of VersionNews of a task; without one, how many roll-backs."""
         self._send, self._ask = send, ask
         self._news: dict[VersionKey, VersionNews] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -204,9 +204,9 @@ class Ledger:
         self.tell()
         return msgspec.convert(await self._ask(task), list[VersionNews])
 
-    async def roll_backs(self) -> dict[str, int]:
-        """How often each task was rolled back at this server."""
-        return msgspec.convert(await self._ask(None), dict[str, int])
+    async def roll_backs(self) -> int:
+        """How often a task was rolled back by this server."""
+        return int(await self._ask(None))
 
     def tell(self) -> None:
         """Hand over what was counted since the last time."""

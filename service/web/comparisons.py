@@ -85,7 +85,8 @@ class Comparisons:
         except UnknownVersion:  # the rule has ended this moment, and somebody has deleted it
             return await catalogue.resolve(task)
         except AdaptError as error:
-            self._count_failure(rule, number, error)
+            if _is_a_versions(error):
+                self._count_failure(rule, number, error)
             raise
 
     def answered(self, outcomes: Outcomes, pictures: Sequence[tuple[Picture, bytes | None]]) -> None:
@@ -136,7 +137,8 @@ class Comparisons:
             return
         rows, size = len(seen.pixels), len(body or b"")
         full = self._rows + rows > self._most_rows or self._bytes + size > self._most_bytes
-        if full or self._answers.is_busy:
+        # One at a time of a version that answers people goes on even then: it must be found out under load too.
+        if full or (self._answers.is_busy and (self._rows or not second.answered)):
             self._metrics.dropped("busy")
             return
         self._rows += rows
@@ -213,11 +215,10 @@ def _seconds(rule: TaskInfo, version: int) -> list[_Second]:
     """Who is asked the same as that version was."""
     found = []
     shadow, traffic = rule.shadow, rule.traffic
-    if shadow is not None and random.random() < shadow.share:  # noqa: S311
-        found.append(_Second(shadow.version, shadow.version, shadow.since, answered=False))
-    if traffic is None or rule.active is None or version == rule.active:
-        return found
-    if random.random() < (traffic.guard or GUARD).compare:  # noqa: S311
+    if version == rule.active:
+        if shadow is not None and random.random() < shadow.share:  # noqa: S311
+            found.append(_Second(shadow.version, shadow.version, shadow.since, answered=False))
+    elif traffic is not None and rule.active is not None and random.random() < (traffic.guard or GUARD).compare:  # noqa: S311
         found.append(_Second(rule.active, version, traffic.since, answered=True))
     return found
 

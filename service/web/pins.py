@@ -24,8 +24,9 @@ from service.store.manifest import TaskInfo, VersionInfo
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.25
-BRING_S = 30.0
 """How often it looks whether another version is active: so late a pin may follow."""
+BRING_S = 30.0
+"""For how long a version may be on its way to the device."""
 
 
 class Pins:
@@ -89,16 +90,17 @@ class Pins:
         if ruled.keys() <= known.keys() and all(known[name] is ruled.get(name) for name in known):
             return
         self._known = dict(ruled)
-        for name, task in self._known.items():
-            old = known.get(name)
-            had = set[str]() if old is None else {version.digest for version in _named_by(old)}
-            for info in _named_by(task):
-                if info.digest not in had:
-                    await self._bring(info)
+        had = {version.digest for task in known.values() for version in _named_by(task)}
+        new = [info for task in self._known.values() for info in _named_by(task) if info.digest not in had]
+        for info in new[: self._engine.facts.slots]:
+            await self._bring(info)
 
     async def _bring(self, info: VersionInfo) -> None:
         try:
             served = await self._catalogue.resolve(info.task, info.number)
+            if "device" in await self._engine.tiers([served.digest]):
+                return
+            await self._catalogue.repository.bring(info)
             deadline = time.monotonic() + BRING_S
             await self._engine.try_file(str(served.path), served.digest, served.task, deadline)
         except AdaptError as error:

@@ -35,7 +35,9 @@ Named = Callable[[AdaptError, int], AdaptError]
 """Makes of an error, and of the place of what failed, the error to raise."""
 
 IDLE = Asker(priority=0)
+"""Whoever asks beside everybody else."""
 MOMENT_S = 0.05
+"""Of waiting for the device: who would wait longer should not wait for what nobody waits for."""
 LARGE_HEAD = 4096
 """Classes from which scores are computed off the event loop."""
 

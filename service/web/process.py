@@ -106,7 +106,6 @@ class SharedCounts:
 
 def shared_ledger(supervision: Supervision) -> Ledger:
     """Of all front ends together; the supervisor adds up, and looks after the versions."""
-
     return Ledger(lambda news: supervision.send(Told(VERSIONS, news)), partial(supervision.ask, VERSIONS))
 
 

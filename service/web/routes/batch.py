@@ -140,16 +140,28 @@ class BatchCall:
         self, index: int, name: str, read: Callable[[], bytes], top_k: int, caller: Caller, extras: Extras
     ) -> bytes:
         """One entry, by the version that its own bytes, or the header of all, are for; the rule may have ended."""
-        picture = Picture(self._sticky, lambda: self._answers.unpack(lambda: sha256([read()]), caller))
+        digests: list[str] = []
+
+        def noted() -> bytes:
+            body = read()
+            if not digests:
+                digests.append(sha256([body]))
+            return body
+
+        async def digest() -> str:
+            if not digests:
+                await self._answers.unpack(lambda: len(noted()), caller)
+            return digests[0]
+
+        picture = Picture(self._sticky, digest)
         comparisons = self._calls.comparisons
         served = [await comparisons.version_for(self._task, None, picture)]
         try:
-            outcomes = await self._answers.predict(read, served, top_k, caller, extras)
+            outcomes = await self._answers.predict(noted, served, top_k, caller, extras)
         except AdaptError as error:
             comparisons.failed(served, error)
             raise
         if served[0].rule is not None:
-            await picture.digest()  # while the entry can be read
             comparisons.answered(outcomes, [(picture, None)])
         return self._good(index, name, outcomes)
 

@@ -135,6 +135,7 @@ class Calls:
             picture = Picture.of(request.headers.get(STICKY), body) if catalogue.repository.ruled else None
             versions = [await self.comparisons.version_for(task, version, picture) for task, version in asked]
             ruled = [served for served in versions if served.rule is not None]
+            picture = picture if ruled else None  # it holds the body
             await self._answers.check_room([served.digest for served in versions], caller)
             answering = self._answers.predict(body, versions, top_k, caller, extras)
             kept = body if recorder or ruled else b""

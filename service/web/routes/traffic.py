@@ -174,6 +174,7 @@ async def _prepare(
     for number in numbers:
         served = await catalogue.resolve(info.name, number)
         if number != info.active:
+            await catalogue.repository.bring(catalogue.repository.version(info.name, number))
             deadline = time.monotonic() + seconds
             await engine.try_file(str(served.path), served.digest, served.task, deadline)
 

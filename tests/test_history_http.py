@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from typer.testing import CliRunner
 from adaptserve_client import AsyncClient, Client, ForbiddenError, UnknownTaskError
 from service.cli.main import app
 from service.keys import create, dump
+from service.store.changes import RollBack
+from service.store.events import Actor
+from service.store.repository import Repository
 from tests.houses import House, Kit, house, pages, problem
 
 
@@ -151,3 +155,25 @@ def test_a_servers_history_goes_on_after_a_restart(kit: Kit, tmp_path: Path) -> 
             assert [(e["version"], e["by"], e["origin"]) for e in events] == [
                 (n, None, "http") for n in range(number, 0, -1)
             ]
+
+
+def test_a_roll_back_is_told_with_its_reason_also_by_a_server_that_saw_nothing_of_it(kit: Kit, tmp_path: Path) -> None:
+    with house(kit.settings(data_dir=tmp_path)) as home:
+        for number in (1, 2):
+            home.put("pets", kit.file(number)[0], activate=number == 1).raise_for_status()
+        told = home.client.put("/v1/tasks/pets/traffic", json={"1": 9, "2": 1})
+        since = told.raise_for_status().json()["since"]
+    with closing(Repository(tmp_path)) as repository:
+        repository.recover()
+        repository.revise("pets", RollBack(since, 2, "too slow"), by=Actor(None, "guard"), why="too slow")
+    with house(kit.settings(data_dir=tmp_path)) as home:
+        first = home.client.get("/v1/tasks/pets/history", params={"limit": 1}).json()["events"][0]
+        assert (first["what"], first["version"], first["origin"], first["why"]) == (
+            "rolled_back",
+            2,
+            "guard",
+            "too slow",
+        )
+        assert first["detail"] == {"weights": None, "before": {"1": 9, "2": 1}}
+        seen = home.client.get("/v1/tasks/pets/agreement", params={"version": 2}).raise_for_status().json()
+        assert (seen["compared"], seen["agreement"], seen["disagreements"]) == (0, None, [])

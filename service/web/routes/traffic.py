@@ -133,6 +133,8 @@ async def agreement(
     found = newest(await ledger.known(task), number)
     since = _since(info, number)
     if found is None or (found.since != since and (since is not None or not found.counts.compared)):
+        if since is None and info.rolled_back is not None and info.rolled_back.version == number:
+            since = info.rolled_back.when  # another server saw it, or this one before it was started again
         if since is None:
             catalogue.repository.version(task, number)  # there is one
             raise UnknownVersion(

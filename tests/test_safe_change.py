@@ -26,6 +26,7 @@ from tests.archives import archive
 from tests.houses import CLIP, House, Kit, Process, client_of, house, photograph, problem, until
 from tests.media_samples import clip
 from tests.s3 import options, s3
+from tests.test_replicas import s3_process
 
 PICTURES = [photograph(seed) for seed in range(24)]
 TEXTS = [base64.b64encode(picture).decode() for picture in PICTURES]
@@ -433,7 +434,7 @@ def test_two_servers_on_one_store_roll_back_once(kit: Kit, tmp_path: Path) -> No
         assert until(lambda: other.client.get("/v1/tasks/t/traffic").status_code == 200)
         assert until(lambda: state(other, "t")["weights"] == {"1": 1, "2": 1})
         assert versions(other, "t") == versions(one, "t")
-        assert until(lambda: other.local.bank.resident(kit_digest(other, 2)))
+        assert until(lambda: other.local.bank.resident(digest_of(other, 2)))
 
         for _ in range(50):
             if any(state(place, "t")["rolled_back"] for place in homes):
@@ -443,34 +444,51 @@ def test_two_servers_on_one_store_roll_back_once(kit: Kit, tmp_path: Path) -> No
         assert until(lambda: all(state(place, "t")["rolled_back"] for place in homes))
         (why,) = {json.dumps(state(place, "t")["rolled_back"]) for place in homes}
         assert set(versions(other, "t")) == {1}
-        events = one.client.get("/v1/tasks/t/history")
-        if events.status_code == 200:
-            assert [event["what"] for event in events.json()["events"]].count("rolled_back") == 1
+        events = one.client.get("/v1/tasks/t/history").raise_for_status().json()["events"]
+        assert [event["what"] for event in events].count("rolled_back") == 1
         assert json.loads(why)["version"] == 2
 
 
-def kit_digest(home: House, number: int) -> str:
+def digest_of(home: House, number: int) -> str:
     return str(home.front.catalogue.repository.version("t", number).digest)
 
 
 @pytest.mark.torture
-def test_a_family_of_processes_rolls_back_by_what_all_front_ends_saw(kit: Kit, tmp_path: Path) -> None:
-    given = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--threads", "1"]
-    given += ["--data-dir", str(tmp_path / "data"), "--front-ends", "2"]
-    with Process(given, tmp_path / "log") as process:
-        client = process.client
+@pytest.mark.parametrize("servers", [1, 2])
+def test_families_of_processes_roll_back_once_by_what_all_front_ends_saw(
+    kit: Kit, tmp_path: Path, servers: int
+) -> None:
+    given = ["--backbone", str(kit.folder / "vit"), "--weights", "random:0", "--threads", "1", "--front-ends", "2"]
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        if servers > 1:
+            for name, value in options(stack.enter_context(s3_process())).items():
+                patch.setenv(name, value)
+            given += ["--store", "s3://bucket/safe"]
+        families = [
+            stack.enter_context(Process([*given, "--data-dir", str(tmp_path / f"{n}")], tmp_path / f"{n}.log"))
+            for n in range(servers)
+        ]
+
+        def traffic(family: Process) -> dict[str, Any]:
+            answer = family.client.get("/v1/tasks/t/traffic")
+            return answer.json() if answer.status_code == 200 else {}  # type: ignore[no-any-return]
+
+        first = families[0].client
         for number, content in enumerate((kit.file(1)[0], permuted(kit, 1))):
-            client.put("/v1/tasks/t/adapter", content=content, params={"activate": not number}).raise_for_status()
-        guard = {"min_compared": 40}
-        assert direct(client, "t", {"weights": {"1": 1, "2": 1}, "guard": guard})["guard"]["min_compared"] == 40
-        clients = [client_of(process.url) for _ in range(8)]
+            first.put("/v1/tasks/t/adapter", content=content, params={"activate": not number}).raise_for_status()
+        direct(first, "t", {"1": 1, "2": 1})
+        assert until(lambda: all(traffic(family).get("weights") == {"1": 1, "2": 1} for family in families))
+        clients = [stack.enter_context(client_of(family.url)) for family in families for _ in range(4)]
         asked = 0
-        while client.get("/v1/tasks/t/traffic").json()["rolled_back"] is None:
-            for one in clients:
-                one.post("/v1/tasks/t/predict", content=photograph(asked)).raise_for_status()
+        while not any(traffic(family)["rolled_back"] for family in families):
+            for client in clients:
+                client.post("/v1/tasks/t/predict", content=photograph(asked)).raise_for_status()
                 asked += 1
-            assert asked < 2000, process.output
-        told = client.get("/v1/tasks/t/traffic").json()
-        print(asked, told["rolled_back"], client.get("/v1/tasks/t/agreement").json()["compared"])
-        for one in clients:
-            one.close()
+            assert asked < 3000, families[0].output
+        assert until(lambda: all(traffic(family)["rolled_back"] for family in families))
+        whys = {json.dumps(traffic(family)["rolled_back"]) for family in families}
+        print(asked, whys)
+        assert len(whys) == 1
+        events = families[-1].client.get("/v1/tasks/t/history").raise_for_status().json()["events"]
+        assert [event["what"] for event in events] == ["rolled_back", "traffic", "staged", "published"]
+        assert (events[0]["origin"], events[0]["why"]) == ("guard", json.loads(next(iter(whys)))["why"])

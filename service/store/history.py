@@ -16,7 +16,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,6 +30,8 @@ FOLDER, BROUGHT = "history", "of"
 DIGITS: Final = 16
 FILE_BYTES: Final = 4 * 2**20
 MAX_BYTES: Final = 2**30
+KEPT_FILES: Final = 4
+"""Files that were read last and are kept in memory: a page goes to and fro between some."""
 TAIL_BYTES: Final = 64 * 1024
 """Enough of a file's end to have a whole line in it."""
 _FIRST: Final = re.compile(r"([0-9]{16})\.jsonl")
@@ -60,7 +62,7 @@ class HistoryFiles:
         self._folder, self._file_bytes, self._max_bytes = root / FOLDER, file_bytes, max_bytes
         self._known: tuple[Path, int, int] | None = None  # the last file, its size and the last number, as left here
         self._synced: Path | None = None  # a file that will be found after a power cut
-        self._last_read = _File(Path(), b"", {})
+        self._last_read: tuple[_File, ...] = ()
 
     def record(self, old: TaskInfo, new: TaskInfo, cause: Cause) -> TaskInfo:
         """Announce a change durably; the task as it is to be written then."""
@@ -108,11 +110,12 @@ class HistoryFiles:
 
     def _read(self, path: Path) -> _File:
         """The file as it is; from memory where nothing was added since."""
-        known = self._last_read
-        if known.path != path or path.stat().st_size != len(known.text):
+        known = next((file for file in self._last_read if file.path == path), None)
+        if known is None or path.stat().st_size != len(known.text):
             text = path.read_bytes()
-            lines = {int(found[1]): found.start() for found in _NUMBER.finditer(text)}
-            self._last_read = known = _File(path, text, lines)
+            known = _File(path, text, {int(found[1]): found.start() for found in _NUMBER.finditer(text)})
+            others = (file for file in self._last_read if file.path != path)
+            self._last_read = (known, *islice(others, KEPT_FILES - 1))
         return known
 
     def _of(self, task: str) -> Path:

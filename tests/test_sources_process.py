@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import signal
 from pathlib import Path
 from random import Random
 from threading import Event
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from service.cli.main import app
+from service.messages import ALIVE, BRING, BROUGHT, DECLARED, Told
+from service.settings import Settings
+from service.sources.keeper import SourcesKeeper
 from tests.houses import Kit, Process, client_of, photograph, until
 
 SOURCES = "service.sources.process"
@@ -81,6 +87,33 @@ def test_files_that_come_while_the_process_is_killed(kit: Kit, tmp_path: Path, m
             ]
         assert not list(folder.glob("*.error.txt"))
         assert server.output.count("the sources process was killed by signal 9") >= 2
+
+
+def test_the_keeper_hands_on_what_is_of_tasks_alone() -> None:
+    """A sign of life that is handed on would be answered, and handed on, for ever."""
+    told: list[Told] = []
+    asked: list[Told] = []
+    process = SimpleNamespace(name="sources", channel=SimpleNamespace(send=asked.append), up=None, built=None)
+
+    async def start() -> Any:
+        process.up, process.built = (asyncio.get_running_loop().create_future() for _ in range(2))
+        process.ended = asyncio.get_running_loop().create_future()
+        process.up.set_result({})
+        process.built.set_result(None)
+        return process
+
+    async def begun() -> SourcesKeeper:
+        keeper = SourcesKeeper(Settings(), start, told.append)
+        (await keeper.begin()).close()
+        return keeper
+
+    keeper, front_end = asyncio.run(begun()), SimpleNamespace(name="front end 1")
+    for name in (ALIVE, DECLARED, BROUGHT, "up"):
+        keeper.heard(process, Told(name, None))
+    for name in (ALIVE, DECLARED, BRING, "counted"):
+        keeper.heard(front_end, Told(name, "x"))
+    assert [message.name for message in told] == [DECLARED, BROUGHT]
+    assert [message.name for message in asked] == [DECLARED, BRING]
 
 
 def test_a_tasks_file_with_mistakes_keeps_the_server_from_starting(tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ app = typer.Typer(
     `adaptserve push FILE` adds a task, `adaptserve predict PATH --task NAME` asks it, about whole folders too.
     `adaptserve train DATA --out FILE` makes one from labelled pictures or clips, `adaptserve evaluate DATA --task NAME`
     scores it as it is served. `adaptserve traffic` lets a new version answer a part of what is asked, and takes that
-    back from one that does badly. `adaptserve store` checks, moves and tidies what several servers share.
-    scores it as it is served. `adaptserve store` checks, moves and tidies what several servers share, `adaptserve
+    back from one that does badly. `adaptserve store` checks, moves and tidies what several servers share, `adaptserve
     history` tells who changed what, `adaptserve sources check` what is wrong with a file of tasks.
 
     Exit codes: 0 done, 1 it did not work (one line on stderr says why), 2 the command line is wrong, 3 a server's

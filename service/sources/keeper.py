@@ -12,7 +12,7 @@ from typing import Any
 
 from adapters.errors import AdaptError
 from service.family import Child, Ended, has_said, how_ended
-from service.messages import Message, Told
+from service.messages import BRING, BROUGHT, DECLARED, Message, Told
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,8 @@ class SourcesKeeper:
                 log.error("the %s process cannot be started: %s", one.name, error)
 
     def heard(self, one: Child, message: Told) -> None:
-        """What the process tells goes to all front ends, and what those tell to the process."""
-        if one.name == NAME:
+        """What the process tells of tasks goes to all front ends, and what those ask to the process; nothing else."""
+        if one.name == NAME and message.name in (DECLARED, BROUGHT):
             self._tell(message)
-        elif self._child is not None:
+        elif one.name != NAME and message.name in (DECLARED, BRING) and self._child is not None:
             self._child.channel.send(message)

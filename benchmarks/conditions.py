@@ -1,8 +1,8 @@
 """Does an object store keep its conditions where many write at once? `python -m benchmarks.conditions s3://bucket/path`.
 
 Eight threads create the same key, of whom one may succeed, again and again; then they count up one number by
-`If-Match`, which must come out whole. A server asks the like once at its start, alone. It ends with 1 where the store does
-not.
+`If-Match`, which must come out whole. A server asks the like once at its start, alone. It ends with 1 where the store
+does not.
 """
 
 from __future__ import annotations

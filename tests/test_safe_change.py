@@ -390,6 +390,8 @@ def test_the_commands_and_the_clients_do_the_same(home: House, kit: Kit) -> None
     assert "100 %" in run("traffic", "told", "--end")
     assert "shadow" not in run("shadow", "told", "--end").replace("shadow digits", "")
     assert "guard:" not in run("traffic", "told", "1=1", "2=1", "--no-guard")
+    events = home.client.get("/v1/tasks/told/history").json()["events"]
+    assert {one["origin"] for one in events if one["what"] in ("traffic", "shadow")} == {"cli"}
     for wrong in (["1=x"], ["1"], ["--guard", "window=9"], ["1=1", "--end"], ["1=1", "--guard", "window=x"]):
         assert "error:" in run("traffic", "told", *wrong, code=2)
     run("traffic", "told", "2=1", code=1)

@@ -14,7 +14,7 @@ from rich.table import Table
 from adaptserve_client import Client, TaskTraffic, VersionAgreement
 from adaptserve_client.calls import DEFAULT_URL
 from adaptserve_client.traffic import KEPT, Guard
-from service.cli.client import Key, Url
+from service.cli.client import AGENT, Key, Url
 from service.cli.console import complain, one_line_errors, out
 from service.exits import USAGE
 
@@ -53,7 +53,7 @@ def traffic(
     if (guard or no_guard) and not given:
         raise _wrong("a guard goes with weights, as 1=95 2=5")
     bounds: Guard = None if no_guard else _guard(guard) if guard else KEPT
-    with one_line_errors(), Client(url, key, retries=0) as client:
+    with one_line_errors(), Client(url, key, retries=0, user_agent=AGENT) as client:
         if end:
             client.end_traffic(task)
         _show(client.set_traffic(task, given, bounds) if given else client.traffic(task))
@@ -73,7 +73,7 @@ def shadow(
     """
     if version is not None and end:
         raise _wrong("give a version or --end, not both")
-    with one_line_errors(), Client(url, key, retries=0) as client:
+    with one_line_errors(), Client(url, key, retries=0, user_agent=AGENT) as client:
         if end:
             client.end_shadow(task)
         _show(client.traffic(task) if version is None else client.set_shadow(task, version, share))
@@ -93,7 +93,7 @@ def agreement(
 
     Example:  adaptserve agreement digits --version 3
     """
-    with one_line_errors(), Client(url, key, retries=0) as client:
+    with one_line_errors(), Client(url, key, retries=0, user_agent=AGENT) as client:
         _show_agreement(client.agreement(task, version))
 
 

@@ -88,6 +88,15 @@ def same(one: Server, other: Server) -> bool:
     return one.mirror.tasks() == other.mirror.tasks()
 
 
+def commit(truth: Truth, name: str, number: int) -> None:
+    """Make what was announced under that number: the task answers no more."""
+    task = truth.task(name)
+    assert task is not None
+    assert task.mark is not None
+    new = replace(task, active=None, log=(*task.log, number), mark=None)
+    truth.objects.replace(f"tasks/{name}.json", render(new), Mark(*task.mark))
+
+
 def test_both_publish_the_same_task_and_both_versions_are_there(pair: tuple[Server, Server]) -> None:
     a, b = pair
     with ThreadPoolExecutor(8) as pool:
@@ -142,14 +151,44 @@ def test_a_change_that_is_under_way_at_a_servers_start_is_seen_when_it_is_made(e
         a.put("u", b"2")
         b = server(stack, tmp_path / "b")
         assert b.mirror.store_seen < number
-        truth = a.mirror.truth
-        task = truth.task("t")
-        assert task is not None
-        new = replace(task, active=None, log=(*task.log, number), mark=None)
-        assert task.mark is not None
-        truth.objects.replace("tasks/t.json", render(new), Mark(*task.mark))
+        commit(a.mirror.truth, "t", number)
         assert until(lambda: b.mirror.task("t").active is None, 2)
         assert until(lambda: b.mirror.store_seen == 4)
+
+
+@pytest.mark.parametrize("following", [False, True])
+def test_a_change_that_is_made_after_a_later_one_is_seen_by_its_number(
+    pair: tuple[Server, Server], following: bool
+) -> None:
+    a, b = pair
+    a.put("t", b"1")
+    a.put("u", b"1")
+    assert until(lambda: b.mirror.had("u"))
+    if not following:
+        b.follower.close()
+    number = a.mirror.truth.announce("t", 2)
+    a.put("u", b"2")
+    b.mirror.see(number + 1)
+    assert b.mirror.task("u").active == 2
+    assert b.mirror.sees(number + 1)
+    assert not b.mirror.sees(number)
+    commit(a.mirror.truth, "t", number)
+    b.mirror.see(number)
+    assert b.mirror.task("t").active is None
+
+
+def test_two_changes_of_a_task_that_are_under_way_are_both_waited_for(pair: tuple[Server, Server]) -> None:
+    a, b = pair
+    a.put("t", b"1")
+    first = a.mirror.truth.announce("t", 1)
+    second = a.mirror.truth.announce("t", first)
+    a.put("u", b"1")
+    assert until(lambda: b.mirror.had("u"))
+    assert not b.mirror.sees(first), "the second one's number hides nothing"
+    commit(a.mirror.truth, "t", first)
+    assert until(lambda: b.mirror.sees(first))
+    assert b.mirror.task("t").active is None
+    assert not b.mirror.sees(second)
 
 
 @pytest.mark.parametrize("fault", ["lost", "cut", "500"])
@@ -346,7 +385,10 @@ def test_nothing_acknowledged_is_lost_whatever_fails(
         alive = {name: task for name, task in found.items() if task is not None and task.versions}
         for one in servers:
             assert until(lambda: {task.name: task for task in one.mirror.tasks()} == alive)  # noqa: B023
-        check_history(servers[0].mirror.past, {name: task for name, task in found.items() if task is not None})
+        past = {name: task for name, task in found.items() if task is not None}
+        first = servers[0].mirror
+        assert until(lambda: all(first.generation(name) == task.generation for name, task in past.items()))
+        check_history(first.past, past)
 
 
 def check(found: dict[str, TaskInfo | None], accounts: list[Account], bucket: Bucket) -> None:

@@ -42,7 +42,7 @@ class Follower:
         """``truth`` is asked with less patience than those who change something have."""
         self._mirror, self._truth, self._every_s = mirror, truth, every_s
         self._seen, self._verified = 0, False
-        self._watched: dict[str, tuple[int, float]] = {}  # the change that each task is to have, and since when
+        self._watched: dict[str, tuple[list[int], float]] = {}  # changes that may come, and since when
         self._listed = -ALL_S
         self._stop = threading.Event()
         self._readers = ThreadPoolExecutor(READERS, "store-reader")
@@ -125,7 +125,8 @@ class Follower:
                     return
                 self._seen += 1
                 if name:
-                    self._watched[name] = (self._seen, time.monotonic())
+                    earlier, _ = self._watched.get(name, ([], 0.0))
+                    self._watched[name] = ([*earlier, self._seen], time.monotonic())
             width = READERS
 
     def _read_watched(self) -> None:
@@ -133,10 +134,11 @@ class Follower:
         self._mirror.adopt(found)
         now = time.monotonic()
         there = {task.name: task.generation for task in found}
-        self._watched = {
-            name: (number, since) for name, (number, since) in self._watched.items()
-            if there.get(name, 0) < number and now - since < WATCH_S
+        left = {
+            name: ([number for number in numbers if number > there.get(name, 0)], since)
+            for name, (numbers, since) in self._watched.items() if now - since < WATCH_S
         }  # fmt: skip
+        self._watched = {name: (numbers, since) for name, (numbers, since) in left.items() if numbers}
 
     def _begin(self) -> None:
         """All manifests, and where the log is to be read from: its last ones may be announced, and not made yet."""
@@ -162,7 +164,7 @@ class Follower:
 
     def _tell(self) -> None:
         """Which change all are seen up to: one that was announced may have been made since it was looked for."""
-        self._mirror.heard(min((number - 1 for number, _ in self._watched.values()), default=self._seen))
+        self._mirror.heard(min((numbers[0] - 1 for numbers, _ in self._watched.values()), default=self._seen))
 
     def _read(self, names: Iterable[str]) -> list[TaskInfo]:
         """The tasks of those names that are in the store; one that cannot be read is left as it is known."""

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import math
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -70,6 +71,8 @@ class Mirror(Repository):
         self.truth = truth
         self.past = Past(SharedHistory(truth, lambda: self.store_seen), self)
         self._seen_here = 0  # what requests made this process see, beyond what the follower has told
+        self._open: dict[int, str] = {}  # but for these, which were announced and not made when they were looked for
+        self._seeing = threading.Lock()
         with disk_errors():
             (root / "blobs").mkdir(exist_ok=True)
         self._blobs = Blobs(root / "blobs", root / "staging", truth.blob, max_bytes=max_bytes, owner=owner)
@@ -179,7 +182,8 @@ class Mirror(Repository):
         """See every change up to that one that was acknowledged. Raises BadRequest if there is none of that number."""
         if self.sees(generation):
             return
-        if self.truth.announced(generation) is None:
+        name = self.truth.announced(generation)
+        if name is None:
             raise BadRequest(
                 f"no change has the number {generation}; send the X-AdaptServe-Generation that an answer had",
                 field="X-AdaptServe-Generation", got=generation,
@@ -187,13 +191,20 @@ class Mirror(Repository):
         seen = max(self._journal.store_seen, self._seen_here)
         if generation - seen > MOST_MISSED:
             raise StoreAway(f"this server is {generation - seen} changes behind the store; try again in a moment")
-        for name in sorted({self.truth.announced(number) or "" for number in range(seen + 1, generation + 1)}):
-            self.look(name)
-        self._seen_here = max(self._seen_here, generation)
+        named = {number: self.truth.announced(number) or "" for number in range(seen + 1, generation)}
+        named[generation] = name
+        for one in sorted(set(named.values())):
+            self.look(one)
+        with self._seeing:
+            named, store = self._open | named, self._journal.store_seen
+            self._open = {n: one for n, one in named.items() if one and n > store and (self.generation(one) or 0) < n}
+            self._seen_here = max(self._seen_here, generation)
 
     def sees(self, generation: int) -> bool:
         """Whether ``see`` has nothing to do."""
-        return generation <= max(self._journal.store_seen, self._seen_here)
+        if generation <= self._journal.store_seen:
+            return True
+        return generation <= self._seen_here and generation not in self._open
 
     def adopt(self, tasks: Iterable[TaskInfo]) -> None:
         """Have tasks here as the store has them, unless what is here is later."""

@@ -105,6 +105,16 @@ def test_a_seed_gives_one_answer() -> None:
     assert first.penalty == again.penalty
 
 
+def test_fewer_examples_than_folds_are_left_out_one_by_one() -> None:
+    solved = solve(*blobs(4, 12, 2, spread=0.01), 2)
+    assert solved.accuracy == 1.0
+    assert math.isfinite(solved.loss)
+
+
+def test_one_example_with_many_labels_is_taken() -> None:
+    assert math.isnan(solve(torch.ones(1, 4), torch.tensor([[1.0, 0.0]]), 2).accuracy)
+
+
 def test_one_example_of_a_label_is_enough() -> None:
     features, labels = blobs(5, 12, 5, spread=0.01)
     solved = solve(features, labels, 5)

@@ -149,6 +149,8 @@ def _folds(problem: _Problem, seed: int) -> list[tuple[_Problem, _Problem]]:
     """Pairs of what is solved and what scores it; every label is spread over the folds. None where one is too rare."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(problem.features), generator=generator)[:MAX_CHOICE]
+    if len(order) < 2:
+        return []
     if problem.many:
         fold = torch.arange(len(order)) % FOLDS
     else:
@@ -157,7 +159,7 @@ def _folds(problem: _Problem, seed: int) -> list[tuple[_Problem, _Problem]]:
         if rarest[rarest > 0].min() < 2:
             return []
         order, fold = by_label, torch.arange(len(by_label)) % FOLDS
-    return [(problem.part(order[fold != k]), problem.part(order[fold == k])) for k in range(FOLDS)]
+    return [(problem.part(order[fold != k]), problem.part(order[fold == k])) for k in range(min(FOLDS, len(order)))]
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def _choose(problem: _Problem, seed: int, on_step: Callable[[float], None] | Non
             solved.minimum(penalty, start, STEPS, COMPARED) for (solved, _), start in zip(folds, found, strict=True)
         ]
         parts = [part for _, part in folds]
-        loss = sum(part.loss(*at).item() for part, at in zip(parts, found, strict=True)) / FOLDS
+        loss = sum(part.loss(*at).item() for part, at in zip(parts, found, strict=True)) / len(parts)
         right = torch.cat([part.right(*at) for part, at in zip(parts, found, strict=True)])
         tried.append(_Tried(penalty, loss, right.mean().item(), right))
         if on_step:

@@ -153,7 +153,7 @@ def main() -> None:
     place, sets = held["machine"], held["sets"]
     put(
         "defaults",
-        f"{place['device']}, {args.jobs} trainings at a time with one thread each, torch {place['torch']}, "
+        f"{place['device']}, each training with one thread, torch {place['torch']}, "
         f"{place['date']}, one seed. On the {len(CHOSEN_ON)} sets that the defaults were chosen on: "
         f"{summary(CHOSEN_ON, sets)}. On the {len(KEPT_ASIDE)} kept aside: {summary(KEPT_ASIDE, sets)}.",
         Table(

@@ -257,7 +257,7 @@ def test_an_engine_killed_while_it_tries_an_upload(quiet: Process, folder: Path,
         thread.join()
     assert problem(found[0], 503)["type"] == LOST
     assert until(lambda: list((folder / "data" / "staging").iterdir()) == [])
-    assert until(lambda: ready(quiet).status_code == 200, STARTED_S)
+    assert until(lambda: ready(quiet).status_code == 200, STARTED_S), quiet.output
     made = httpx.put(url, content=kit.file(5)[0], timeout=WAIT)
     assert (made.status_code, made.json()["version"]) == (201, 1)
 

@@ -1,6 +1,5 @@
 """What traffic rules, comparisons and shadows cost: the table of docs/SAFE_CHANGE.md.
 
-
 `python -m benchmarks.safe_change` asks a real server, with the demo's backbone and two versions of its digits, one
 picture at a time from some clients, in turns: without a rule, with half of the traffic for each version and no
 comparisons, with all answers of the new version compared, and with a shadow that sees everything. Told are the

@@ -12,10 +12,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header, Request, Response
-from pydantic.json_schema import SkipJsonSchema
+from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import AdaptError
@@ -36,7 +35,7 @@ from service.web.prediction import Answers
 from service.web.problems import document, plain_document
 from service.web.routes.batch_body import GZIP, TAR, ZIP, BatchBody
 from service.web.routes.bodies import exchange, receive
-from service.web.routes.callers import Sticky, TheAsker
+from service.web.routes.callers import DeadlineMs, Sticky, TheAsker
 from service.web.routes.common import TaskName, problems
 from service.web.routes.parameters import declared
 from service.web.routes.predict import TOP_K, Calls, TheExtras, TopK, Version, wire
@@ -69,15 +68,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = problems(404, 408, 413, 415, 422, 
         "that one was cut short.",
     }
 }
-
-DeadlineMs = Annotated[
-    int | SkipJsonSchema[None],
-    Header(
-        alias="X-Deadline-Ms",
-        ge=1,
-        description="milliseconds that the whole answer is worth waiting for, once the body is sent",
-    ),
-]
 
 
 class BatchCall:

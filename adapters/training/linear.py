@@ -22,6 +22,8 @@ PATIENCE = 3
 """So many weaker penalties in a row that are worse end the search."""
 SURE = 2.0
 """Standard errors by which a penalty weaker than scikit-learn's own must be better than that one."""
+AS_GOOD = 1.0
+"""Standard errors by which a penalty may be worse than the best and still count as equal to it."""
 WITHOUT_FOLDS = 1.0
 """The penalty where a label has a single example, so that nothing can be left out."""
 STEPS, FINAL_STEPS = 40, 300
@@ -173,11 +175,13 @@ class _Tried:
 
 
 def _choose(problem: _Problem, seed: int, on_step: Callable[[float], None] | None) -> _Tried:
-    """The penalty of the highest accuracy together with its neighbours, of equal ones that of least loss.
+    """The penalty of the highest accuracy together with its neighbours, or one nearer to scikit-learn's own.
 
     Neighbours, since the accuracy of few examples is a lottery; and not the loss, which asks for smaller weights than
-    the accuracy does. A penalty weaker than scikit-learn's own must be clearly better than that one: what is left out
-    is mostly of the same people, fonts or places as what is solved, and flatters weights that know them by heart.
+    the accuracy does. For the same reason one that is nearer to the usual and as good within a standard error is taken
+    (the rule of Breiman et al., 1984; Hastie et al., The Elements of Statistical Learning, sec. 7.10). A weaker one
+    than the usual must be clearly better than that: what is left out is mostly of the same people, fonts or places as
+    what is solved, and flatters weights that know them by heart.
     """
     folds = _folds(problem, seed)
     if not folds:
@@ -199,15 +203,18 @@ def _choose(problem: _Problem, seed: int, on_step: Callable[[float], None] | Non
             break
     smoothed = _smoothed(tried)
     best = max(smoothed, key=lambda one: (one.accuracy, -one.loss))
-    known = next(one for one in smoothed if one.penalty == usual)
-    return best if best.penalty >= usual or _clearly_better(best, known) else known
+    nearer = [one for one in smoothed if usual <= one.penalty <= best.penalty]
+    if not nearer:
+        known = next(one for one in smoothed if one.penalty == usual)
+        return best if _standard_errors(best, known) > SURE else known
+    return next(one for one in reversed(nearer) if _standard_errors(best, one) <= AS_GOOD)
 
 
-def _clearly_better(one: _Tried, other: _Tried) -> bool:
-    """By the examples that the two do not agree on: McNemar's comparison, in standard errors."""
+def _standard_errors(one: _Tried, other: _Tried) -> float:
+    """By how many of them it is better, of the examples that the two do not agree on: McNemar's comparison."""
     more = one.right - other.right
-    error: float = max(more.square().sum().item(), 1.0) ** 0.5
-    return more.sum().item() > SURE * error
+    found: float = more.sum().item() / max(more.square().sum().item(), 1.0) ** 0.5
+    return found
 
 
 def _smoothed(tried: list[_Tried]) -> list[_Tried]:

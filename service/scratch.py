@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Self
 
 PREFIX = "adaptserve-"
+LONGEST = 64
+"""Bytes of the place for such folders: a socket's whole path has room for 103 on macOS, for 107 on Linux."""
 _LOCK = "lock"
 
 
@@ -23,7 +25,7 @@ class Scratch:
     def __init__(self) -> None:
         """Raises OSError."""
         sweep()
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_place()))
         self._lock = (self.path / "new").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         (self.path / "new").rename(self.path / _LOCK)  # locked from its first moment
@@ -40,9 +42,15 @@ class Scratch:
         self.close()
 
 
+def _place() -> Path:
+    """The folder for temporary files, or /tmp where a socket's path would not fit into that."""
+    place = Path(tempfile.gettempdir())
+    return place if len(os.fsencode(place)) <= LONGEST else Path("/tmp")  # noqa: S108 (mkdtemp makes it this user's)
+
+
 def sweep() -> None:
     """Remove this user's folders whose server was killed; what cannot be removed stays."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for folder in _place().glob(f"{PREFIX}*"):
         try:
             if folder.lstat().st_uid != os.getuid():
                 continue

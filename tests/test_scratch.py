@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from service.scratch import PREFIX, Scratch, sweep
+from service.scratch import LONGEST, PREFIX, Scratch, _place, sweep
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    """Short enough, however deep pytest's own folder lies."""
+    monkeypatch.setattr("service.scratch._place", lambda: tmp_path)
     return tmp_path
 
 
@@ -37,3 +39,18 @@ def test_what_a_dead_server_left_goes_and_nothing_else(temporary: Path) -> None:
         left = {path.name for path in temporary.iterdir()}
         assert left == {f"{PREFIX}unlocked", "other", f"{PREFIX}link", living.path.name}
         assert (temporary / "other" / "lock").exists()
+
+
+@pytest.mark.parametrize("length", [LONGEST, LONGEST + 1, 200])
+def test_a_socket_fits_however_long_the_folder_for_temporary_files_is(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        place = Path(short) / ("x" * (length - len(short) - 1))
+        place.mkdir()
+        monkeypatch.undo()
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        with Scratch() as scratch, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(scratch.path / "engine-1000.sock"))
+            assert scratch.path.parent == _place() == (place if length <= LONGEST else Path("/tmp"))
+            assert len(str(scratch.path / "engine-1000.sock")) <= 103

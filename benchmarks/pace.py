@@ -1,16 +1,19 @@
 """How long a picture takes in training: float32 and bfloat16, all blocks and the last half, and its prefix kept.
 
 ``python -m benchmarks.pace --data FOLDER`` times steps of AdaptFormer on a ViT-S of 98 pixels, in turns so that a busy
-machine slows all of them, and puts the table into docs/RESULTS.md.
+machine slows all of them; then one process with two threads against two with one, which needs two cores that nobody
+else uses. It puts the table into docs/RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from benchmarks.trial import BACKBONES
 
 LABELS = tuple(str(d) for d in range(10))
 BATCH, STEPS, EXAMPLES, EPOCHS = 32, 12, 1650, 5
+ROUNDS = 3
 FILE = RESULTS / "pace.json"
 
 
@@ -79,6 +83,25 @@ def stepper(way: Way, data: Path) -> Callable[[], float]:
     return step
 
 
+def _rate(data: Path, threads: int, start: float) -> float:
+    """Pictures a second of wall time by this process, whose steps begin together with those of others."""
+    torch.set_num_threads(threads)
+    step = stepper(WAYS[1], data)
+    step()
+    time.sleep(max(0.0, start - time.time()))
+    began = time.monotonic()
+    for _ in range(STEPS):
+        step()
+    return BATCH * STEPS / (time.monotonic() - began)
+
+
+def side_by_side(data: Path, processes: int, threads: int) -> float:
+    """Pictures a second by all of them: two that halve each batch between them can be no faster."""
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        start = time.time() + 20  # by then each is ready
+        return sum(pool.map(_rate, [data] * processes, [threads] * processes, [start] * processes))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pace", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -92,13 +115,19 @@ def main() -> None:
             step()  # warms up
         times = [[step() for step in steps] for _ in track(range(STEPS), "steps in turns", transient=True)]
         found = [statistics.median(column) / BATCH for column in zip(*times, strict=True)]
-        write_json(FILE, {"machine": machine(torch.device("cpu")), "seconds": found})
+        rounds = [
+            (side_by_side(args.data, 1, 2), side_by_side(args.data, 2, 1))
+            for _ in track(range(ROUNDS), "both cores", transient=True)
+        ]
+        write_json(FILE, {"machine": machine(torch.device("cpu")), "seconds": found, "both_cores": rounds})
     held = json.loads(FILE.read_text())
     place, seconds = held["machine"], held["seconds"]
+    threads, workers = (statistics.median(column) for column in zip(*held["both_cores"], strict=True))
     put(
         "pace",
         f"{place['device']}, one thread, torch {place['torch']}, {place['date']}; ViT-S at 98 pixels, batches "
-        f"of {BATCH}, the median of {STEPS} steps each, in turns.",
+        f"of {BATCH}, the median of {STEPS} steps each, in turns. On both cores ({WAYS[1].name}) one process of two "
+        f"threads trains {threads:.0f} pictures a second, two side by side of one thread {workers:.0f} together.",
         Table(
             ("AdaptFormer", "CPU ms a picture", "of float32", f"{EXAMPLES:,} pictures, {EPOCHS} epochs: minutes"),
             tuple(

@@ -17,7 +17,7 @@ from benchmarks.trial import Trial
 
 FIGURE = PAGE.with_name("stability.svg")
 LABEL = "Held-out loss of a temporal adapter by epoch, with and without warm-up and clipped gradients"
-STEADY = Trial("four actions", "adaptformer", "demo", steps=300, batch=8, head="mean", lr=3e-3, curve=True)
+STEADY = Trial("four actions", "adaptformer", "demo", steps=1200, batch=8, head="mean", lr=3e-3, curve=True)
 LOOSE = replace(STEADY, warmup=1e-9, clip=1e9)
 NAMES = {"as it trains": STEADY, "without warm-up, gradients not clipped": LOOSE}
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WORTH = 0.01
 """Accuracy that half of the examples must cost before more of them are asked for."""
+FEW = 100
+"""Held-out examples below which a difference must be large to be more than chance."""
 LEARNT = 0.05
 """Training loss below which nothing is left to learn from the examples that are there."""
 
@@ -49,11 +51,13 @@ def account_of(model: HeadedModel, result: FitResult, train: MediaExamples, held
 def verdict(tuned: Tuned, method: str, reached: float) -> str:
     """One line to act on: what the method is worth here, and what more of something would likely give."""
     linear, more = tuned.linear["accuracy"], tuned.linear["accuracy"] - tuned.half
-    data = (
-        f"half of the examples give a linear head {100 * more:.1f} points less, so more of them should help"
-        if more >= WORTH
-        else "half of the examples give a linear head as much, so more of them need not help"
-    )
+    held_out = len(tuned.vectors[1].labels)
+    if more >= WORTH and (held_out >= FEW or more >= held_out**-0.5):
+        data = f"half of the examples give a linear head {100 * more:.1f} points less, so more of them should help"
+    elif held_out < FEW:
+        data = f"whether more examples would help, {held_out} held-out files are too few to say"
+    else:
+        data = "half of the examples give a linear head as much, so more of them need not help"
     if tuned.kept_linear:
         return f"{method} found nothing better than the best linear head, which was kept ({linear:.2%}); {data}"
     if method == "linear":
@@ -61,7 +65,7 @@ def verdict(tuned: Tuned, method: str, reached: float) -> str:
     gained = f"{100 * (reached - linear):+.1f} points over the best linear head ({linear:.2%})"
     losses = [line["loss"] for line in tuned.result.history]
     if losses and losses[-1] < LEARNT:
-        return f"{gained}; the training examples are learnt by heart, so a higher rank will not help, but {data}"
+        return f"{gained}; the training examples are learnt by heart, so a higher rank will not help; {data}"
     return f"{gained}; the training loss still falls, so more epochs or a higher rank may give more; {data}"
 
 

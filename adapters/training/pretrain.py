@@ -73,18 +73,20 @@ def augment(images: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
     return padded[torch.arange(batch)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, cols]
 
 
-def _mean_and_std() -> tuple[Tensor, Tensor]:
-    return torch.tensor([MEAN]), torch.tensor([STD])
+def _normalised(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8, as the backbone will get it."""
+    mean, std = (torch.tensor(each).expand(len(pixels), 3) for each in (MEAN, STD))
+    return normalise(pixels, mean, std)
 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy on (N, 3, H, W) uint8 images."""
     model.eval()
-    hits, pixel_scale = 0.0, _mean_and_std()
+    hits = 0.0
     for start in range(0, len(labels), 500):
         part = slice(start, start + 500)
-        hits += (model(normalise(images[part], *pixel_scale)).argmax(1) == labels[part]).sum().item()
+        hits += (model(_normalised(images[part])).argmax(1) == labels[part]).sum().item()
     return hits / len(labels)
 
 
@@ -103,7 +105,7 @@ def pretrain(data: Path, out: Path, config: PretrainConfig, teller: Teller) -> d
         [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
         betas=(0.9, 0.99),
     )
-    steps, pixel_scale = len(images) // config.batch, _mean_and_std()
+    steps = len(images) // config.batch
     start = time.monotonic()
     log: list[dict[str, object]] = []
     epoch, done = 0, False
@@ -122,7 +124,7 @@ def pretrain(data: Path, out: Path, config: PretrainConfig, teller: Teller) -> d
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress, config.lr, config.warmup)
             loss = F.cross_entropy(
-                model(normalise(augment(images[index], generator), *pixel_scale)),
+                model(_normalised(augment(images[index], generator))),
                 labels[index],
                 label_smoothing=config.label_smoothing,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from adapters.file import Adapter, read_adapter, write_adapter
 from adapters.limits import FileLimits
 from adapters.predictor import Predictor
 from adapters.training.demo import digits, photos
-from adapters.training.demo.build import score_file
+from adapters.training.demo.build import score_file, train_task, write_task
 from adapters.training.demo.tasks import DIGIT_TASKS
+from adapters.training.progress import Teller
 
 DEMO = DEMO_BACKBONE.parent
 FINGERPRINT = "d44bf3b0f12d8a1ddb31db239980c1da429cd47edf080f0a338d38ea2d13752d"
@@ -89,6 +91,21 @@ def test_the_shipped_digits_score_as_promised(backbone: Backbone) -> None:
     adapter, accuracy = score_file(DEMO / "tasks" / "digits.safetensors", DIGIT_TASKS[0], backbone)
     assert accuracy >= 0.97
     assert accuracy == pytest.approx(adapter.config.training["held_out_accuracy"], abs=2 / 359)
+
+
+@pytest.mark.parametrize("number", range(len(DIGIT_TASKS)), ids=[task.name for task in DIGIT_TASKS])
+def test_its_tasks_can_be_trained_again(backbone: Backbone, tmp_path: Path, number: int) -> None:
+    """On little data: what is written holds its own account, and scores as it says."""
+    task = DIGIT_TASKS[number]
+    train, held_out = ((pixels[:24], labels[:24]) for pixels, labels in task.data())
+    small = replace(task, data=lambda: (train, held_out), fit=replace(task.fit, epochs=1, batch=8))
+    model, result = train_task(small, backbone, Teller(), temporal=task.temporal)
+    write_task(small, model, result, tmp_path / "made.safetensors", {"note": 1})
+    adapter, accuracy = score_file(tmp_path / "made.safetensors", small, backbone)
+    told = adapter.config.training
+    assert (told["train_examples"], told["held_out_examples"], told["note"]) == (24, 24, 1)
+    assert told["held_out_accuracy"] == pytest.approx(accuracy, abs=1 / 24)
+    assert adapter.config.labels == task.labels
 
 
 def test_nothing_held_out_is_trained_on() -> None:

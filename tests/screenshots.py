@@ -5,6 +5,7 @@ It starts a server on the demo in a scratch folder, does what a person would do,
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ TAUGHT_S = 900.0
 
 def main() -> None:
     """Write all pictures."""
+    argparse.ArgumentParser(prog="python -m tests.screenshots", description=__doc__).parse_args()
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as (served, page):
         prepare(served, Path(folder))

@@ -27,7 +27,7 @@ from tests.devices import StandIn
 from tests.houses import CLIP, IMAGE, House, Kit, house, photograph, problem, until
 from tests.media_samples import clip
 from tests.models import FAMILIES, Spec, close, random_adapter, small_backbone
-from tests.test_backbone import normalised, reference
+from tests.references import normalised, reference
 from tests.test_graphs import SPECS, Bench
 from tests.test_heads import SPECS as HEADS
 

@@ -35,7 +35,7 @@ from tests import media_samples
 from tests.devices import StandIn
 from tests.houses import Kit, house, photograph, scores_of
 from tests.models import Spec, config_of, random_adapter, small_backbone
-from tests.test_backbone import Bench, pixels, reference
+from tests.references import Bench, pixels, reference
 
 DEMO = Path(__file__).parent.parent / "adapters" / "demo" / "tasks"
 PARALLEL = SiteConfig(site="parallel", blocks=(0, 2), rank=4)

@@ -1,4 +1,4 @@
-"""Forward passes of timm's models that are no plain ViT, written out for the references of test_backbone.py."""
+"""Forward passes of timm's models that are no plain ViT, written out for tests.references."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ from adapters.forward.staging import HostStaging, PinnedStaging
 from adapters.media import Preprocess, decode
 from adapters.meta import bare_config
 from tests.devices import StandIn
+from tests.heads import SPECS as HEADS
 from tests.houses import CLIP, IMAGE, House, Kit, house, photograph, problem, until
 from tests.media_samples import clip
 from tests.models import FAMILIES, Spec, close, random_adapter, small_backbone
-from tests.test_backbone import normalised, reference
+from tests.references import normalised, reference
 from tests.test_graphs import SPECS, Bench
-from tests.test_heads import SPECS as HEADS
 
 QKV = Spec((SiteConfig(site="qkv", blocks=(0, 1), rank=3, act="none"),), 4)
 VIEWS = Spec(IMAGE.sites, 4, "cls", "trained", frames=2, head="frames")

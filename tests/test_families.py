@@ -9,7 +9,7 @@ import torch
 
 from adapters.backbone import load_backbone
 from tests.models import Spec, random_adapter
-from tests.test_backbone import NORMS, Bench, all_sites, normalised, pixels, reference
+from tests.references import NORMS, Bench, all_sites, normalised, pixels, reference
 
 NAMES = (
     "vit_tiny_patch16_224", "vit_base_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_224",

@@ -19,7 +19,7 @@ from adapters.limits import FileLimits
 from tests.imports import LABELS, Base, Bed, served
 from tests.models import close, small_backbone
 from tests.official import official_logits, random_state
-from tests.test_backbone import normalised, pixels
+from tests.references import normalised, pixels
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters.backbone import load_backbone
 from tests.imports import Base, Bed, served
 from tests.models import close
-from tests.test_backbone import normalised, pixels
+from tests.references import normalised, pixels
 from tests.test_importers import Trap
 
 WIDTH, RANK, CONFIGS = 48, 6, ("post", "pfeiffer", "parallel", "pre", "intermediate", "houlsby")

@@ -18,7 +18,7 @@ from adapters.backbone import load_backbone
 from adapters.importers.bottleneck import BottleneckSettings, dense, site_of_flags
 from tests.imports import LABELS, Base, Bed, served
 from tests.models import close
-from tests.test_backbone import normalised, pixels
+from tests.references import normalised, pixels
 from tests.test_importers import Trap
 
 WIDTH, RANK = 48, 6

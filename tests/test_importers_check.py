@@ -17,7 +17,7 @@ from adapters.scores import probabilities
 from tests.imports import LABELS, Base, Bed
 from tests.media_samples import encode, scene
 from tests.official import official_logits, random_state
-from tests.test_backbone import normalised
+from tests.references import normalised
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from adapters.backbone import load_backbone
 from adapters.importers.families import place
 from tests.imports import Base, Bed, served
 from tests.models import close
-from tests.test_backbone import normalised, pixels
+from tests.references import normalised, pixels
 from tests.test_importers_peft import random_lora, save_folder
 
 

@@ -19,7 +19,7 @@ from adapters.file import read_adapter
 from adapters.limits import FileLimits
 from tests.imports import Base, Bed, served
 from tests.models import close
-from tests.test_backbone import normalised, pixels
+from tests.references import normalised, pixels
 
 BASE_CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 12, "bias": "none", "modules_to_save": ["classifier"]}
 # Module in one block -> the Linear of timm's block, and which third of its output.

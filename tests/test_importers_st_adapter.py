@@ -16,8 +16,8 @@ from adapters.file import Adapter
 from adapters.predictor import Predictor
 from tests.imports import LABELS, Base, Bed
 from tests.models import close
+from tests.references import pixels
 from tests.st_adapter import KINDS, State, official_logits, random_state, save_checkpoint, trained
-from tests.test_backbone import pixels
 
 
 @pytest.fixture(scope="module")

@@ -1,80 +1,26 @@
-"""Several writers on one store that fails in all its ways: nothing acknowledged is lost, and all see the same."""
+"""Several writers on one store that fails in its ways, each by itself: what one changes, the others heed and see."""
 
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from adapters.errors import NoRoom
-from service.errors import Conflict, StorageFailed, StoreAway, StoreRefused, UnknownTask, UnknownVersion
-from service.store.follower import Follower
-from service.store.manifest import TaskInfo, render
-from service.store.mirror import Mirror
-from service.store.objects import Mark, Objects, open_objects
+from service.errors import Conflict, StorageFailed, StoreRefused, UnknownTask, UnknownVersion
+from service.store.manifest import render
+from service.store.objects import Mark, open_objects
 from service.store.truth import Truth
 from tests.houses import until
-from tests.replaying import check_history
-from tests.s3 import Bucket, Fault, options, s3
+from tests.mirrors import URL, Server, bucket, empty, objects, server
+from tests.s3 import Bucket, Fault
 
-URL = "s3://bucket/tasks"
-WRITERS = 3
-
-
-@dataclass
-class Server:
-    """A mirror with its follower; ``put`` publishes bytes."""
-
-    mirror: Mirror
-    follower: Follower
-
-    def put(self, task: str, content: bytes, *, activate: bool = True) -> tuple[int, bool]:
-        staging = self.mirror.open_staging(10**6)
-        try:
-            staging.write(content)
-            info, created = self.mirror.publish(task, staging, activate=activate)
-        finally:
-            staging.discard()
-        assert info.digest == hashlib.sha256(content).hexdigest()
-        return info.number, created
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    with s3() as (bucket, url), pytest.MonkeyPatch.context() as patch:
-        for name, value in options(url).items():
-            patch.setenv(name, value)
-        yield bucket
-
-
-@pytest.fixture
-def empty(bucket: Bucket) -> Bucket:
-    bucket.objects.clear()
-    bucket.fault = lambda method, key: None
-    bucket.asked.clear()
-    return bucket
-
-
-def objects(retries: int = 1) -> Objects:
-    return open_objects(URL, timeout_s=5, retries=retries)
-
-
-def server(stack: ExitStack, folder: Path, url: str = URL, **more: Any) -> Server:
-    truth = Truth(open_objects(url, timeout_s=5, retries=1))
-    mirror = stack.enter_context(closing(Mirror(folder, truth, owner="a", **more)))
-    mirror.recover()
-    follower = stack.enter_context(closing(Follower(mirror, truth, every_s=0.02)))
-    follower.start()
-    return Server(mirror, follower)
+__all__ = ["bucket", "empty"]
 
 
 @pytest.fixture(params=["s3", "file"])
@@ -318,96 +264,3 @@ def test_bounds_hold_at_every_server(empty: Bucket, tmp_path: Path) -> None:
         assert until(lambda: a.mirror.had("u"))
         with pytest.raises(NoRoom, match="max_tasks"):
             a.put("v", b"1")
-
-
-# The same at random: threads that change a few tasks at three servers, over a store that fails at random.
-
-CHANGES = st.lists(
-    st.tuples(
-        st.sampled_from(["put", "put", "put", "stage", "activate", "delete", "drop"]),
-        st.sampled_from(["t", "u"]),
-        st.integers(0, 5),
-    ),
-    max_size=12,
-)
-
-
-@dataclass
-class Account:
-    """What one writer was told."""
-
-    created: dict[tuple[str, int], str] = field(default_factory=dict)
-    dropped: set[tuple[str, int]] = field(default_factory=set)
-    """Versions that it deleted, or may have."""
-    deleted: set[str] = field(default_factory=set)
-    """Tasks that it deleted, or may have."""
-
-    def run(self, at: Server, changes: list[tuple[str, str, int]]) -> None:
-        for what, task, number in changes:
-            with suppress(UnknownTask, UnknownVersion, Conflict, StoreAway):
-                if what in ("put", "stage"):
-                    content = bytes([number])
-                    made, new = at.put(task, content, activate=what == "put")
-                    if new:
-                        assert (task, made) not in self.created
-                        self.created[task, made] = hashlib.sha256(content).hexdigest()
-                elif what == "activate":
-                    at.mirror.activate(task, number + 1)
-                elif what == "drop":
-                    self.dropped.add((task, number + 1))
-                    at.mirror.delete_version(task, number + 1)
-                else:
-                    self.deleted.add(task)
-                    at.mirror.delete_task(task)
-
-
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=st.lists(CHANGES, min_size=WRITERS, max_size=WRITERS), seed=st.integers(0, 1000))
-def test_nothing_acknowledged_is_lost_whatever_fails(
-    empty: Bucket, tmp_path_factory: pytest.TempPathFactory, changes: list[list[tuple[str, str, int]]], seed: int
-) -> None:
-    empty.objects.clear()
-    empty.fault = lambda method, key: None
-    dice = random.Random(seed)
-    faults: list[Fault | None] = ["cut", "lost", "500", *[None] * 17]
-    with ExitStack() as stack:
-        folder = tmp_path_factory.mktemp("mirrors")
-        servers = [server(stack, folder / str(number)) for number in range(WRITERS)]
-        empty.fault = lambda method, key: dice.choice(faults)
-        accounts = [Account() for _ in servers]
-        with ThreadPoolExecutor(WRITERS) as pool:
-            for done in [pool.submit(a.run, at, todo) for a, at, todo in zip(accounts, servers, changes, strict=True)]:
-                done.result()
-        empty.fault = lambda method, key: None
-        truth = Truth(objects())
-        found = {name: truth.task(name) for name, _ in truth.marks()}
-        check(found, accounts, empty)
-        alive = {name: task for name, task in found.items() if task is not None and task.versions}
-        for one in servers:
-            assert until(lambda: {task.name: task for task in one.mirror.tasks()} == alive)  # noqa: B023
-        past = {name: task for name, task in found.items() if task is not None}
-        first = servers[0].mirror
-        assert until(lambda: all(first.generation(name) == task.generation for name, task in past.items()))
-        check_history(first.past, past)
-
-
-def check(found: dict[str, TaskInfo | None], accounts: list[Account], bucket: Bucket) -> None:
-    created: dict[tuple[str, int], str] = {}
-    for account in accounts:
-        assert not created.keys() & account.created.keys(), "a number was given twice"
-        created |= account.created
-    dropped = {version for account in accounts for version in account.dropped}
-    deleted = {task for account in accounts for task in account.deleted}
-    for (name, number), digest in created.items():
-        task = found[name]
-        assert task is not None
-        assert task.next > number
-        if (name, number) not in dropped and name not in deleted:
-            assert task.versions[number].digest == digest
-    for task in found.values():
-        assert task is not None
-        assert task.active is None or task.active in task.versions
-        for version in task.versions.values():
-            assert created.get((task.name, version.number), version.digest) == version.digest
-            content = bucket.objects[f"tasks/blobs/{version.digest}"].content
-            assert hashlib.sha256(content).hexdigest() == version.digest

@@ -18,7 +18,7 @@ from adapters.forward.prefix import PrefixCache
 from tests.devices import StandIn
 from tests.houses import Kit, house, photograph
 from tests.models import FAMILIES, Spec, random_adapter, small_backbone
-from tests.test_backbone import Bench, all_sites, pixels
+from tests.references import Bench, all_sites, pixels
 
 MIB = 2**20
 

@@ -18,7 +18,7 @@ from service.engine.engine import Engine
 from service.engine.interface import Answer
 from service.errors import ComputeFailed, Draining
 from tests.devices import StandIn
-from tests.test_engine import WAIT, House, wait_for
+from tests.engines import WAIT, House, wait_for
 
 
 @dataclass

@@ -16,8 +16,8 @@ from adapters.forward.plan import PATCHES_AT, SITES, plan_of
 from adapters.predictor import Predictor
 from adapters.training.model import AdaptedModel
 from tests.models import FAMILIES, Spec, close, config_of, head_of, random_adapter, residual, small_backbone
+from tests.references import Bench, all_sites, normalised, pixels, reference
 from tests.st_adapter import KINDS, State, official_logits, random_state
-from tests.test_backbone import Bench, all_sites, normalised, pixels, reference
 
 FRAMES = 5
 NAMES = dict(zip(KINDS, ("input", "pre_mlp"), strict=True))

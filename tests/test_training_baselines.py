@@ -18,8 +18,8 @@ from adapters.training.recipe import Recipe, config_of
 from service.cli.main import app
 from tests.houses import Kit
 from tests.models import small_backbone
-from tests.test_train_command import failed, pictures, runner
 from tests.test_training_fit import tinted
+from tests.training import failed, pictures, runner
 
 __all__ = ["pictures"]
 LABELS = ("bluish", "reddish")

@@ -18,7 +18,7 @@ from adapters.backbone import Backbone, fingerprint_of, load_backbone
 from adapters.backbone.reading import read
 from adapters.errors import BackboneError
 from tests.models import FAMILIES, OTHERS, small_backbone
-from tests.test_backbone import normalised, pixels
+from tests.references import normalised, pixels
 
 V4 = {
     "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",

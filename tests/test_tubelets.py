@@ -37,7 +37,7 @@ from tests.devices import StandIn
 from tests.media_samples import clip, encode, scene
 from tests.models import Spec, close, config_of, random_adapter, residual
 from tests.official_video import official_vectors, random_clip_state
-from tests.test_backbone import Bench
+from tests.references import Bench
 from tests.test_training_fit import tinted
 
 State = dict[str, Tensor]

@@ -69,7 +69,7 @@ def line(bench: Bench, row: Row) -> tuple[str, ...] | None:
 
 
 def verdict(bench: Bench, rates: dict[str, float]) -> str:
-    """Of each set: what AdaptFormer at its default size adds to linear, and who is ahead of it."""
+    """Of each set: what AdaptFormer at its default size adds to linear, and who is ahead of it in every seed."""
     told = []
     for data in SETS:
         found = {row.name: bench.results(row.trial) for row in rows_of(data, rates)}
@@ -78,7 +78,8 @@ def verdict(bench: Bench, rates: dict[str, float]) -> str:
         if own not in means or "linear" not in means:
             continue
         best = max(means, key=lambda name: means[name])
-        ahead = f"{best} is ahead ({means[best]:.1%})" if best != own else "no other is ahead"
+        least, most = min(one["accuracy"] for one in found[best]), max(one["accuracy"] for one in found[own])
+        ahead = f"{best} is ahead ({means[best]:.1%})" if best != own and least > most else "no other is clearly ahead"
         gain = 100 * (means[own] - means["linear"])
         told.append(f"{data}: AdaptFormer of rank {RANKS[1]} {gain:+.1f} points over linear, {ahead}")
     return "; ".join(told)

@@ -5,12 +5,15 @@ Dots and not bars, since the axis does not begin at zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT, GAP = 230, 230, 18
 TOP, BOTTOM, LEFT = 40, 40, 44
+MOST_STEPS = 5 + 1e-9
+"""Of an axis."""
 STYLE = """
 svg { --ink: #1b2330; --faint: #667085; --line: #d8dee8; --dot: #1f6feb; --marked: #d1570b; --paper: #ffffff }
 @media (prefers-color-scheme: dark) { svg { --ink: #dfe5ee; --faint: #8893a5; --line: #2c3542; --dot: #6ea8ff;
@@ -38,16 +41,24 @@ def figure(panels: Sequence[Panel], label: str, panel_width: int = WIDTH) -> str
     return _document(width, parts, label)
 
 
+def marks(low: float, high: float) -> list[float]:
+    """Round numbers from ``low`` to ``high`` for an axis: at most six, 1, 2 or 5 of some power of ten apart."""
+    steps = (digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step <= MOST_STEPS)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [step * number for number in range(first, last + 1)]
+
+
 def curves(lines: Sequence[tuple[str, Sequence[float], bool]], label: str, across: str) -> str:
     """Values by equal steps as one SVG: (name, values, whether it is marked); the axis goes from 0 to the highest."""
     width, height = 2 * WIDTH, HEIGHT - TOP - BOTTOM
     high = max(max(values) for _, values, _ in lines)
     drawn = []
-    for mark in (high * share / 4 for share in range(5)):
+    for mark in marks(0.0, high):
         y = TOP + height * (1 - mark / high)
         drawn.append(
             f'<line x1="{LEFT}" x2="{LEFT + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{mark:.1f}</text>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{mark:g}</text>'
         )
     for name, values, marked in lines:
         colour, step = "var(--marked)" if marked else "var(--dot)", width / max(1, len(values) - 1)
@@ -77,7 +88,7 @@ def _panel(panel: Panel, left: int, wide: int, low: float, *, axis: bool) -> str
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (1 - low))
 
     parts = [f'<text class="title" x="{left}" y="16">{escape(panel.title)}</text>']
-    for mark in (low + (1 - low) * share / 4 for share in range(5)):
+    for mark in marks(low, 1.0):
         y = height(mark)
         parts.append(f'<line x1="{left}" x2="{left + wide}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
         if axis:

@@ -15,7 +15,7 @@ import torch
 from adapters.training.baselines import model_of
 from adapters.training.recipe import Recipe, config_of
 from benchmarks import ablations, clips, few, ledger, many, page, pictures, stability, tables
-from benchmarks.figure import Panel, figure
+from benchmarks.figure import Panel, figure, marks
 from benchmarks.ledger import Ledger
 from benchmarks.tables import Bench, over_seeds
 from benchmarks.trial import Trial, indices, kept_for_backward
@@ -153,6 +153,20 @@ def test_a_section_is_replaced_and_the_rest_stays(tmp_path: Path, monkeypatch: p
     )
     with pytest.raises(RuntimeError, match="lacks the lines"):
         page.put("b", "words", table)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.95, 1.0, ["95%", "96%", "97%", "98%", "99%", "100%"]),
+        (0.2, 1.0, ["20%", "40%", "60%", "80%", "100%"]),
+        (0.55, 1.0, ["60%", "70%", "80%", "90%", "100%"]),
+        (0.0, 1.3, ["0%", "50%", "100%"]),
+        (0.0, 0.07, ["0%", "2%", "4%", "6%"]),
+    ],
+)
+def test_an_axis_has_round_numbers(low: float, high: float, expected: list[str]) -> None:
+    assert [f"{mark:.0%}" for mark in marks(low, high)] == expected
 
 
 def test_a_figure_is_xml_and_holds_its_numbers() -> None:

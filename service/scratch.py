@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Self
 
 PREFIX = "adaptserve-"
-LONGEST = 64
-"""Bytes of the place for such folders: a socket's whole path has room for 103 on macOS, for 107 on Linux."""
+LONGEST = 68
+"""Bytes of the place for such folders: a socket's path may have 103 on macOS, 107 on Linux, and needs 35 of its own."""
 _LOCK = "lock"
 
 

@@ -63,7 +63,8 @@ def clip(
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt or PIX_FMTS.get(codec, "yuv420p")
         stream.codec_context.gop_size = gop
-        stream.codec_context.max_b_frames = b_frames if codec in REORDERED else 0
+        short = codec == "libx265" and count < 6  # of so few it may make packets that no container takes
+        stream.codec_context.max_b_frames = b_frames if codec in REORDERED and not short else 0
         stream.codec_context.thread_count = 1
         if times is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
+import pytest
 
 from adapters.file import write_adapter
+from service.web.prediction import Answers
 from tests.archives import archive
-from tests.houses import House, Kit, photograph
+from tests.houses import House, Kit, house, photograph
 
 PICTURES = [photograph(seed) for seed in range(24)]
 TEXTS = [base64.b64encode(picture).decode() for picture in PICTURES]
@@ -60,3 +62,24 @@ def share(home: House, kit: Kit, task: str) -> list[int]:
     found = versions(home, task)
     assert set(found) == {1, 2}
     return found
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    return Kit(tmp_path_factory.mktemp("kit"))
+
+
+@pytest.fixture(scope="module")
+def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        house(kit.settings(data_dir=tmp_path_factory.mktemp("data"))) as built,
+    ):
+        patch.setattr(Answers, "is_busy", False)  # so that all is compared, however slow this machine is
+        yield built
+
+
+@pytest.fixture(scope="module")
+def halved(home: House, kit: Kit) -> list[int]:
+    """Two versions share the traffic of task ``half``: which of them each picture is for."""
+    return share(home, kit, "half")

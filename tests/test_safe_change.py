@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,31 +13,12 @@ import pytest
 from adapters.errors import BrokenAdapter
 from service.errors import BadScores, ComputeFailed
 from service.web.prediction import Answers
-from tests.changes import HALF, PICTURES, direct, permuted, put, share, state, versions, zipped
+from tests.changes import HALF, PICTURES, direct, halved, home, kit, permuted, put, state, versions, zipped
 from tests.houses import House, Kit, Process, client_of, house, photograph, problem, until
 from tests.s3 import options, s3
 from tests.test_replicas import s3_process
 
-
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
-def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        house(kit.settings(data_dir=tmp_path_factory.mktemp("data"))) as built,
-    ):
-        patch.setattr(Answers, "is_busy", False)  # so that all is compared, however slow this machine is
-        yield built
-
-
-@pytest.fixture(scope="module")
-def halved(home: House, kit: Kit) -> list[int]:
-    """Two versions share the traffic of task ``half``: which of them each picture is for."""
-    return share(home, kit, "half")
+__all__ = ["halved", "home", "kit"]
 
 
 def test_a_new_version_is_held_against_the_active_one(home: House, kit: Kit, halved: list[int]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 
 import pytest
 from typer.testing import CliRunner
@@ -12,31 +11,11 @@ from typer.testing import CliRunner
 import service.web.picture
 from adaptserve_client import AsyncClient, Client
 from service.cli.main import app
-from service.web.prediction import Answers
-from tests.changes import PICTURES, TEXTS, direct, put, share, state, versions, zipped
-from tests.houses import CLIP, House, Kit, house, problem, until
+from tests.changes import PICTURES, TEXTS, direct, halved, home, kit, put, state, versions, zipped
+from tests.houses import CLIP, House, Kit, problem, until
 from tests.media_samples import clip
 
-
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return Kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture(scope="module")
-def home(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        house(kit.settings(data_dir=tmp_path_factory.mktemp("data"))) as built,
-    ):
-        patch.setattr(Answers, "is_busy", False)  # so that all is compared, however slow this machine is
-        yield built
-
-
-@pytest.fixture(scope="module")
-def halved(home: House, kit: Kit) -> list[int]:
-    """Two versions share the traffic of task ``half``: which of them each picture is for."""
-    return share(home, kit, "half")
+__all__ = ["halved", "home", "kit"]
 
 
 def test_a_picture_goes_to_its_version_however_it_comes(home: House, kit: Kit, halved: list[int]) -> None:

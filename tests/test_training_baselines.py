@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,19 +18,10 @@ from service.cli.main import app
 from tests.houses import Kit
 from tests.models import small_backbone
 from tests.test_training_fit import tinted
-from tests.training import failed, pictures, runner
+from tests.training import failed, one_thread, pictures, runner
 
-__all__ = ["pictures"]
+__all__ = ["one_thread", "pictures"]
 LABELS = ("bluish", "reddish")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small a model gains nothing from two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
